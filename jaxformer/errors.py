@@ -1,0 +1,38 @@
+"""Errors for people: what went wrong, where, and what to do, in one line."""
+
+import contextlib
+import difflib
+import errno
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+# Failures of the file system that the user can mend; anything else stays a traceback.
+_FIXABLE = {
+    errno.ENOSPC: "the disk is full; free space or choose another folder",
+    errno.EDQUOT: "the disk quota is used up; free space or choose another folder",
+    errno.EACCES: "no permission; choose a folder you may write to",
+    errno.EPERM: "not permitted; choose a folder you may write to",
+    errno.EROFS: "the file system is read-only; choose another folder",
+    errno.EFBIG: "the file would exceed the size limit; raise it or choose another folder",
+}
+
+
+class UserError(Exception):
+    """Something the user can fix. The command line prints the message on one line and exits with code 2."""
+
+
+def suggest(word: str, choices: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" for the spelling in `choices` nearest to `word`, or "" if none is near."""
+    near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path | str) -> Iterator[None]:
+    """Turn a full disk, a missing permission or a read-only file system at `path` into a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FIXABLE:
+            raise
+        raise UserError(f"cannot write {error.filename or path}: {_FIXABLE[error.errno]}") from error
