@@ -1,0 +1,1 @@
+"""Experiments: one file each, numbers and names only. `jaxformer train --config=NAME[:ARG]` runs one."""

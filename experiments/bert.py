@@ -1,0 +1,38 @@
+"""BERT (Devlin et al. 2018): masked language modelling with next-sentence prediction.
+
+    jaxformer train --config=bert:smoke
+"""
+
+from ml_collections import ConfigDict
+
+from . import common
+
+SIZES = ("tiny", "mini", "medium", "base", "large")
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`jaxformer train --config=bert[:tiny|mini|medium|base|large][,smoke|small]`; without ARG the paper's base."""
+    size, scale = common.parse_arg(arg, SIZES, "base")
+    config = common.base()
+    config.model = {"preset": f"bert_{size}"}
+    config.objective = {"name": "masked_lm", "sequence_length": 512, "max_predictions": 77, "next_sentence": True}
+    config.tokenizer = {"name": "wordpiece", "vocab_size": 30_522}
+    config.optimizer = {
+        "name": "adamw",
+        "learning_rate": 1e-4,
+        "schedule": "linear",
+        "warmup_steps": 10_000,
+        "epsilon": 1e-6,
+        "weight_decay": 0.01,
+        "clip_norm": 1.0,
+        "bias_correction": False,  # as the released code
+    }
+    # The paper runs 90 % of the steps at length 128; start there and continue with --config.init_from at 512.
+    config.training.update({"num_steps": 1_000_000, "batch_size": 256})
+    if scale:
+        common.shrink(config, scale)
+        config.model.max_length = config.objective.sequence_length = 128
+        config.objective.max_predictions = 20
+        config.training.batch_size = 32
+        config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 20, "bias_correction": True})
+    return config

@@ -1,0 +1,57 @@
+"""What every experiment file shares: reading ARG, and the sections that do not depend on the system."""
+
+from ml_collections import ConfigDict
+
+SCALES = ("smoke", "small")
+
+
+def parse_arg(arg: str, sizes: tuple[str, ...], default: str) -> tuple[str, str]:
+    """Return (size, scale) of a comma-separated ARG: at most one of `sizes`, at most one of smoke and small.
+
+    Raises ValueError, with what is allowed, for anything else.
+    """
+    words = [word for word in (arg or "").split(",") if word]
+    unknown = [word for word in words if word not in (*sizes, *SCALES)]
+    size, scale = [w for w in words if w in sizes], [w for w in words if w in SCALES]
+    if unknown or len(size) > 1 or len(scale) > 1:
+        raise ValueError(f"'{arg}': give at most one of {', '.join(sizes)} and at most one of smoke, small")
+    return (size or [default])[0], (scale or [""])[0]
+
+
+def base() -> ConfigDict:
+    """Return the skeleton of a pretraining experiment on the built-in corpus."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            "init_from": "",
+            "model": {},
+            "objective": {},
+            "tokenizer": {},
+            # The papers' corpora are not public or not small: this is the text that every Python carries. Your own:
+            # --config.data.name=text --config.data.path=FILE_OR_FOLDER
+            "data": {"name": "stdlib_docs"},
+            "optimizer": {},
+            "training": {"log_every": 100, "eval_every": 5000},
+            "sharding": {},
+            "checkpoint": {"every": 5000},
+            "evaluation": {},
+            "generation": {},
+            "footprint": {},
+        }
+    )
+
+
+def shrink(config: ConfigDict, scale: str) -> None:
+    """Make a laptop's run of a paper's: about a minute for smoke, some minutes for small, on two CPU cores."""
+    sizes = {
+        "smoke": {"d_model": 128, "d_ff": 512, "num_heads": 4, "head_dim": 32, "num_layers": 2},
+        "small": {"d_model": 256, "d_ff": 1024, "num_heads": 4, "head_dim": 64, "num_layers": 4},
+    }
+    steps = {"smoke": 300, "small": 1500}
+    config.model.update(sizes[scale])
+    # No dropout: so short a run underfits.
+    config.model.update({"vocab_size": 4096, "dropout": 0.0, "attention_dropout": 0.0})
+    config.tokenizer.vocab_size = 4096
+    config.training.update({"num_steps": steps[scale], "log_every": 10, "eval_every": steps[scale] // 3})
+    config.checkpoint.every = steps[scale] // 3
+    config.evaluation.max_examples = 256

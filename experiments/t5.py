@@ -1,0 +1,37 @@
+"""T5 (Raffel et al. 2019): span corruption, text to text.
+
+    jaxformer train --config=t5:smoke
+"""
+
+from ml_collections import ConfigDict
+
+from . import common
+
+SIZES = ("60m", "base", "large", "3b", "11b")
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`jaxformer train --config=t5[:60m|base|large|3b|11b][,smoke|small]`; without ARG the paper's baseline (base).
+
+    60m is the paper's "small", a word that here means a small run.
+    """
+    size, scale = common.parse_arg(arg, SIZES, "base")
+    config = common.base()
+    config.model = {"preset": "t5_" + {"60m": "small"}.get(size, size)}
+    # The baseline pretrains with dropout 0.1 (section 3.1.3).
+    config.objective = {"name": "span_corruption", "input_length": 512}
+    config.tokenizer = {"name": "unigram", "vocab_size": 32_100}
+    config.optimizer = {
+        "name": "adafactor",
+        "learning_rate": 0.01,  # 1 / sqrt(10,000)
+        "schedule": "inverse_sqrt_flat",
+        "warmup_steps": 10_000,
+    }
+    config.training.update({"num_steps": 2**19, "batch_size": 128})
+    if scale:
+        common.shrink(config, scale)
+        config.model.update({"max_length": 128, "hidden_dropout": 0.0, "final_dropout": 0.0})
+        config.objective.input_length = 128
+        config.training.batch_size = 16
+        config.optimizer.update({"schedule": "inverse_sqrt_flat", "learning_rate": 0.03, "warmup_steps": 100})
+    return config

@@ -1,0 +1,301 @@
+"""From an experiment file to a resolved `Config`: every section one frozen dataclass of its room, every field valued.
+
+Resolution is: preset, then the experiment's keys, then overrides from the command line. A typo, a missing key, a value
+of the wrong type or a combination that cannot work is one `UserError`, before any device is touched.
+"""
+
+import ast
+import dataclasses
+import importlib.util
+import pkgutil
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxformer.checkpoint import CheckpointConfig
+from jaxformer.data.sources import SOURCES
+from jaxformer.errors import UserError, suggest
+from jaxformer.evaluation import EvaluationConfig
+from jaxformer.footprint import FootprintConfig
+from jaxformer.generation import GenerationConfig
+from jaxformer.models.config import TransformerConfig
+from jaxformer.models.presets import PRESETS
+from jaxformer.objectives import OBJECTIVES
+from jaxformer.optimizers import OPTIMIZERS
+from jaxformer.sharding import ShardingConfig
+from jaxformer.step import TrainingConfig
+from jaxformer.tasks import TASKS
+from jaxformer.tokenizers import TOKENIZERS
+
+# A section is one dataclass, or a dict of them of which the section's `name` selects one.
+SECTIONS: dict[str, Any] = {
+    "model": TransformerConfig,
+    "objective": OBJECTIVES,
+    "task": TASKS,
+    "tokenizer": TOKENIZERS,
+    "data": SOURCES,
+    "optimizer": OPTIMIZERS,
+    "training": TrainingConfig,
+    "sharding": ShardingConfig,
+    "checkpoint": CheckpointConfig,
+    "evaluation": EvaluationConfig,
+    "generation": GenerationConfig,
+    "footprint": FootprintConfig,
+}
+SCALARS: dict[str, Any] = {"seed": int, "init_from": str}
+# The selector is a key of the section, beside the dataclass's fields.
+SELECTORS = {"model": "preset"} | {section: "name" for section, room in SECTIONS.items() if isinstance(room, dict)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A resolved experiment. Exactly one of `objective` and `task` is there."""
+
+    name: str
+    seed: int
+    init_from: str
+    model: TransformerConfig
+    objective: Any
+    task: Any
+    tokenizer: Any
+    data: Any
+    optimizer: Any
+    training: TrainingConfig
+    sharding: ShardingConfig
+    checkpoint: CheckpointConfig
+    evaluation: EvaluationConfig
+    generation: GenerationConfig
+    footprint: FootprintConfig
+    selected: Mapping[str, str]  # section -> the chosen preset or name
+
+    @property
+    def supervision(self) -> Any:
+        """The objective or the task, whichever the experiment has."""
+        return self.task if self.objective is None else self.objective
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the resolved sections as plain dicts, as `config.json` holds them."""
+        resolved: dict[str, Any] = {key: getattr(self, key) for key in SCALARS}
+        for section in SECTIONS:
+            value = getattr(self, section)
+            if value is not None:
+                selector = {SELECTORS[section]: self.selected[section]} if section in self.selected else {}
+                resolved[section] = selector | {name: vars(value)[name] for name in _fields(type(value))}
+        return resolved
+
+    def to_text(self) -> str:
+        """Return one `section.key = value` line per field."""
+        return "".join(f"{key} = {value!r}\n" for key, value in flat(self.to_dict()).items())
+
+
+def flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config's dict of sections as {"section.key": value}, tuples and lists alike as tuples."""
+    keys: dict[str, Any] = {}
+    for name, value in config.items():
+        entries = {f"{name}.{key}": entry for key, entry in value.items()} if isinstance(value, Mapping) else {name: value}
+        keys |= {key: tuple(entry) if isinstance(entry, list) else entry for key, entry in entries.items()}
+    return keys
+
+
+def load(spec: str, overrides: Sequence[str] = ()) -> Config:
+    """Resolve `NAME[:ARG]` or `FILE[:ARG]` with overrides `section.key=value`.
+
+    Raises UserError for an unknown experiment, a bad ARG, key or value, and for combinations that cannot work.
+    """
+    module_name, arg = _split(spec)
+    try:
+        experiment = _experiment(module_name)(arg)
+    except ValueError as error:
+        raise UserError(f"--config={spec}: {error}") from error
+    return resolve(experiment.to_dict() if isinstance(experiment, ConfigDict) else experiment, overrides, name=spec)
+
+
+def resolve(experiment: Mapping[str, Any], overrides: Sequence[str] = (), *, name: str) -> Config:
+    """Resolve an experiment's dict of sections (see `load`)."""
+    given = {key: dict(value) if isinstance(value, Mapping) else value for key, value in experiment.items()}
+    known = [*SCALARS, *SECTIONS]
+    for key, value in given.items():
+        if key not in known:
+            raise UserError(f"{name}: '{key}' is not a section of a config{suggest(key, known)}")
+        if key in SECTIONS and not isinstance(value, Mapping):
+            raise UserError(f"{name}: '{key}' is a section of keys, not a value")
+    _override(given, overrides)
+    if ("objective" in given) == ("task" in given):
+        raise UserError(f"{name}: a config has either an 'objective' (pretraining) or a 'task' (supervised)")
+
+    values: dict[str, Any] = {"name": name, "objective": None, "task": None}
+    values |= {key: _convert(given.get(key, kind()), kind, key) for key, kind in SCALARS.items()}
+    selected: dict[str, str] = {}
+    for section, room in SECTIONS.items():
+        if section in ("objective", "task") and section not in given:
+            continue
+        keys = dict(given.get(section, {}))
+        if section in SELECTORS:
+            selected[section] = _select(section, keys)
+        values[section] = _section(section, _dataclass(section, selected.get(section, ""), room), keys)
+    config = Config(**values, selected=selected)
+    _check(config)
+    return config
+
+
+def _split(spec: str) -> tuple[str, str]:
+    """Split NAME:ARG, leaving the colon of a drive or an object store in a file's path alone."""
+    match = re.fullmatch(r"(.*\.py)(?::(.*))?", spec) or re.fullmatch(r"([^:]*)(?::(.*))?", spec)
+    if match is None:
+        raise UserError(f"--config={spec}: give NAME[:ARG] or FILE.py[:ARG]")
+    return match[1], match[2] or ""
+
+
+def _experiment(name: str) -> Callable[[str], Any]:
+    """Return `get_config` of an experiment of the package or of a file: the only dynamic import of the project."""
+    package = importlib.import_module("jaxformer.experiments")
+    choices = sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name != "common")
+    if name.endswith(".py"):
+        module_name, spec = Path(name).stem, importlib.util.spec_from_file_location(Path(name).stem, name)
+        if not Path(name).is_file() or spec is None or spec.loader is None:
+            raise UserError(f"--config: no file {name}")
+    elif name in choices:
+        module_name = f"jaxformer.experiments.{name}"
+    else:
+        raise UserError(
+            f"--config: no experiment '{name}'{suggest(name, choices)}; there are {', '.join(choices)}, or give FILE.py"
+        )
+    try:
+        if name.endswith(".py"):
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(module_name)
+    except Exception as error:  # whatever a user's own file raises
+        raise UserError(f"--config: {name} does not load: {type(error).__name__}: {error}") from error
+    if not hasattr(module, "get_config"):
+        raise UserError(f"--config: {name} has no function get_config(arg)")
+    return module.get_config
+
+
+def _override(given: dict[str, Any], overrides: Sequence[str]) -> None:
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        section, dot, field = key.partition(".")
+        if not equals or (section in SECTIONS and not dot):
+            raise UserError(f"--config.{override}: write --config.section.key=value")
+        if section in SCALARS and not dot:
+            given[section] = value
+        elif section in SECTIONS and dot:
+            if section == "objective" and "task" in given or section == "task" and "objective" in given:
+                other = "task" if "task" in given else "objective"
+                raise UserError(f"--config.{key}: this experiment has a {other}, not a {section}")
+            keys = given.setdefault(section, {})
+            if field == SELECTORS.get(section) and keys.get(field) != value:
+                # Another choice keeps only those of the experiment's keys that it also has.
+                fields = _fields(_dataclass(section, value, SECTIONS[section]))
+                given[section] = keys = {name: keys[name] for name in keys if name in fields}
+            keys[field] = value
+        else:
+            known = [*SCALARS, *SECTIONS]
+            raise UserError(f"--config.{key}: no section '{section}'{suggest(section, known)}")
+
+
+def _dataclass(section: str, choice: str, room: Any) -> type:
+    if not isinstance(room, dict):
+        return room
+    if choice not in room:
+        raise UserError(f"{section}.name: no '{choice}'{suggest(choice, room)}; there are {', '.join(room)}")
+    return room[choice]
+
+
+def _select(section: str, keys: dict[str, Any]) -> str:
+    """Take the section's selector out of its keys; for a model, lay the preset's values under them."""
+    selector = SELECTORS[section]
+    if selector not in keys:
+        if section == "model":
+            raise UserError(f"model.preset: missing; there are {', '.join(PRESETS)}")
+        raise UserError(f"{section}.name: missing; there are {', '.join(SECTIONS[section])}")
+    choice = str(keys.pop(selector))
+    if section == "model":
+        if choice not in PRESETS:
+            raise UserError(f"model.preset: no '{choice}'{suggest(choice, PRESETS)}; there are {', '.join(PRESETS)}")
+        for key, value in PRESETS[choice].items():
+            keys.setdefault(key, value)
+    return choice
+
+
+def _fields(room: type) -> dict[str, dataclasses.Field]:
+    return {field.name: field for field in dataclasses.fields(room) if field.metadata.get("config", True)}
+
+
+def _section(section: str, room: type, keys: Mapping[str, Any]) -> Any:
+    fields, types_ = _fields(room), typing.get_type_hints(room)
+    for key in keys:
+        if key not in fields:
+            raise UserError(
+                f"{section}.{key}: no such key{suggest(key, fields)}; {section} has {', '.join(sorted(fields))}"
+            )
+    for key, field in fields.items():
+        if key not in keys and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise UserError(f"{section}.{key}: missing; set it in the experiment or with --config.{section}.{key}=…")
+    return room(**{key: _convert(value, types_[key], f"{section}.{key}") for key, value in keys.items()})
+
+
+def _convert(value: Any, kind: Any, where: str) -> Any:
+    """Return the value as `kind` (int, float, bool, str, tuple[...], X | None), reading strings of the command line."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None or value == "None":
+            return None
+        return _convert(value, next(choice for choice in arguments if choice is not type(None)), where)
+    if origin is tuple:
+        if isinstance(value, str):
+            value = _literal(value) if value[:1] in "([" else tuple(part for part in value.split(",") if part)
+        if not isinstance(value, (tuple, list)):
+            raise UserError(f"{where}: {value!r} is not a list of values")
+        return tuple(_convert(entry, arguments[0], where) for entry in value)
+    if origin is dict or kind is dict:
+        return value
+    if kind is bool:
+        names = {"true": True, "false": False, "1": True, "0": False}
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.lower() in names:
+            return names[value.lower()]
+    elif kind is str and isinstance(value, str):
+        return value
+    elif kind in (int, float) and not isinstance(value, bool):
+        number = _literal(value) if isinstance(value, str) else value
+        if isinstance(number, (int, float)) and (kind is float or number == int(number)):
+            return kind(number)
+    expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    raise UserError(f"{where}: {value!r} is not {expected[kind] if kind in expected else kind}")
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return None
+
+
+def _check(config: Config) -> None:
+    """Refuse what cannot work, with the reason."""
+    model, supervision = config.model, config.supervision
+    if model.family not in supervision.families:
+        kind = "task" if config.objective is None else "objective"
+        raise UserError(
+            f"{kind}.name: {config.selected[kind]} needs {' or '.join(supervision.families)}, "
+            f"but model.preset {config.selected['model']} is {model.family}"
+        )
+    longest = max(shape[0] for name, (shape, _) in supervision.shapes.items() if name.endswith("inputs"))
+    if model.position == "learned" and longest > model.max_length:
+        raise UserError(f"model.max_length: {model.max_length} positions, but rows are {longest} tokens long")
+    if getattr(supervision, "next_sentence", False) and model.token_types < 2:
+        raise UserError("objective.next_sentence: segment pairs need model.token_types of 2")
+    training = config.training
+    if training.attention != "einsum" and model.attention_dropout > 0:
+        raise UserError(
+            f"training.attention: '{training.attention}' has no attention dropout; set model.attention_dropout=0 or use einsum"
+        )

@@ -1,0 +1,103 @@
+"""How good a model is on held-out rows: loss, perplexity, token accuracy, and a task's own metrics."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxformer.generation import GenerationConfig, generate
+from jaxformer.metrics import judge
+from jaxformer.models.model import Model, Params
+from jaxformer.tokenizers import Tokenizer
+
+HostBatch = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """`max_examples` held-out rows are judged (0: all), `batch_size` at a time (0: training's)."""
+
+    max_examples: int = 0
+    batch_size: int = 0
+
+
+def evaluate(
+    model: Model,
+    supervision: Any,
+    eval_step: Callable[..., Any],
+    params: Params,
+    batches: Iterable[HostBatch],
+    *,
+    place: Callable[[HostBatch], Any],
+    tokenizer: Tokenizer,
+    labels: Sequence[str] = (),
+) -> dict[str, float]:
+    """Return metrics over all batches: exact means, whatever the batching or padding.
+
+    "loss" is the training loss without dropout; "perplexity" and "token_accuracy" belong to predicted tokens;
+    "HEAD_loss" and "HEAD_accuracy" to further heads; a task adds the metrics it names, judged from the classes that its
+    head predicts or, for a text-to-text task, from the text that the model writes.
+    """
+    totals: dict[str, np.ndarray] = {}
+    truth: list[np.ndarray] = []
+    guesses: list[np.ndarray] = []
+    for batch in batches:
+        placed = place(batch)
+        sums, predictions = eval_step(params, placed)
+        for name, values in sums.items():
+            totals[name] = totals.get(name, np.zeros(3)) + np.array([float(value) for value in values])
+        if getattr(supervision, "decodes", False):
+            true, guess = _written(model, params, batch, tokenizer, labels)
+            truth.append(true)
+            guesses.append(guess)
+        elif "label" in predictions:
+            real = _gather(placed["label_weights"]) > 0
+            truth.append(_gather(placed["label_targets"])[real])
+            guesses.append(_gather(predictions["label"])[real])
+    if not totals:
+        return {}
+    means = {name: (loss / max(count, 1e-9), right / max(count, 1e-9)) for name, (loss, right, count) in totals.items()}
+    metrics = {"loss": sum(supervision.coefficients[name] * loss for name, (loss, _) in means.items())}
+    for name, (loss, accuracy) in means.items():
+        if name == "tokens":
+            metrics |= {"perplexity": math.exp(min(loss, 700.0)), "token_accuracy": accuracy}
+        elif name != "label":
+            metrics |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
+    if truth:
+        metrics |= judge(supervision.metrics, np.concatenate(truth), np.concatenate(guesses), len(labels))
+    return metrics
+
+
+def _gather(array: Any) -> np.ndarray:
+    """Return a global array's rows on every process."""
+    if jax.process_count() > 1:
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+    return np.asarray(array)
+
+
+def _written(
+    model: Model, params: Params, batch: HostBatch, tokenizer: Tokenizer, labels: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return true and written classes of the batch's real rows; -1 where the model wrote no label's text."""
+    real = batch["weights"].sum(axis=1) > 0
+    end_id, pad_id = tokenizer.vocabulary.id("end"), tokenizer.vocabulary.id("pad")
+    rows = zip(batch["encoder_inputs"], batch["encoder_segment_ids"], strict=True)
+    # Every row is generated, padding too, so that all batches have one shape.
+    answers = generate(
+        model,
+        params,
+        [inputs[segments > 0] for inputs, segments in rows],
+        GenerationConfig(max_new_tokens=batch["targets"].shape[1]),
+        end_id=end_id,
+        start_id=pad_id,
+        min_width=batch["encoder_inputs"].shape[1],
+    )
+    classes = {label.strip(): number for number, label in enumerate(labels)}
+    true_ids = [targets[(weights > 0) & (targets != end_id)] for targets, weights in zip(batch["targets"], batch["weights"], strict=True)]
+    texts = [[tokenizer.decode(ids).strip() for ids in rows] for rows in (true_ids, answers)]
+    true, guess = (np.array([classes.get(text, -1) for text in column]) for column in texts)
+    return true[real], guess[real]

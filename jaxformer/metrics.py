@@ -1,0 +1,24 @@
+"""What judges a supervised task, computed by scikit-learn from true and predicted classes."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from sklearn.metrics import accuracy_score, f1_score
+
+
+def _f1(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> float:
+    # Macro: every class counts the same, also those that were never predicted. -1 (text that names no label) is wrong
+    # for every class without being a class of its own.
+    return float(f1_score(labels, predictions, labels=range(num_classes), average="macro", zero_division=0.0))
+
+
+def _accuracy(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> float:
+    return float(accuracy_score(labels, predictions))
+
+
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray, int], float]] = {"accuracy": _accuracy, "f1": _f1}
+
+
+def judge(names: Sequence[str], labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> dict[str, float]:
+    """Return each named metric of int arrays [N] of true and predicted classes (-1: no class)."""
+    return {name: METRICS[name](labels, predictions, num_classes) for name in names}

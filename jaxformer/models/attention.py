@@ -1,0 +1,94 @@
+"""Attention: who sees whom (`visibility_mask`), relative position buckets, and one function that attends.
+
+Shape suffixes: B batch, T queries, S keys, H heads, K head size, N buckets.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+IMPLEMENTATIONS = ("einsum", "xla", "cudnn")
+
+
+def visibility_mask(
+    query_segments_BT: jax.Array,
+    key_segments_BS: jax.Array,
+    *,
+    visibility: str,
+    first_query: int | jax.Array = 0,
+    window: int | None = None,
+    prefix_length_B: jax.Array | None = None,
+) -> jax.Array:
+    """Return bool [B, 1, T, S]: True where query t may see key s.
+
+    Attention stays inside a segment. `causal` sees keys at or before the query's own place in the row, `prefix` also
+    every key before `prefix_length`, `full` everything. `window` keeps the nearest `window` keys on each visible side.
+    Padding (segment 0) sees padding, so that no softmax is empty; the loss gives it no weight. Query t stands at place
+    `first_query + t` of the keys' row (generation over a cache).
+    """
+    mask_BTS = query_segments_BT[:, :, None] == key_segments_BS[:, None, :]
+    query_T1 = first_query + jnp.arange(query_segments_BT.shape[1])[:, None]
+    key_1S = jnp.arange(key_segments_BS.shape[1])[None, :]
+    if visibility != "full":
+        past_BTS = (key_1S <= query_T1)[None]
+        if visibility == "prefix" and prefix_length_B is not None:
+            past_BTS = past_BTS | (key_1S[None] < prefix_length_B[:, None, None])
+        mask_BTS = mask_BTS & past_BTS
+    if window is not None:
+        mask_BTS = mask_BTS & (jnp.abs(query_T1 - key_1S) < window)[None]
+    return mask_BTS[:, None]
+
+
+def relative_buckets(
+    relative: jax.Array, *, bidirectional: bool, num_buckets: int = 32, max_distance: int = 128
+) -> jax.Array:
+    """Map key place minus query place to T5's buckets (T5, section 2.1): exact when near, logarithmic when far."""
+    offset = jnp.zeros_like(relative)
+    if bidirectional:
+        num_buckets //= 2
+        offset = jnp.where(relative > 0, num_buckets, 0)
+        distance = jnp.abs(relative)
+    else:
+        distance = jnp.maximum(-relative, 0)
+    exact = num_buckets // 2
+    # The logarithm of 0 is never used: distances below `exact` take the other branch.
+    ratio = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / math.log(max_distance / exact)
+    far = jnp.minimum(exact + (ratio * (num_buckets - exact)).astype(jnp.int32), num_buckets - 1)
+    return offset + jnp.where(distance < exact, distance, far)
+
+
+def attend(
+    q_BTHK: jax.Array,
+    k_BSHK: jax.Array,
+    v_BSHK: jax.Array,
+    mask_B1TS: jax.Array,
+    bias_1HTS: jax.Array | None = None,
+    *,
+    scale: float,
+    dropout: float = 0.0,
+    dropout_rng: jax.Array | None = None,
+    implementation: str = "einsum",
+) -> jax.Array:
+    """Return [B, T, H, K]: softmax(scale q k + bias) v over the keys that the mask shows, the softmax in float32.
+
+    `xla` and `cudnn` go through `jax.nn.dot_product_attention` and know no dropout: with a dropout rng and a rate above
+    0 they raise ValueError (the config refuses the combination before).
+    """
+    if implementation != "einsum":
+        if dropout_rng is not None and dropout > 0.0:
+            raise ValueError(f"attention implementation '{implementation}' has no attention dropout")
+        bias = None if bias_1HTS is None else bias_1HTS.astype(q_BTHK.dtype)
+        mask = jnp.broadcast_to(mask_B1TS, (*mask_B1TS.shape[:2], q_BTHK.shape[1], k_BSHK.shape[1]))
+        return jax.nn.dot_product_attention(
+            q_BTHK, k_BSHK, v_BSHK, bias=bias, mask=mask, scale=scale, implementation=implementation
+        )
+    scores_BHTS = jnp.einsum("BTHK,BSHK->BHTS", q_BTHK * scale, k_BSHK, preferred_element_type=jnp.float32)
+    if bias_1HTS is not None:
+        scores_BHTS = scores_BHTS + bias_1HTS.astype(jnp.float32)
+    scores_BHTS = jnp.where(mask_B1TS, scores_BHTS, jnp.finfo(jnp.float32).min)
+    weights_BHTS = jax.nn.softmax(scores_BHTS, axis=-1).astype(v_BSHK.dtype)
+    if dropout_rng is not None and dropout > 0.0:
+        keep_BHTS = jax.random.bernoulli(dropout_rng, 1.0 - dropout, weights_BHTS.shape)
+        weights_BHTS = jnp.where(keep_BHTS, weights_BHTS / (1.0 - dropout), 0.0)
+    return jnp.einsum("BHTS,BSHK->BTHK", weights_BHTS, v_BSHK)

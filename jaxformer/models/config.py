@@ -1,0 +1,111 @@
+"""`TransformerConfig`: sizes and house-style slots of a model. A difference between two systems that is not wiring is a value here.
+
+Imports neither jax nor flax, so presets and experiment configs can be read anywhere.
+"""
+
+import dataclasses
+
+from jaxformer.errors import UserError, suggest
+
+FAMILIES = ("decoder_only", "encoder_only", "encoder_decoder")
+
+# The closed set of values of every slot that takes a name.
+SLOTS: dict[str, tuple[str, ...]] = {
+    "family": FAMILIES,
+    "norm": ("layer_norm", "rms_norm"),
+    "norm_placement": ("pre", "post"),
+    "position": ("learned", "sinusoidal", "relative", "none"),
+    "activation": ("relu", "gelu", "gelu_tanh"),
+    "biases": ("all", "feed_forward", "none"),
+    "embedding_scale": ("none", "sqrt_d_model"),
+    "attention_scale": ("inverse_sqrt_head_dim", "none"),
+    "logit_scale": ("none", "inverse_sqrt_d_model"),
+    "attention_pattern": ("dense", "banded", "dense_first", "banded_first"),
+    "visibility": ("full", "causal", "prefix"),
+    "output_head": ("linear", "transform"),
+    "pooler": ("none", "tanh", "relu"),
+    "initialization": ("gpt", "gpt2", "bert", "transformer", "t5"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """Sizes and slots of one model. Sizes are per stack; `vocab_size` is the paper's and all counts use it."""
+
+    family: str
+    vocab_size: int
+    d_model: int
+    d_ff: int
+    num_heads: int
+    head_dim: int
+    num_layers: int
+    max_length: int  # rows of the learned position table, and the longest sequence that data may ask for
+    vocab_multiple: int = 1  # stored vocabulary rows are rounded up to this; extra rows are masked out of softmax and loss
+    norm: str = "layer_norm"
+    norm_placement: str = "pre"  # post: norm(x + f(x)), no final norm; pre: x + f(norm(x)), final norm per stack
+    norm_epsilon: float = 1e-5
+    embedding_norm: bool = False  # a norm after the summed embeddings (BERT, BART)
+    position: str = "learned"
+    relative_buckets: int = 32
+    relative_max_distance: int = 128
+    token_types: int = 0  # rows of the segment table (BERT: 2)
+    activation: str = "gelu"
+    gated: bool = False  # act(x W) * (x U), as in T5 v1.1
+    biases: str = "all"  # feed_forward: none in query, key, value and output projections (tensor2tensor)
+    embedding_scale: str = "none"
+    attention_scale: str = "inverse_sqrt_head_dim"
+    logit_scale: str = "none"
+    tied_embeddings: bool = True  # the softmax shares the token table
+    attention_pattern: str = "dense"  # dense_first, banded_first: layers alternate (GPT-3)
+    attention_window: int = 256  # a banded layer sees this many positions, its own included, on each visible side
+    visibility: str = "causal"  # of the only stack, or of the decoder; an encoder-decoder's encoder is always full
+    output_head: str = "linear"  # transform: Dense, activation, norm, projection, bias (BERT's masked-LM head)
+    pooler: str = "none"  # a dense layer with this activation before every per-row head
+    initialization: str = "gpt"
+    dropout: float = 0.1  # embeddings and sublayer outputs
+    attention_dropout: float = 0.1  # attention probabilities
+    hidden_dropout: float = 0.0  # inside the feed-forward layer (T5)
+    final_dropout: float = 0.0  # after a stack's final norm (T5)
+
+    def __post_init__(self) -> None:
+        for slot, choices in SLOTS.items():
+            value = getattr(self, slot)
+            if value not in choices:
+                raise UserError(
+                    f"model.{slot}: '{value}' is not one of {', '.join(choices)}{suggest(str(value), choices)}"
+                )
+        sizes = ("vocab_size", "d_model", "d_ff", "num_heads", "head_dim", "num_layers", "max_length", "vocab_multiple")
+        for size in sizes:
+            if getattr(self, size) < 1:
+                raise UserError(f"model.{size}: {getattr(self, size)} must be at least 1")
+        for rate in ("dropout", "attention_dropout", "hidden_dropout", "final_dropout"):
+            if not 0.0 <= getattr(self, rate) < 1.0:
+                raise UserError(f"model.{rate}: {getattr(self, rate)} must be in [0, 1)")
+        if self.family == "encoder_decoder" and self.visibility != "causal":
+            raise UserError(f"model.visibility: an encoder_decoder's decoder is causal, not '{self.visibility}'")
+        if self.family == "decoder_only" and self.visibility == "full":
+            raise UserError("model.visibility: a decoder_only model that sees the future cannot predict it; use 'causal' or 'prefix'")
+
+    @property
+    def stored_vocab_size(self) -> int:
+        """Rows of the stored token table: `vocab_size` rounded up to `vocab_multiple`."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+    @property
+    def banded_layers(self) -> tuple[bool, ...]:
+        """For each layer, whether its self-attention is banded (GPT-3, section 2.1: dense and banded layers alternate)."""
+        pattern = self.attention_pattern
+        alternating = {"dense_first": 1, "banded_first": 0}
+        if pattern in alternating:
+            return tuple(layer % 2 == alternating[pattern] for layer in range(self.num_layers))
+        return (pattern == "banded",) * self.num_layers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a model is run, not what it computes: equal parameters and, to rounding, equal results for every value."""
+
+    dtype: str = "float32"  # of activations and matrix products; parameters stay float32
+    unroll: int = 0  # layers per iteration of the scan: 1 compiles fastest; 0 or num_layers: no scan, fastest steps
+    remat: str = "none"  # none, dots (keep matrix products), full (keep only each layer's input)
+    attention: str = "einsum"  # einsum (ours, with attention dropout), xla or cudnn (jax.nn.dot_product_attention)

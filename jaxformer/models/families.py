@@ -1,0 +1,157 @@
+"""The three wirings, side by side: which stacks exist and who reads whom. Batch arrays: see the batch contract in README.
+
+Shape suffixes: B batch, T decoder (or only) row, S encoder row, P positions to predict, D d_model, V vocabulary.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxformer.models.config import Execution, TransformerConfig
+from jaxformer.models.heads import RowHeads, TokenTable, VocabularyHead
+from jaxformer.models.layers import Cache, Stack
+
+Batch = Mapping[str, Any]
+
+
+class Family(nn.Module):
+    """What the families share: the token table, the heads, and what `apply` returns.
+
+    `apply` returns {"hidden": [B, T or P, D], HEAD: logits [B, classes], …} and, when asked, "encoder" and "decoder":
+    [L + 1, B, length, D], the first layer's input and every layer's output.
+    """
+
+    config: TransformerConfig
+    execution: Execution
+    heads: tuple[tuple[str, int], ...]
+    head_dropout: float
+    predicts_tokens: bool
+
+    def setup(self) -> None:
+        self.embedding = TokenTable(self.config, self.execution.dtype)
+        if self.predicts_tokens:
+            self.vocabulary = VocabularyHead(self.config)
+        if self.heads:
+            self.row_heads = RowHeads(self.config, self.heads, self.head_dropout)
+        self.stacks()
+
+    def stacks(self) -> None:
+        raise TypeError("a family defines its stacks")
+
+    def project(self, hidden: jax.Array) -> jax.Array:
+        return self.vocabulary(hidden, self.embedding)
+
+    def __call__(self, batch: Batch, collect: tuple[str, ...] = ()) -> dict[str, jax.Array]:
+        hidden_BTD, collected = self.hidden(batch, collect)
+        outputs = {name: layers for name, layers in collected.items() if name in collect}
+        if self.predicts_tokens:
+            outputs["hidden"] = hidden_BTD
+            if "predict_positions" in batch:
+                outputs["hidden"] = jnp.take_along_axis(hidden_BTD, batch["predict_positions"][..., None], axis=1)
+        if self.heads:
+            suffix = "_positions"
+            places = {head: batch[head + suffix] for head, _ in self.heads if head + suffix in batch}
+            outputs |= self.row_heads(hidden_BTD, places)
+        if self.is_initializing() and self.predicts_tokens:
+            self.project(outputs["hidden"][:, :1])
+        return outputs
+
+
+class DecoderOnly(Family):
+    """Auto-regressive: every position reads those before it (GPT, GPT-2, GPT-3)."""
+
+    def stacks(self) -> None:
+        self.decoder = Stack(self.config, self.execution, self.config.visibility)
+
+    def hidden(self, batch: Batch, collect: tuple[str, ...]) -> tuple[jax.Array, dict[str, Any]]:
+        hidden, layers, _ = self.decoder(
+            self.embedding(batch["inputs"]),
+            batch["positions"],
+            batch["segment_ids"],
+            token_types_BT=batch.get("token_types"),
+            prefix_length_B=batch.get("prefix_length"),
+            collect="decoder" in collect,
+        )
+        return hidden, {"decoder": layers}
+
+    def start(self, batch: Batch, segment_ids_BS: jax.Array) -> Cache:
+        layers = self.variables["params"]["decoder"]["layers"]
+        return self.decoder.start_cache(layers, segment_ids_BS, self.execution.dtype)
+
+    def decode(self, cache: Cache, inputs: jax.Array, positions: jax.Array, segment_ids: jax.Array, index: Any) -> Any:
+        hidden, _, cache = self.decoder(self.embedding(inputs), positions, segment_ids, cache=cache, index=index)
+        return hidden, cache
+
+
+class EncoderOnly(Family):
+    """Auto-encoding: every position reads every other (BERT, DistilBERT)."""
+
+    def stacks(self) -> None:
+        self.encoder = Stack(self.config, self.execution, self.config.visibility)
+
+    def hidden(self, batch: Batch, collect: tuple[str, ...]) -> tuple[jax.Array, dict[str, Any]]:
+        hidden, layers, _ = self.encoder(
+            self.embedding(batch["inputs"]),
+            batch["positions"],
+            batch["segment_ids"],
+            token_types_BT=batch.get("token_types"),
+            prefix_length_B=batch.get("prefix_length"),
+            collect="encoder" in collect,
+        )
+        return hidden, {"encoder": layers}
+
+
+class EncoderDecoder(Family):
+    """Sequence to sequence: the decoder reads its past and the whole encoder (Transformer, BART, T5)."""
+
+    def stacks(self) -> None:
+        self.encoder = Stack(self.config, self.execution, "full")
+        self.decoder = Stack(self.config, self.execution, "causal", cross=True)
+
+    def hidden(self, batch: Batch, collect: tuple[str, ...]) -> tuple[jax.Array, dict[str, Any]]:
+        context, encoder_layers = self.encode(batch, "encoder" in collect)
+        hidden, decoder_layers, _ = self.decoder(
+            self.embedding(batch["inputs"]),
+            batch["positions"],
+            batch["segment_ids"],
+            context_BSD=context,
+            context_segment_ids_BS=batch["encoder_segment_ids"],
+            collect="decoder" in collect,
+        )
+        return hidden, {"encoder": encoder_layers, "decoder": decoder_layers}
+
+    def encode(self, batch: Batch, collect: bool = False) -> tuple[jax.Array, Any]:
+        context, layers, _ = self.encoder(
+            self.embedding(batch["encoder_inputs"]),
+            batch["encoder_positions"],
+            batch["encoder_segment_ids"],
+            collect=collect,
+        )
+        return context, layers
+
+    def start(self, batch: Batch, segment_ids_BS: jax.Array) -> Cache:
+        context, _ = self.encode(batch)
+        layers = self.variables["params"]["decoder"]["layers"]
+        cache = self.decoder.start_cache(layers, segment_ids_BS, self.execution.dtype, context)
+        return {**cache, "context_segment_ids": batch["encoder_segment_ids"]}
+
+    def decode(self, cache: Cache, inputs: jax.Array, positions: jax.Array, segment_ids: jax.Array, index: Any) -> Any:
+        hidden, _, cache = self.decoder(
+            self.embedding(inputs),
+            positions,
+            segment_ids,
+            context_segment_ids_BS=cache["context_segment_ids"],
+            cache=cache,
+            index=index,
+        )
+        return hidden, cache
+
+
+FAMILIES: dict[str, type[Family]] = {
+    "decoder_only": DecoderOnly,
+    "encoder_only": EncoderOnly,
+    "encoder_decoder": EncoderDecoder,
+}

@@ -1,0 +1,83 @@
+"""What stands on the hidden states: the vocabulary projection, and per-row heads (next sentence, label).
+
+Hidden states and projection are apart, so that a loss can project a few positions or a chunk at a time.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxformer.models.config import TransformerConfig
+from jaxformer.models.layers import ACTIVATIONS, Linear, Norm, dropout, initializer
+
+
+class TokenTable(nn.Module):
+    """The token embeddings [stored_vocab_size, d_model], shared by every stack and by a tied softmax."""
+
+    config: TransformerConfig
+    dtype: str
+
+    def setup(self) -> None:
+        shape = (self.config.stored_vocab_size, self.config.d_model)
+        self.tokens = self.param("tokens", initializer(self.config, "embedding"), shape)
+
+    def __call__(self, ids_BT: jax.Array) -> jax.Array:
+        return self.tokens[ids_BT].astype(self.dtype)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Return hidden [..., D] times the table, [..., stored_vocab_size], in float32."""
+        return jnp.einsum("...D,VD->...V", hidden, self.tokens.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
+class VocabularyHead(nn.Module):
+    """Logits over the vocabulary, [..., stored_vocab_size] in float32; rows beyond `vocab_size` can never be predicted."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, table: TokenTable) -> jax.Array:
+        config = self.config
+        if config.output_head == "transform":
+            hidden = Linear(config, config.d_model, "transform", name="transform")(hidden)
+            hidden = Norm(config, name="norm")(ACTIVATIONS[config.activation](hidden))
+        if config.logit_scale == "inverse_sqrt_d_model":
+            hidden = hidden * config.d_model**-0.5
+        if config.tied_embeddings:
+            logits = table.logits(hidden)
+        else:
+            kernel = self.param("kernel", initializer(config, "softmax"), (config.d_model, config.stored_vocab_size))
+            logits = jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        if config.output_head == "transform":
+            bias = self.param("bias", nn.initializers.zeros, (config.stored_vocab_size,))
+            logits = logits + jnp.expand_dims(bias, range(logits.ndim - 1))
+        if config.stored_vocab_size > config.vocab_size:
+            real = jnp.arange(config.stored_vocab_size) < config.vocab_size
+            # The lowest finite number, not -inf: its exponential is 0 and its gradient is not NaN.
+            logits = jnp.where(jnp.expand_dims(real, range(logits.ndim - 1)), logits, jnp.finfo(logits.dtype).min)
+        return logits
+
+
+class RowHeads(nn.Module):
+    """One linear classifier per named head on the hidden state at one position of each row, pooled first where the
+    model has a pooler (BERT: tanh at [CLS])."""
+
+    config: TransformerConfig
+    classes: tuple[tuple[str, int], ...]  # (head, number of classes)
+    dropout_rate: float
+
+    @nn.compact
+    def __call__(self, hidden_BTD: jax.Array, positions: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Return logits [B, classes] in float32 per head; `positions` gives [B] per head, position 0 where absent."""
+        config = self.config
+        logits = {}
+        pooler = Linear(config, config.d_model, "pooler", name="pooler") if config.pooler != "none" else None
+        for head, num_classes in self.classes:
+            if head in positions:
+                pooled_BD = jnp.take_along_axis(hidden_BTD, positions[head][:, None, None], axis=1)[:, 0]
+            else:
+                pooled_BD = hidden_BTD[:, 0]
+            if pooler is not None:
+                pooled_BD = ACTIVATIONS[config.pooler](pooler(pooled_BD))
+            pooled_BD = dropout(self, pooled_BD, self.dropout_rate)
+            logits[head] = Linear(config, num_classes, "classifier", name=head)(pooled_BD).astype(jnp.float32)
+        return logits

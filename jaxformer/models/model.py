@@ -1,0 +1,82 @@
+"""`Model`: a family as a handful of pure functions. The rest of the house sees nothing else of flax."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxformer.models.config import Execution, TransformerConfig
+from jaxformer.models.families import FAMILIES, Batch, Family
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model as pure functions of its parameters, a plain nested dict of float32 arrays.
+
+    `heads` are the per-row heads by name with their number of classes; `predicts_tokens` says whether the model has a
+    vocabulary projection.
+    """
+
+    config: TransformerConfig
+    execution: Execution = Execution()
+    heads: tuple[tuple[str, int], ...] = ()
+    head_dropout: float = 0.0
+    predicts_tokens: bool = True
+
+    @functools.cached_property
+    def module(self) -> Family:
+        family = FAMILIES[self.config.family]
+        return family(self.config, self.execution, self.heads, self.head_dropout, self.predicts_tokens)
+
+    def init(self, rng: jax.Array, batch: Batch | None = None) -> Params:
+        """Return fresh parameters. Their values do not depend on the batch; its shapes are only needed for tracing."""
+        return self.module.init(rng, example_batch(self) if batch is None else batch)["params"]
+
+    def apply(
+        self, params: Params, batch: Batch, rngs: Mapping[str, jax.Array] | None = None, collect: tuple[str, ...] = ()
+    ) -> dict[str, jax.Array]:
+        """Return the hidden states at the positions to predict ("hidden"), each head's logits by its name, and what
+        `collect` names ("encoder", "decoder": every layer's hidden states). Dropout acts when `rngs` has "dropout"."""
+        return self.module.apply({"params": params}, batch, collect, rngs=rngs)
+
+    def project(self, params: Params, hidden: jax.Array) -> jax.Array:
+        """Return float32 logits [..., stored_vocab_size] of hidden states [..., D]."""
+        return self.module.apply({"params": params}, hidden, method="project")
+
+    def start(self, params: Params, batch: Batch, segment_ids_BS: jax.Array) -> Any:
+        """Return an empty decoding cache for rows of S places, after running the encoder where there is one."""
+        return self.module.apply({"params": params}, batch, segment_ids_BS, method="start")
+
+    def decode(
+        self, params: Params, cache: Any, inputs: jax.Array, positions: jax.Array, segment_ids: jax.Array, index: Any
+    ) -> tuple[jax.Array, Any]:
+        """Return the hidden states [B, T, D] of `inputs` [B, T], which stand at places index.. of the cached row, and
+        the cache with them."""
+        return self.module.apply(
+            {"params": params}, cache, inputs, positions, segment_ids, index, method="decode"
+        )
+
+
+def example_batch(model: Model) -> dict[str, jax.Array]:
+    """Return the smallest batch that the model accepts, all zeros: enough to initialise or to count."""
+    zeros = jnp.zeros((1, 1), jnp.int32)
+    names = ["inputs", "positions", "segment_ids"]
+    if model.config.family == "encoder_decoder":
+        names += ["encoder_inputs", "encoder_positions", "encoder_segment_ids"]
+    return dict.fromkeys(names, zeros)
+
+
+def count_parameters(model: Model) -> int:
+    """Return the model's exact number of parameters, rows beyond `vocab_size` left out; allocates nothing."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    extra = model.config.stored_vocab_size - model.config.vocab_size
+    vocabulary = shapes.get("vocabulary", {})
+    columns = model.config.d_model * (1 + ("kernel" in vocabulary)) + ("bias" in vocabulary)
+    return total - extra * columns

@@ -1,0 +1,220 @@
+"""A run directory: everything a run is, written as it goes and read back by resume, evaluation, reports and `load`."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+from tensorboardX import SummaryWriter
+
+from jaxformer import config as configs
+from jaxformer.checkpoint import restore_params
+from jaxformer.config import Config
+from jaxformer.errors import UserError, disk_errors
+from jaxformer.generation import GenerationConfig, generate
+from jaxformer.models.model import Model, Params
+from jaxformer.step import execution
+from jaxformer.tokenizers import Tokenizer, load_tokenizer
+
+# What may differ between the stored config and the one that resumes the run: its length, what is logged and judged,
+# where and how fast it runs. None of these changes what a step computes beyond rounding.
+CHANGEABLE = (
+    "training.num_steps",
+    "training.log_every",
+    "training.eval_every",
+    "training.unroll_layers",
+    "training.remat",
+    "training.attention",
+    "data.workers",
+    "sharding.",
+    "checkpoint.",
+    "evaluation.",
+    "generation.",
+    "footprint.",
+)
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
+
+
+def read_record(workdir: Path) -> dict[str, Any]:
+    """Return a run's `config.json`. Raises UserError when the folder is no run or the file is damaged."""
+    path = workdir / "config.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{workdir} is not a run: it has no config.json; give the folder of `train --workdir`") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error}); restore it or start a new run elsewhere") from error
+
+
+def is_run(workdir: Path) -> bool:
+    return (workdir / "config.json").exists()
+
+
+def check_unchanged(workdir: Path, config: Config) -> None:
+    """Raise UserError listing the keys in which `config` departs from the run's own, but for those that may change."""
+    stored, wanted = configs.flat(read_record(workdir)["config"]), configs.flat(config.to_dict())
+    absent = "(absent)"
+    differing = [
+        f"{key}: {stored.get(key, absent)} -> {wanted.get(key, absent)}"
+        for key in sorted(stored.keys() | wanted.keys())
+        if stored.get(key, absent) != wanted.get(key, absent) and not key.startswith(CHANGEABLE)
+    ]
+    if differing:
+        raise UserError(
+            f"{workdir} holds a run with another config ({'; '.join(differing)}); choose another --workdir, or resume it "
+            "with --allow-config-change"
+        )
+
+
+def write_record(workdir: Path, config: Config, labels: Sequence[str], num_parameters: int) -> None:
+    """Write `config.json`: what this run is and on what it runs."""
+    device = jax.devices()[0]
+    record = {
+        "name": config.name,
+        "config": config.to_dict(),
+        "labels": list(labels),
+        "num_parameters": num_parameters,
+        "git_revision": _git_revision(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+            "processes": jax.process_count(),
+        },
+        "command": shlex.join(["jaxformer", *sys.argv[1:]]),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    write_json(workdir / "config.json", record)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that a crash leaves the old file or the new one, never half of one."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        temporary.replace(path)
+
+
+def _git_revision() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+class MetricsLog:
+    """`metrics.jsonl` and the same scalars for TensorBoard. On resume, lines after the restored step are cut."""
+
+    def __init__(self, workdir: Path, resume_step: int) -> None:
+        self.path = workdir / "metrics.jsonl"
+        with disk_errors(self.path):
+            self._cut(resume_step)
+            self._file: TextIO = self.path.open("a")
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+
+    def _cut(self, step: int) -> None:
+        """Keep the whole lines of steps up to `step`, so that no step stands twice."""
+        kept = [json.dumps(entry) + "\n" for entry in read_metrics(self.path.parent) if entry["step"] <= step]
+        temporary = self.path.with_name(f".metrics.{os.getpid()}")
+        temporary.write_text("".join(kept))
+        temporary.replace(self.path)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        with disk_errors(self.path):
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        with disk_errors(self.path):
+            self._file.close()
+            self._board.close()
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """Return the entries of `metrics.jsonl`; a last line that a crash tore is left out."""
+    path = workdir / "metrics.jsonl"
+    entries = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return entries
+
+
+def build_model(config: Config, supervision: Any) -> Model:
+    """Return the model of a config with the heads that its objective or task asks for."""
+    return Model(
+        config.model,
+        execution(config.training),
+        heads=tuple(supervision.heads.items()),
+        head_dropout=supervision.head_dropout,
+        predicts_tokens=supervision.predicts_tokens,
+    )
+
+
+def bind(config: Config, tokenizer: Tokenizer, labels: Sequence[str]) -> Any:
+    """Return the config's objective or task with the tokenizer's ids, the labels and their texts.
+
+    Raises UserError when the tokenizer has more ids than the model's table, or lacks one that is needed.
+    """
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"model.vocab_size: {config.model.vocab_size}, but the tokenizer has {tokenizer.vocab_size} ids; "
+            "use the tokenizer that belongs to the model, or a larger vocab_size"
+        )
+    if config.task is None:
+        return config.objective.bind(tokenizer.vocabulary)
+    return config.task.bind(tokenizer.vocabulary, tuple(labels), tokenizer.encode)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedRun:
+    """A trained model, ready to use: `model.apply(params, batch)`, `generate(texts)`."""
+
+    model: Model
+    params: Params
+    tokenizer: Tokenizer
+    config: Config
+    labels: tuple[str, ...]
+    step: int
+
+    def generate(self, prompts: Sequence[str], generation: GenerationConfig | None = None) -> list[str]:
+        """Return what the model writes after each prompt (or, for an encoder-decoder, in answer to it)."""
+        vocabulary = self.tokenizer.vocabulary
+        answers = generate(
+            self.model,
+            self.params,
+            [self.tokenizer.encode(prompt) for prompt in prompts],
+            generation or self.config.generation,
+            end_id=vocabulary.id("end"),
+            start_id=vocabulary.id("pad"),
+        )
+        return [self.tokenizer.decode(ids) for ids in answers]
+
+
+def load(run: str | Path) -> LoadedRun:
+    """Load a run directory: its newest good checkpoint, tokenizer and config. Raises UserError for anything missing."""
+    workdir = Path(run)
+    record = read_record(workdir)
+    config = configs.resolve(record["config"], name=record["name"])
+    tokenizer = load_tokenizer(workdir / "tokenizer.json")
+    labels = tuple(record["labels"])
+    model = build_model(config, bind(config, tokenizer, labels))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    params, table = restore_params(workdir, shapes)
+    return LoadedRun(model, params, tokenizer, config, labels, table.step)

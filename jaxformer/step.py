@@ -1,0 +1,184 @@
+"""The training step: pure functions from (state, batch, rng) to (state, metrics), whatever the family or objective.
+
+Objectives and tasks are seen through what they emit: a main group ("tokens": `targets`, `weights`) where they predict
+tokens, and one group per further head (`HEAD_targets`, `HEAD_weights`).
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxformer.errors import UserError, suggest
+from jaxformer.losses import cross_entropy, weighted
+from jaxformer.models.attention import IMPLEMENTATIONS
+from jaxformer.models.config import Execution
+from jaxformer.models.layers import REMAT_POLICIES
+from jaxformer.models.model import Model, Params
+
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How long, how much at a time, in which precision, and what is reported when."""
+
+    num_steps: int
+    batch_size: int  # examples per step, over all devices and micro-batches
+    accumulation_steps: int = 1  # micro-batches per step; the result is that of the whole batch
+    compute_dtype: str = "auto"  # auto: bfloat16 on accelerators, float32 on CPU; parameters are float32 always
+    unroll_layers: int = 0  # 0: no scan over layers, fastest steps; 1: scan, fastest compilation; k: between
+    remat: str = "none"
+    attention: str = "einsum"
+    trainable: tuple[str, ...] = (".*",)  # patterns of parameter paths, which may select layers: decoder/layers[0:3]/.*
+    log_every: int = 10
+    eval_every: int = 100  # 0: at the end only
+
+    def __post_init__(self) -> None:
+        for key in ("num_steps", "batch_size", "accumulation_steps", "log_every"):
+            if getattr(self, key) < 1:
+                raise UserError(f"training.{key}: {getattr(self, key)} must be at least 1")
+        if self.batch_size % self.accumulation_steps:
+            raise UserError(
+                f"training.batch_size: {self.batch_size} does not divide by accumulation_steps {self.accumulation_steps}"
+            )
+        choices = {
+            "compute_dtype": ("auto", "float32", "bfloat16"),
+            "remat": ("none", *REMAT_POLICIES),
+            "attention": IMPLEMENTATIONS,
+        }
+        for key, values in choices.items():
+            if getattr(self, key) not in values:
+                value = getattr(self, key)
+                raise UserError(f"training.{key}: '{value}' is not one of {', '.join(values)}{suggest(value, values)}")
+
+
+class Supervision(Protocol):
+    """What the step needs of an objective or a task."""
+
+    heads: dict[str, int]
+    head_dropout: float
+    predicts_tokens: bool
+    coefficients: dict[str, float]
+    label_smoothing: float
+    z_loss: float
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes. Its place in the data and its random numbers follow from `step` alone."""
+
+    step: jax.Array  # int32 scalar: updates done
+    params: Params
+    opt_state: Any
+
+
+def execution(config: TrainingConfig) -> Execution:
+    """Return how the model runs on the devices at hand."""
+    dtype = config.compute_dtype
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return Execution(dtype=dtype, unroll=config.unroll_layers, remat=config.remat, attention=config.attention)
+
+
+def init_state(model: Model, optimizer: optax.GradientTransformation, rng: jax.Array) -> TrainState:
+    """Return a fresh state; parameters depend on `rng` alone."""
+    params = model.init(rng)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def groups(supervision: Supervision, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Return (targets, weights) of every group of predictions in the batch."""
+    found = {"tokens": (batch["targets"], batch["weights"])} if supervision.predicts_tokens else {}
+    return found | {head: (batch[f"{head}_targets"], batch[f"{head}_weights"]) for head in supervision.heads}
+
+
+def group_sums(
+    model: Model, supervision: Supervision, params: Params, batch: Batch, rngs: Mapping[str, jax.Array] | None
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array], dict[str, jax.Array]]:
+    """Return, per group, the weighted sum of the loss, of correct predictions, and the arg-max predictions.
+
+    Without `rngs` (evaluation) the loss is plain cross-entropy: no dropout, no label smoothing, no z-loss.
+    """
+    outputs = model.apply(params, batch, rngs)
+    losses, correct, predictions = {}, {}, {}
+    for name, (targets, weights) in groups(supervision, batch).items():
+        if name == "tokens":
+            logits, size = model.project(params, outputs["hidden"]), model.config.vocab_size
+            smoothing, z_loss = (supervision.label_smoothing, supervision.z_loss) if rngs is not None else (0.0, 0.0)
+        else:
+            logits, size, smoothing, z_loss = outputs[name], supervision.heads[name], 0.0, 0.0
+        loss = cross_entropy(logits, targets, size, label_smoothing=smoothing, z_loss=z_loss)
+        losses[name] = weighted(loss, weights)
+        predictions[name] = jnp.argmax(logits, axis=-1)
+        correct[name] = weighted((predictions[name] == targets).astype(jnp.float32), weights)
+    return losses, correct, predictions
+
+
+def num_tokens(batch: Batch) -> jax.Array:
+    """Return how many input tokens of the batch are not padding."""
+    names = [name for name in ("segment_ids", "encoder_segment_ids") if name in batch]
+    return sum((jnp.sum(batch[name] > 0, dtype=jnp.float32) for name in names), jnp.zeros((), jnp.float32))
+
+
+def make_train_step(
+    model: Model, supervision: Supervision, optimizer: optax.GradientTransformation, accumulation_steps: int = 1
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
+    """Return train_step(state, batch, rng) -> (state, metrics).
+
+    The loss is the sum over groups of coefficient x sum / count, every count taken over the whole batch before the
+    backward pass, so micro-batches and shards add up to the exact gradient. `rng` is the run's; dropout draws from it
+    by step and micro-batch.
+    """
+
+    def train_step(state: TrainState, batch: Batch, rng: jax.Array) -> tuple[TrainState, Metrics]:
+        counts = {name: jnp.maximum(jnp.sum(weights), 1e-9) for name, (_, weights) in groups(supervision, batch).items()}
+        step_rng = jax.random.fold_in(rng, state.step)
+
+        def loss_of(params: Params, micro: Batch, micro_rng: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+            losses, _, _ = group_sums(model, supervision, params, micro, {"dropout": micro_rng})
+            means = {name: losses[name] / counts[name] for name in losses}
+            return sum((supervision.coefficients[name] * mean for name, mean in means.items()), jnp.zeros(())), means
+
+        grad_of = jax.value_and_grad(loss_of, has_aux=True)
+        if accumulation_steps == 1:
+            (loss, means), grads = grad_of(state.params, batch, step_rng)
+        else:
+            # Micro-batch a takes every accumulation_steps-th example, so each device keeps its own examples.
+            micros = {
+                name: jnp.swapaxes(array.reshape(-1, accumulation_steps, *array.shape[1:]), 0, 1)
+                for name, array in batch.items()
+            }
+            rngs = jax.random.split(step_rng, accumulation_steps)
+
+            def add(total: Any, micro: Any) -> tuple[Any, None]:
+                return jax.tree.map(jnp.add, total, grad_of(state.params, *micro)), None
+
+            first = jax.eval_shape(grad_of, state.params, jax.tree.map(lambda x: x[0], micros), rngs[0])
+            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
+            ((loss, means), grads), _ = jax.lax.scan(add, zeros, (micros, rngs))
+
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), "tokens": num_tokens(batch)}
+        if len(means) > 1:
+            metrics |= {f"{name}_loss": mean for name, mean in means.items()}
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return train_step
+
+
+def make_eval_step(
+    model: Model, supervision: Supervision
+) -> Callable[[Params, Batch], tuple[dict[str, tuple[jax.Array, ...]], dict[str, jax.Array]]]:
+    """Return eval_step(params, batch) -> (sums, predictions): (loss, correct, count) and arg-max classes per group."""
+
+    def eval_step(params: Params, batch: Batch) -> tuple[dict[str, tuple[jax.Array, ...]], dict[str, jax.Array]]:
+        losses, correct, predictions = group_sums(model, supervision, params, batch, None)
+        counts = {name: jnp.sum(weights) for name, (_, weights) in groups(supervision, batch).items()}
+        return {name: (losses[name], correct[name], counts[name]) for name in losses}, predictions
+
+    return eval_step
