@@ -5,7 +5,7 @@
 
 from ml_collections import ConfigDict
 
-from . import bert, common, gpt, t5
+from . import bert, gpt, t5
 
 FAMILIES = {"gpt": gpt, "bert": bert, "t5": t5}
 TASKS = {

@@ -97,7 +97,8 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config's dict of sections as {"section.key": value}, tuples and lists alike as tuples."""
     keys: dict[str, Any] = {}
     for name, value in config.items():
-        entries = {f"{name}.{key}": entry for key, entry in value.items()} if isinstance(value, Mapping) else {name: value}
+        section = isinstance(value, Mapping)
+        entries = {f"{name}.{key}": entry for key, entry in value.items()} if section else {name: value}
         keys |= {key: tuple(entry) if isinstance(entry, list) else entry for key, entry in entries.items()}
     return keys
 
@@ -297,5 +298,6 @@ def _check(config: Config) -> None:
     training = config.training
     if training.attention != "einsum" and model.attention_dropout > 0:
         raise UserError(
-            f"training.attention: '{training.attention}' has no attention dropout; set model.attention_dropout=0 or use einsum"
+            f"training.attention: '{training.attention}' has no attention dropout; "
+            "set model.attention_dropout=0 or use einsum"
         )

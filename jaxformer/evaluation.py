@@ -97,7 +97,8 @@ def _written(
         min_width=batch["encoder_inputs"].shape[1],
     )
     classes = {label.strip(): number for number, label in enumerate(labels)}
-    true_ids = [targets[(weights > 0) & (targets != end_id)] for targets, weights in zip(batch["targets"], batch["weights"], strict=True)]
+    wanted = zip(batch["targets"], batch["weights"], strict=True)
+    true_ids = [targets[(weights > 0) & (targets != end_id)] for targets, weights in wanted]
     texts = [[tokenizer.decode(ids).strip() for ids in rows] for rows in (true_ids, answers)]
     true, guess = (np.array([classes.get(text, -1) for text in column]) for column in texts)
     return true[real], guess[real]

@@ -17,12 +17,15 @@ import jax
 from tensorboardX import SummaryWriter
 
 from jaxformer import config as configs
+from jaxformer.build import bind, build_model, held_out_batches, label_names
 from jaxformer.checkpoint import restore_params
 from jaxformer.config import Config
+from jaxformer.data.prepare import prepare
 from jaxformer.errors import UserError, disk_errors
+from jaxformer.evaluation import evaluate
 from jaxformer.generation import GenerationConfig, generate
 from jaxformer.models.model import Model, Params
-from jaxformer.step import execution
+from jaxformer.step import make_eval_step
 from jaxformer.tokenizers import Tokenizer, load_tokenizer
 
 # What may differ between the stored config and the one that resumes the run: its length, what is logged and judged,
@@ -50,7 +53,7 @@ def read_record(workdir: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"{workdir} is not a run: it has no config.json; give the folder of `train --workdir`") from None
+        raise UserError(f"{workdir} is not a run: it has no config.json; give a folder that `train` wrote") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is damaged ({error}); restore it or start a new run elsewhere") from error
 
@@ -70,8 +73,8 @@ def check_unchanged(workdir: Path, config: Config) -> None:
     ]
     if differing:
         raise UserError(
-            f"{workdir} holds a run with another config ({'; '.join(differing)}); choose another --workdir, or resume it "
-            "with --allow-config-change"
+            f"{workdir} holds a run with another config ({'; '.join(differing)}); choose another --workdir, "
+            "or resume it with --allow-config-change"
         )
 
 
@@ -84,7 +87,8 @@ def write_record(workdir: Path, config: Config, labels: Sequence[str], num_param
         "labels": list(labels),
         "num_parameters": num_parameters,
         "git_revision": _git_revision(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
         "device": {
             "platform": device.platform,
             "kind": device.device_kind,
@@ -131,6 +135,11 @@ class MetricsLog:
         temporary.write_text("".join(kept))
         temporary.replace(self.path)
 
+    def last(self, name: str) -> float:
+        """Return the newest logged value of `name`, 0 where there is none."""
+        values = [entry[name] for entry in read_metrics(self.path.parent) if name in entry]
+        return float(values[-1]) if values else 0.0
+
     def write(self, step: int, values: Mapping[str, float]) -> None:
         with disk_errors(self.path):
             self._file.write(json.dumps({"step": step, **values}) + "\n")
@@ -154,32 +163,6 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return entries
-
-
-def build_model(config: Config, supervision: Any) -> Model:
-    """Return the model of a config with the heads that its objective or task asks for."""
-    return Model(
-        config.model,
-        execution(config.training),
-        heads=tuple(supervision.heads.items()),
-        head_dropout=supervision.head_dropout,
-        predicts_tokens=supervision.predicts_tokens,
-    )
-
-
-def bind(config: Config, tokenizer: Tokenizer, labels: Sequence[str]) -> Any:
-    """Return the config's objective or task with the tokenizer's ids, the labels and their texts.
-
-    Raises UserError when the tokenizer has more ids than the model's table, or lacks one that is needed.
-    """
-    if tokenizer.vocab_size > config.model.vocab_size:
-        raise UserError(
-            f"model.vocab_size: {config.model.vocab_size}, but the tokenizer has {tokenizer.vocab_size} ids; "
-            "use the tokenizer that belongs to the model, or a larger vocab_size"
-        )
-    if config.task is None:
-        return config.objective.bind(tokenizer.vocabulary)
-    return config.task.bind(tokenizer.vocabulary, tuple(labels), tokenizer.encode)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,3 +201,26 @@ def load(run: str | Path) -> LoadedRun:
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     params, table = restore_params(workdir, shapes)
     return LoadedRun(model, params, tokenizer, config, labels, table.step)
+
+
+def evaluate_run(workdir: Path, split: str, overrides: Sequence[str] = ()) -> dict[str, float]:
+    """Judge a run's newest checkpoint on a split of its data (or of the data that the overrides name) and write the
+    result to `results/evaluate-SPLIT.json`."""
+    run = load(workdir)
+    config = configs.resolve(run.config.to_dict(), overrides, name=run.config.name)
+    supervision = bind(config, run.tokenizer, run.labels)
+    if config.task is not None and label_names(config) != run.labels:
+        raise UserError(f"data: its labels {label_names(config)} are not those that the run learnt, {run.labels}")
+    (rows, _), *_ = prepare(config.data, supervision, run.tokenizer, split, seed=config.seed)
+    metrics = evaluate(
+        run.model,
+        supervision,
+        jax.jit(make_eval_step(run.model, supervision)),
+        run.params,
+        held_out_batches(config, supervision, rows),
+        place=lambda batch: batch,
+        tokenizer=run.tokenizer,
+        labels=run.labels,
+    )
+    write_json(workdir / "results" / f"evaluate-{split}.json", {"step": run.step, "split": split, "metrics": metrics})
+    return metrics

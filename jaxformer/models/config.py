@@ -1,4 +1,4 @@
-"""`TransformerConfig`: sizes and house-style slots of a model. A difference between two systems that is not wiring is a value here.
+"""`TransformerConfig`: sizes and house-style slots of a model. What differs between systems is here.
 
 Imports neither jax nor flax, so presets and experiment configs can be read anywhere.
 """
@@ -40,7 +40,7 @@ class TransformerConfig:
     head_dim: int
     num_layers: int
     max_length: int  # rows of the learned position table, and the longest sequence that data may ask for
-    vocab_multiple: int = 1  # stored vocabulary rows are rounded up to this; extra rows are masked out of softmax and loss
+    vocab_multiple: int = 1  # stored rows are rounded up to this; the extra ones are masked out of softmax and loss
     norm: str = "layer_norm"
     norm_placement: str = "pre"  # post: norm(x + f(x)), no final norm; pre: x + f(norm(x)), final norm per stack
     norm_epsilon: float = 1e-5
@@ -84,7 +84,7 @@ class TransformerConfig:
         if self.family == "encoder_decoder" and self.visibility != "causal":
             raise UserError(f"model.visibility: an encoder_decoder's decoder is causal, not '{self.visibility}'")
         if self.family == "decoder_only" and self.visibility == "full":
-            raise UserError("model.visibility: a decoder_only model that sees the future cannot predict it; use 'causal' or 'prefix'")
+            raise UserError("model.visibility: a decoder_only model cannot see what it predicts; use 'causal'")
 
     @property
     def stored_vocab_size(self) -> int:
@@ -93,7 +93,7 @@ class TransformerConfig:
 
     @property
     def banded_layers(self) -> tuple[bool, ...]:
-        """For each layer, whether its self-attention is banded (GPT-3, section 2.1: dense and banded layers alternate)."""
+        """Whether each layer's self-attention is banded (GPT-3, section 2.1: dense and banded layers alternate)."""
         pattern = self.attention_pattern
         alternating = {"dense_first": 1, "banded_first": 0}
         if pattern in alternating:

@@ -1,4 +1,6 @@
-"""The three wirings, side by side: which stacks exist and who reads whom. Batch arrays: see the batch contract in README.
+"""The three wirings, side by side: which stacks exist and who reads whom.
+
+The arrays of a batch are the batch contract's (docs/batch.md).
 
 Shape suffixes: B batch, T decoder (or only) row, S encoder row, P positions to predict, D d_model, V vocabulary.
 """

@@ -30,7 +30,7 @@ class TokenTable(nn.Module):
 
 
 class VocabularyHead(nn.Module):
-    """Logits over the vocabulary, [..., stored_vocab_size] in float32; rows beyond `vocab_size` can never be predicted."""
+    """Float32 logits [..., stored_vocab_size] over the vocabulary; rows beyond `vocab_size` can never be predicted."""
 
     config: TransformerConfig
 

@@ -169,7 +169,8 @@ class FeedForward(nn.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         config = self.config
         bias = config.biases != "none"
-        h_BTF = ACTIVATIONS[config.activation](Linear(config, config.d_ff, "feed_forward_input", bias, name="input")(x_BTD))
+        h_BTF = Linear(config, config.d_ff, "feed_forward_input", bias, name="input")(x_BTD)
+        h_BTF = ACTIVATIONS[config.activation](h_BTF)
         if config.gated:
             h_BTF = h_BTF * Linear(config, config.d_ff, "feed_forward_input", bias, name="gate")(x_BTD)
         h_BTF = dropout(self, h_BTF, config.hidden_dropout)
@@ -177,7 +178,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: self-attention, cross-attention where the stack has a context, feed-forward, each with its residual."""
+    """One layer: self-attention, cross-attention where there is a context, feed-forward, each with its residual."""
 
     config: TransformerConfig
     execution: Execution
@@ -210,7 +211,7 @@ class Block(nn.Module):
         cache: dict[str, jax.Array] | None = None,
         index: jax.Array | int = 0,
     ) -> tuple[jax.Array, dict[str, jax.Array] | None]:
-        """Return the layer's output [B, T, D] and, with a cache, the cache with this row's keys and values written at `index`."""
+        """Return the layer's output [B, T, D] and, with a cache, this row's keys and values put in at `index`."""
         written: dict[str, jax.Array] = {}
 
         def self_attention(h_BTD: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Presets: each system as its paper has it, as values of `TransformerConfig`. Facts and counts: the papers named below."""
+"""Presets: each system as its paper has it, as values of `TransformerConfig`."""
 
 from typing import Any
 

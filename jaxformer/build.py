@@ -1,0 +1,101 @@
+"""From a resolved config to live objects: tokenizer, labels, bound objective or task, model, held-out rows."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxformer.config import Config
+from jaxformer.data.batches import evaluation_batches
+from jaxformer.data.prepare import corpus_tokenizer, prepare, weighted_sources
+from jaxformer.errors import UserError
+from jaxformer.models.model import Model
+from jaxformer.progress import Display
+from jaxformer.step import execution
+from jaxformer.tokenizers import Tokenizer, load_tokenizer
+
+
+def choose_tokenizer(config: Config, workdir: Path, resumes: bool, display: Display) -> Tokenizer:
+    """Return the run's own tokenizer when it resumes, that of `init_from` when it starts there, else the config's.
+
+    Raises UserError when a tokenizer file is named that is not the checkpoint's.
+    """
+    own = workdir / "tokenizer.json"
+    if resumes and own.exists():
+        return load_tokenizer(own)
+    if config.init_from:
+        tokenizer = load_tokenizer(Path(config.init_from) / "tokenizer.json")
+        if config.selected["tokenizer"] == "file":
+            wanted = load_tokenizer(Path(config.tokenizer.path))
+            if wanted.fingerprint != tokenizer.fingerprint:
+                raise UserError(
+                    f"tokenizer.path: {config.tokenizer.path} is not the tokenizer of {config.init_from} (fingerprints "
+                    f"{wanted.fingerprint}, {tokenizer.fingerprint}); leave tokenizer.path "
+                    "out to use the checkpoint's own"
+                )
+        return tokenizer
+    return corpus_tokenizer(config.tokenizer, config.data, display.progress)
+
+
+def label_names(config: Config) -> tuple[str, ...]:
+    """Return a task's label names, which every member of a mixture must share; () for an objective."""
+    if config.task is None:
+        return ()
+    names = {member.label_names() for member, _ in weighted_sources(config.data)}
+    if len(names) > 1:
+        found = " / ".join(map(str, sorted(names)))
+        raise UserError(f"data: the members of the mixture have different labels: {found}")
+    return names.pop()
+
+
+def held_out_batches(config: Config, supervision: Any, rows: Any) -> Iterator[dict[str, np.ndarray]]:
+    """Return the batches of held-out rows, the same at every call."""
+    return evaluation_batches(
+        rows,
+        supervision,
+        seed=config.seed,
+        batch_size=config.evaluation.batch_size or config.training.batch_size,
+        limit=config.evaluation.max_examples,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def held_out_rows(config: Config, supervision: Any, tokenizer: Tokenizer, display: Display) -> Any:
+    """Return the held-out rows of the (first) source, or None, with a note, where there are none."""
+    try:
+        members = prepare(
+            config.data, supervision, tokenizer, "validation", seed=config.seed, progress=display.progress
+        )
+        return members[0][0]
+    except UserError as error:
+        display.note(f"no evaluation during this run: {error}")
+        return None
+
+
+def build_model(config: Config, supervision: Any) -> Model:
+    """Return the model of a config with the heads that its objective or task asks for."""
+    return Model(
+        config.model,
+        execution(config.training),
+        heads=tuple(supervision.heads.items()),
+        head_dropout=supervision.head_dropout,
+        predicts_tokens=supervision.predicts_tokens,
+    )
+
+
+def bind(config: Config, tokenizer: Tokenizer, labels: Sequence[str]) -> Any:
+    """Return the config's objective or task with the tokenizer's ids, the labels and their texts.
+
+    Raises UserError when the tokenizer has more ids than the model's table, or lacks one that is needed.
+    """
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"model.vocab_size: {config.model.vocab_size}, but the tokenizer has {tokenizer.vocab_size} ids; "
+            "use the tokenizer that belongs to the model, or a larger vocab_size"
+        )
+    if config.task is None:
+        return config.objective.bind(tokenizer.vocabulary)
+    return config.task.bind(tokenizer.vocabulary, tuple(labels), tokenizer.encode)

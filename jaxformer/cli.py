@@ -1,0 +1,271 @@
+"""The command line: thin verbs over the library. Nothing heavy is imported before it is known to be needed."""
+
+import argparse
+import json
+import os
+import re
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxformer import __version__
+from jaxformer.errors import UserError
+
+OVERRIDES = "--config.SECTION.KEY=VALUE overrides any key of the config"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb. Returns 0 done, 2 the user can fix it, 75 preempted after saving, 130 Ctrl-C, 1 our fault."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    overrides = [word.removeprefix("--config.") for word in words if word.startswith("--config.")]
+    parser = _parser()
+    args = parser.parse_args([word for word in words if not word.startswith("--config.")])
+    if args.traceback:
+        return _run(args, overrides)
+    try:
+        return _run(args, overrides)
+    except UserError as error:
+        print(f"jaxformer {args.verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"jaxformer {args.verb}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        log = _log_traceback(getattr(args, "workdir", None))
+        what = str(error).strip().splitlines()
+        print(
+            f"jaxformer {args.verb}: internal error: {type(error).__name__}: {what[0] if what else ''} "
+            f"(traceback in {log}; --traceback shows it)",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _run(args: argparse.Namespace, overrides: list[str]) -> int:
+    if overrides and not args.takes_overrides:
+        raise UserError(f"--config.{overrides[0]}: this verb takes no config keys")
+    return args.run(args, overrides)
+
+
+def _log_traceback(workdir: str | None) -> Path:
+    folder = Path(workdir) if workdir and Path(workdir).is_dir() else Path(tempfile.gettempdir())
+    path = folder / "error.log"
+    try:
+        path.write_text(traceback.format_exc())
+    except OSError:
+        sys.stderr.write(traceback.format_exc())
+    return path
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="jaxformer", description="Pretrain, fine-tune and judge the three Transformer families in JAX."
+    )
+    parser.add_argument("--version", action="version", version=f"jaxformer {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    def add(
+        name: str, run: Callable[..., int], text: str, example: str, *, overrides: bool = False, within: Any = verbs
+    ) -> argparse.ArgumentParser:
+        # No abbreviations: a mistyped flag is an error, not a guess.
+        epilog = f"example: jaxformer {example}" + (f"\n{OVERRIDES}" if overrides else "")
+        verb = within.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        verb.add_argument("--traceback", action="store_true", help="on an error, show Python's traceback")
+        verb.set_defaults(run=run, takes_overrides=overrides)
+        return verb
+
+    train = add("train", _train, "train, or resume, the run of a config", "train --config=bert:smoke", overrides=True)
+    train.add_argument("--config", required=True, metavar="NAME[:ARG]|FILE[:ARG]", help="the experiment")
+    train.add_argument("--workdir", metavar="DIR", help="the run directory (default: runs/NAME[-ARG])")
+    train.add_argument("--allow-config-change", action="store_true", help="resume although the config differs")
+    train.add_argument("--quiet", action="store_true", help="show nothing but errors")
+
+    evaluate = add(
+        "evaluate", _evaluate, "judge a run on held-out data", "evaluate --workdir=runs/bert-smoke", overrides=True
+    )
+    evaluate.add_argument("--workdir", required=True, metavar="DIR", help="the run directory")
+    evaluate.add_argument("--split", default="validation", help="validation (default), test or train")
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
+
+    generate = add(
+        "generate", _generate, "continue a prompt, or answer it", 'generate --workdir=runs/gpt-smoke "Return the"'
+    )
+    generate.add_argument("--workdir", required=True, metavar="DIR", help="the run directory")
+    generate.add_argument("prompts", nargs="*", metavar="PROMPT", help="prompts (default: one per line of stdin)")
+    generate.add_argument("--temperature", type=float, help="0 takes the likeliest token; above 0 samples")
+    generate.add_argument("--max-new-tokens", type=int, help="longest answer, in tokens")
+    generate.add_argument("--seed", type=int, help="seed of the sampling")
+    generate.add_argument("--json", action="store_true", help="print JSON")
+
+    report = add("report", _report, "write a page with plots and a table of runs", "report runs/* --output=report")
+    report.add_argument("runs", nargs="+", metavar="DIR", help="run directories")
+    report.add_argument("--output", default="report", metavar="DIR", help="where the page goes (default: report)")
+    report.add_argument("--json", action="store_true", help="print the table as JSON and write nothing")
+
+    tokenizer = verbs.add_parser("tokenizer", help="train and try tokenizers", description="Train and try tokenizers.")
+    actions = tokenizer.add_subparsers(dest="action", metavar="ACTION", required=True)
+    trained = add(
+        "train", _tokenizer_train, "train the tokenizer of a config on its data",
+        "tokenizer train --config=bert:smoke --output=tokenizer.json", overrides=True, within=actions,
+    )  # fmt: skip
+    trained.add_argument("--config", required=True, metavar="NAME[:ARG]|FILE[:ARG]", help="the experiment")
+    trained.add_argument("--output", required=True, metavar="FILE", help="where the tokenizer.json goes")
+    for name, run, text, words in (
+        ("encode", _tokenizer_encode, "turn text into ids", ("texts", "TEXT")),
+        ("decode", _tokenizer_decode, "turn ids into text", ("ids", "ID")),
+        ("show", _tokenizer_show, "show a tokenizer's sizes and special tokens", None),
+    ):
+        ending = {"encode": ' "Some text"', "decode": " 17 4 23", "show": ""}[name]
+        action = add(name, run, text, f"tokenizer {name} --tokenizer=runs/bert-smoke{ending}", within=actions)
+        action.add_argument("--tokenizer", required=True, metavar="FILE|DIR", help="a tokenizer.json or a run")
+        if words:
+            action.add_argument(words[0], nargs="+", metavar=words[1], type=int if name == "decode" else str)
+        action.add_argument("--json", action="store_true", help="print JSON")
+
+    demo = add("demo", _demo, "show what pretraining is worth, on the built-in corpus", "demo --family=bert")
+    demo.add_argument("--family", default="bert", choices=("bert", "gpt", "t5", "all"), help="default: bert")
+    demo.add_argument("--output", default="runs/demo", metavar="DIR", help="where it all goes (default: runs/demo)")
+    return parser
+
+
+def default_workdir(spec: str) -> Path:
+    """Return runs/NAME[-ARG] for a config NAME[:ARG] or FILE[:ARG]."""
+    name, _, arg = Path(spec).name.partition(":")
+    return Path("runs") / re.sub(r"[^\w.-]+", "-", "-".join(part for part in (name.removesuffix(".py"), arg) if part))
+
+
+def _train(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer import config as configs
+    from jaxformer.progress import Display
+    from jaxformer.train import Interrupted, train
+
+    config = configs.load(args.config, overrides)
+    workdir = Path(args.workdir) if args.workdir else default_workdir(args.config)
+    with Display(quiet=args.quiet) as display:
+        try:
+            results = train(config, workdir, allow_config_change=args.allow_config_change, display=display)
+        except Interrupted as stop:
+            display.note(str(stop))
+            return stop.code
+        words = "  ".join(f"{name} {value:.4g}" for name, value in results.items())
+        display.note(f"done: {workdir}  {words}")
+    return 0
+
+
+def _evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer.run import evaluate_run
+
+    metrics = evaluate_run(Path(args.workdir), args.split, overrides)
+    if args.json:
+        print(json.dumps(metrics))
+    else:
+        for name, value in metrics.items():
+            print(f"{name:24} {value:.6g}")
+    return 0
+
+
+def _generate(args: argparse.Namespace, overrides: list[str]) -> int:
+    import dataclasses
+
+    from jaxformer.run import load
+
+    run = load(args.workdir)
+    given = {"temperature": args.temperature, "max_new_tokens": args.max_new_tokens, "seed": args.seed}
+    generation = dataclasses.replace(run.config.generation, **{k: v for k, v in given.items() if v is not None})
+    prompts = args.prompts or [line.rstrip("\n") for line in sys.stdin]
+    for prompt, answer in zip(prompts, run.generate(prompts, generation), strict=True):
+        continues = run.config.model.family == "decoder_only"
+        print(json.dumps({"prompt": prompt, "text": answer}) if args.json else prompt + answer if continues else answer)
+    return 0
+
+
+def _report(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer import report
+
+    runs = [report.read_run(Path(run)) for run in args.runs]
+    if args.json:
+        print(json.dumps(report.summary_rows(runs)))
+        return 0
+    page = report.write_report([Path(run) for run in args.runs], Path(args.output))
+    report.print_summary(runs)
+    print(f"report: {page}")
+    return 0
+
+
+def _tokenizer_train(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer import config as configs
+    from jaxformer.data.prepare import corpus_tokenizer
+    from jaxformer.errors import disk_errors
+    from jaxformer.progress import Display
+
+    config = configs.load(args.config, overrides)
+    with Display() as display:
+        tokenizer = corpus_tokenizer(config.tokenizer, config.data, display.progress)
+    with disk_errors(args.output):
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(Path(args.output))
+    print(f"{args.output}: {tokenizer.vocab_size} tokens, fingerprint {tokenizer.fingerprint}")
+    return 0
+
+
+def _tokenizer(where: str) -> Any:
+    from jaxformer.tokenizers import load_tokenizer
+
+    path = Path(where)
+    return load_tokenizer(path / "tokenizer.json" if path.is_dir() else path)
+
+
+def _tokenizer_encode(args: argparse.Namespace, overrides: list[str]) -> int:
+    tokenizer = _tokenizer(args.tokenizer)
+    for text in args.texts:
+        ids = tokenizer.encode(text).tolist()
+        print(json.dumps({"ids": ids, "tokens": tokenizer.tokens(ids)}) if args.json else " ".join(map(str, ids)))
+    return 0
+
+
+def _tokenizer_decode(args: argparse.Namespace, overrides: list[str]) -> int:
+    tokenizer = _tokenizer(args.tokenizer)
+    outside = [number for number in args.ids if not 0 <= number < tokenizer.vocab_size]
+    if outside:
+        raise UserError(f"id {outside[0]}: the tokenizer has ids 0 to {tokenizer.vocab_size - 1}")
+    text = tokenizer.decode(args.ids, skip_special=False)
+    print(json.dumps({"text": text}) if args.json else text)
+    return 0
+
+
+def _tokenizer_show(args: argparse.Namespace, overrides: list[str]) -> int:
+    tokenizer = _tokenizer(args.tokenizer)
+    vocabulary = tokenizer.vocabulary
+    facts = {
+        "vocab_size": tokenizer.vocab_size,
+        "fingerprint": tokenizer.fingerprint,
+        "special": {role: f"{number} {tokenizer.tokens([number])[0]}" for role, number in vocabulary.special.items()},
+        "sentinels": len(vocabulary.sentinels),
+    }
+    if args.json:
+        print(json.dumps(facts))
+        return 0
+    for name, value in facts.items():
+        for key, entry in value.items() if isinstance(value, dict) else [("", value)]:
+            print(f"{name:12} {key:10} {entry}" if key else f"{name:12} {entry}")
+    return 0
+
+
+def _demo(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer.demo import demo
+
+    demo(args.family, Path(args.output))
+    return 0

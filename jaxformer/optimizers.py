@@ -1,0 +1,321 @@
+"""Optimizers and learning-rate schedules of the eight papers, built on optax.
+
+Every optimizer acts on one layer's array in the paper's shape: what is elementwise needs nothing for that, and what is
+defined per tensor (Adafactor's factoring, update clipping and parameter scale) is mapped over the layer axis of stacks.
+
+Schedules take the number of updates already done (0 before the first) and return the learning rate of the next update.
+`learning_rate` is the peak of every schedule.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxformer.errors import UserError, suggest
+from jaxformer.parameters import flatten, mask, num_layers, unflatten
+
+BIASES_AND_NORMS = ("(.*/)?bias", ".*norm/.*")
+
+Schedule = Callable[[Any], jax.Array]
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """What all optimizers share.
+
+    `schedule`, with n updates done, w = warmup_steps, N = decay_steps (0: the run length), f = final_fraction and a
+    decay that goes from the peak to f times the peak at N and stays there; all but the last two warm up as n / w:
+
+    - "linear": BERT's code: 1 - n/N, counted from step 0, so the rate drops by w/N where the warm-up ends.
+    - "linear_product": GPT's fine-tuning code: (n/w while n <= w) times (1 - n/N).
+    - "linear_from_peak": from the end of the warm-up, 1 - (n-w)/(N-w) (DistilBERT, BART).
+    - "cosine": from the end of the warm-up, half a cosine (GPT, GPT-3).
+    - "constant": the peak after the warm-up.
+    - "inverse_sqrt": the Transformer's, min(m/w, sqrt(w/m)) with m = n+1; its peak is d_model^-0.5 * w^-0.5.
+    - "inverse_sqrt_flat": T5's, sqrt(w / max(n, w)), no warm-up; its peak is w^-0.5 (0.01 for w = 10^4).
+    """
+
+    learning_rate: float = 1e-4
+    schedule: str = "linear"
+    warmup_steps: int = 0
+    decay_steps: int = 0
+    final_fraction: float = 0.0
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            choices = f"one of {', '.join(SCHEDULES)}{suggest(self.schedule, SCHEDULES)}"
+            raise UserError(f"optimizer.schedule: '{self.schedule}' is not {choices}")
+        for key in ("learning_rate", "warmup_steps", "decay_steps", "clip_norm"):
+            _require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
+        _require(0 <= self.final_fraction <= 1, "final_fraction", self.final_fraction, "between 0 and 1")
+
+
+@dataclass(frozen=True)
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay: lr * (m / (sqrt(v) + epsilon) + weight_decay * parameter).
+
+    `bias_correction=False` with epsilon 1e-6 is BERT's released optimizer; the defaults are GPT's. Decay leaves out
+    what `decay_exclude` names: by name, never by rank.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.01
+    decay_exclude: tuple[str, ...] = BIASES_AND_NORMS
+    bias_correction: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(0 <= self.beta1 < 1, "beta1", self.beta1, "at least 0 and below 1")
+        _require(0 <= self.beta2 < 1, "beta2", self.beta2, "at least 0 and below 1")
+        _require(self.epsilon >= 0, "epsilon", self.epsilon, "0 or more")
+        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+
+
+@dataclass(frozen=True)
+class Adafactor(Optimizer):
+    """Adafactor as T5 uses it (section 3.1.2): second moments factored into rows and columns, no first moment.
+
+    The second moment of update t decays by 1 - t^-decay_exponent; a layer's update is divided by
+    max(1, RMS(update) / clip_threshold) and multiplied by max(RMS(parameter), epsilon2); arrays are factored when both
+    dimensions reach `factor_min_dim`. `beta1` above 0 adds a first moment of the finished update.
+    """
+
+    learning_rate: float = 0.01
+    schedule: str = "inverse_sqrt_flat"
+    warmup_steps: int = 10_000
+    clip_norm: float = 0.0
+    decay_exponent: float = 0.8
+    clip_threshold: float = 1.0
+    epsilon1: float = 1e-30
+    epsilon2: float = 1e-3
+    factor_min_dim: int = 128
+    parameter_scale: bool = True
+    beta1: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(0 <= self.beta1 < 1, "beta1", self.beta1, "at least 0 and below 1")
+        for key in ("decay_exponent", "clip_threshold", "epsilon1", "epsilon2", "factor_min_dim"):
+            _require(getattr(self, key) > 0, key, getattr(self, key), "above 0")
+
+
+OPTIMIZERS = {"adamw": AdamW, "adafactor": Adafactor}
+
+
+def schedule(config: Optimizer, num_steps: int) -> Schedule:
+    """Return the learning rate as a function of the number of updates done, for a run of `num_steps` updates.
+
+    Raises:
+      UserError: the decay would end before the warm-up does.
+    """
+    warmup, end = config.warmup_steps, config.decay_steps or num_steps
+    if config.schedule in _DECAYING and warmup >= end > 0:
+        key = "optimizer.decay_steps" if config.decay_steps else "training.num_steps"
+        raise UserError(f"optimizer.warmup_steps: {warmup} leaves no step to decay in; it must be below {key} ({end})")
+    shape = SCHEDULES[config.schedule]
+
+    def learning_rate(step: Any) -> jax.Array:
+        n = jnp.asarray(step, jnp.float32)
+        return jnp.asarray(config.learning_rate * shape(n, warmup, end, config.final_fraction), jnp.float32)
+
+    return learning_rate
+
+
+def make_optimizer(config: Optimizer, num_steps: int, params: dict[str, Any]) -> optax.GradientTransformation:
+    """Build the optimizer of `config` for a run of `num_steps` updates.
+
+    `params` is the tree of parameters or of their shapes. The state's trees keep each parameter's path as the end of
+    their own; Adafactor keeps one entry per number of layers ("layers_12/v_row/decoder/layers/…").
+
+    Raises:
+      UserError: a pattern of `decay_exclude` other than the default ones selects nothing, or `schedule` refuses.
+    """
+    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    rate = optax.scale_by_learning_rate(schedule(config, num_steps))
+    if isinstance(config, AdamW):
+        adam = optax.scale_by_adam if config.bias_correction else scale_by_uncorrected_adam
+        decay = [decay_weights(config.weight_decay, config.decay_exclude, params)] if config.weight_decay else []
+        return optax.chain(*clip, adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon), *decay, rate)
+    if isinstance(config, Adafactor):
+        factored = optax.scale_by_factored_rms(
+            decay_rate=config.decay_exponent,
+            epsilon=config.epsilon1,
+            min_dim_size_to_factor=config.factor_min_dim,
+        )
+        scale = [optax.scale_by_param_block_rms(config.epsilon2)] if config.parameter_scale else []
+        layer = optax.chain(factored, optax.clip_by_block_rms(config.clip_threshold), *scale)
+        momentum = [optax.ema(config.beta1, debias=False)] if config.beta1 else []
+        return optax.chain(*clip, per_layer(layer), rate, *momentum)
+    raise TypeError(f"no optimizer for {type(config).__name__}")
+
+
+def freeze(
+    optimizer: optax.GradientTransformation,
+    trainable: tuple[str, ...],
+    params: dict[str, Any],
+    where: str = "training.trainable",
+) -> optax.GradientTransformation:
+    """Train only what the patterns in `trainable` select.
+
+    Frozen arrays, and frozen layers of a stack, get updates of exactly zero, decay included, and their gradients do not
+    count in the clip norm. Arrays that are frozen whole have no optimizer state. `params` may be shapes.
+
+    Raises:
+      UserError: a pattern selects nothing, or there is none; `where` names the key in the message.
+    """
+    if not trainable:
+        raise UserError(f"{where}: no pattern is given, so nothing would train; '.*' trains everything")
+    selection = flatten(mask(params, trainable, where))
+    if all(keep is True for keep in selection.values()):
+        return optimizer
+    chosen = {path: keep for path, keep in selection.items() if keep is not False}
+
+    def select(path: str, leaf: Any) -> Any:
+        return leaf if chosen[path] is True else jnp.where(chosen[path], leaf, 0)
+
+    def prune(tree: dict[str, Any]) -> dict[str, Any]:
+        return unflatten({path: leaf for path, leaf in flatten(tree).items() if path in chosen})
+
+    def init(params: dict[str, Any]) -> Any:
+        return optimizer.init(prune(params))
+
+    def update(gradients: dict[str, Any], state: Any, params: dict[str, Any] | None = None) -> tuple[Any, Any]:
+        selected = {path: select(path, leaf) for path, leaf in flatten(prune(gradients)).items()}
+        updates, state = optimizer.update(unflatten(selected), state, None if params is None else prune(params))
+        flat = flatten(updates)
+        return unflatten(
+            {
+                path: select(path, flat[path]) if path in chosen else jnp.zeros_like(gradient)
+                for path, gradient in flatten(gradients).items()
+            }
+        ), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def per_layer(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Apply a transformation that is defined per tensor to every layer of a stacked array on its own.
+
+    The transformation must treat arrays independently of each other (a global norm would see one layer at a time).
+    """
+
+    def split(tree: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        groups: dict[str, dict[str, Any]] = {}
+        for path, leaf in flatten(tree).items():
+            layers = num_layers(path, leaf.shape)
+            groups.setdefault(f"layers_{layers}" if layers else "single", {})[path] = leaf
+        return {name: unflatten(leaves) for name, leaves in groups.items()}
+
+    def mapped(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        return function if name == "single" else jax.vmap(function)
+
+    def init(params: dict[str, Any]) -> dict[str, Any]:
+        return {name: mapped(name, transformation.init)(group) for name, group in split(params).items()}
+
+    def update(updates: dict[str, Any], state: dict[str, Any], params: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        groups, flat, new_state = split(params), {}, {}
+        for name, group in split(updates).items():
+            done, new_state[name] = mapped(name, transformation.update)(group, state[name], groups[name])
+            flat.update(flatten(done))
+        return unflatten({path: flat[path] for path in flatten(updates)}), new_state
+
+    return optax.GradientTransformation(init, update)
+
+
+def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """Adam's m / (sqrt(v) + eps) with the moments as they are, starting from zero (BERT's released optimizer)."""
+
+    def init(params: Any) -> optax.ScaleByAdamState:
+        zeros = optax.tree.zeros_like(params)
+        return optax.ScaleByAdamState(count=jnp.zeros([], jnp.int32), mu=zeros, nu=optax.tree.zeros_like(params))
+
+    def update(updates: Any, state: optax.ScaleByAdamState, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
+        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+        nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
+        updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
+        return updates, optax.ScaleByAdamState(count=optax.safe_increment(state.count), mu=mu, nu=nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def decay_weights(
+    weight_decay: float, exclude: tuple[str, ...], params: dict[str, Any]
+) -> optax.GradientTransformation:
+    """Add weight_decay * parameter to the update of whatever `exclude` does not select; it may select layers."""
+    # The default names may be absent (T5 has no biases); anything else that selects nothing is a misspelling.
+    mask(params, [pattern for pattern in exclude if pattern not in BIASES_AND_NORMS], "optimizer.decay_exclude")
+    excluded = flatten(mask(params, exclude, strict=False))
+
+    def decay(path: str, update: Any, param: Any) -> Any:
+        if excluded[path] is True:
+            return update
+        return update + weight_decay * (param if excluded[path] is False else jnp.where(excluded[path], 0, param))
+
+    def add(updates: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
+        flat = flatten(params)
+        return unflatten({path: decay(path, update, flat[path]) for path, update in flatten(updates).items()})
+
+    return optax.stateless(add)
+
+
+def _linear(n: jax.Array, warmup: int, end: int, final: float) -> jax.Array:
+    return jnp.where(n < warmup, n / max(warmup, 1), _down_to(final, 1 - _progress(n, 0, end)))
+
+
+def _linear_product(n: jax.Array, warmup: int, end: int, final: float) -> jax.Array:
+    return _constant(n, warmup, end, final) * _down_to(final, 1 - _progress(n, 0, end))
+
+
+def _linear_from_peak(n: jax.Array, warmup: int, end: int, final: float) -> jax.Array:
+    return jnp.where(n < warmup, n / max(warmup, 1), _down_to(final, 1 - _progress(n, warmup, end)))
+
+
+def _cosine(n: jax.Array, warmup: int, end: int, final: float) -> jax.Array:
+    wave = 0.5 * (1 + jnp.cos(jnp.pi * _progress(n, warmup, end)))
+    return jnp.where(n < warmup, n / max(warmup, 1), _down_to(final, wave))
+
+
+def _constant(n: jax.Array, warmup: int, end: int, final: float) -> jax.Array:
+    return jnp.where(n < warmup, n / max(warmup, 1), 1.0)
+
+
+def _inverse_sqrt(n: jax.Array, warmup: int, end: int, final: float) -> jax.Array:
+    # The paper counts updates from 1.
+    return jnp.minimum((n + 1) / max(warmup, 1), jnp.sqrt(max(warmup, 1) / (n + 1)))
+
+
+def _inverse_sqrt_flat(n: jax.Array, warmup: int, end: int, final: float) -> jax.Array:
+    return jnp.sqrt(max(warmup, 1) / jnp.maximum(n, max(warmup, 1)))
+
+
+def _progress(n: jax.Array, start: int, end: int) -> jax.Array:
+    """How far n has come from `start` to `end`, within 0 and 1."""
+    return jnp.clip((n - start) / max(end - start, 1), 0, 1)
+
+
+def _down_to(final: float, left: jax.Array) -> jax.Array:
+    return final + (1 - final) * left
+
+
+SCHEDULES = {
+    "linear": _linear,
+    "linear_product": _linear_product,
+    "linear_from_peak": _linear_from_peak,
+    "cosine": _cosine,
+    "constant": _constant,
+    "inverse_sqrt": _inverse_sqrt,
+    "inverse_sqrt_flat": _inverse_sqrt_flat,
+}
+_DECAYING = ("linear", "linear_product", "linear_from_peak", "cosine")
+
+
+def _require(valid: bool, key: str, value: Any, wanted: str) -> None:
+    if not valid:
+        raise UserError(f"optimizer.{key}: {value} must be {wanted}")

@@ -1,0 +1,70 @@
+"""What a run shows while it goes: a bar on a terminal, plain lines elsewhere, nothing when quiet."""
+
+import math
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+LINE_EVERY = 5.0  # seconds between plain progress lines of one activity
+
+
+class Display:
+    """Shows activities (tokenising, training). `note` prints a line above the bar; output goes to stderr."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, highlight=False, quiet=quiet)
+        self.bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[values]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+        )
+        self._tasks: dict[str, Any] = {}
+        self._last: dict[str, float] = {}
+
+    def __enter__(self) -> "Display":
+        if self.console.is_terminal:
+            self.bar.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.bar.stop()
+
+    def note(self, text: Any) -> None:
+        """Print a line, or a rich table."""
+        self.console.print(text, markup=False, soft_wrap=True) if isinstance(text, str) else self.console.print(text)
+
+    def progress(self, activity: str, done: int, total: int, values: Mapping[str, float] | None = None) -> None:
+        """Show that `done` of `total` units of an activity are done (total 0: unknown), with some values beside it."""
+        words = "  ".join(f"{name} {shown(value)}" for name, value in (values or {}).items())
+        if self.console.is_terminal:
+            if activity not in self._tasks:
+                self._tasks[activity] = self.bar.add_task(activity, total=total or None, completed=done, values=words)
+            self.bar.update(self._tasks[activity], completed=done, total=total or None, values=words)
+            if total and done >= total:
+                self.bar.remove_task(self._tasks.pop(activity))
+            return
+        now = time.monotonic()
+        if now - self._last.get(activity, -LINE_EVERY) >= LINE_EVERY or (total and done >= total):
+            self._last[activity] = now
+            count = f" {done}/{total}" if total else f" {done}" if done else ""
+            self.note(f"{activity}{count}  {words}".rstrip())
+
+
+def shown(value: float) -> str:
+    """Return a number as a person reads it: 12.3k, 3.21, 0.00012."""
+    if not math.isfinite(value):
+        return str(value)
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= limit:
+            return f"{value / (1e3 if unit == 'k' else limit):.1f}{unit}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -1,0 +1,170 @@
+"""The page: one HTML file with everything in it, and the PNG of every figure beside it."""
+
+import datetime
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from jaxformer.errors import disk_errors
+from jaxformer.report.plots import Plot, metric_name, plots_of
+from jaxformer.report.read import Run, find_runs
+from jaxformer.report.summary import DASH, columns, count, duration, energy, mass, significant, summary_rows
+from jaxformer.report.transfer import ARMS, sentences, table, transfer_plots
+
+PAGE = "report.html"
+
+
+def write_report(folders: Sequence[Path | str], out: Path) -> Path:
+    """Write `out`/report.html on the runs in (or below) `folders`, with PNG plots beside it; return the page's path.
+
+    Raises `UserError` for a folder that holds no run, or when `out` cannot be written.
+    """
+    runs = find_runs(folders)
+    title = runs[0].name if len(runs) == 1 else f"{len(runs)} training runs"
+    return _write(runs, out, title, study=None)
+
+
+def write_transfer_report(study: Mapping[str, Any], runs: Sequence[Run], out: Path) -> Path:
+    """Write `out`/report.html on a transfer study (see `jaxformer.report.transfer`) and the runs it was made of."""
+    return _write(runs, out, f"What pretraining brings: {study['family']} on {study['task']}", study)
+
+
+def _write(runs: Sequence[Run], out: Path, title: str, study: Mapping[str, Any] | None) -> Path:
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        page = out / PAGE
+        page.write_text(_render(runs, out, title, study), encoding="utf-8")
+    return page
+
+
+def _render(runs: Sequence[Run], out: Path, title: str, study: Mapping[str, Any] | None) -> str:
+    # Everything from a run's files is escaped; only our own SVG goes in as it is.
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["svg"] = lambda plot: Markup(plot.svg)
+    rows = summary_rows(runs)
+    transfer = None
+    if study is not None:
+        headings, cells = table(study)
+        transfer = {
+            "words": sentences(study),
+            "arms": list(ARMS.values()),
+            "headings": headings,
+            "edges": [2, 7, 12],  # columns that begin a block: one per arm, and the gain
+            "rows": cells,
+            "plots": transfer_plots(study, out),
+        }
+    return environment.get_template("page.html").render(
+        title=title,
+        written=datetime.datetime.now().astimezone().strftime("%-d %B %Y, %H:%M"),
+        tiles=_tiles(runs, rows),
+        columns=[column for column in columns(rows) if column.heading not in ("Experiment", "Model")],
+        origins=[" · ".join(str(row[key]) for key in ("experiment", "family", "preset") if row[key]) for row in rows],
+        groups=_groups(runs, out),
+        details=[_detail(run, row) for run, row in zip(runs, rows, strict=True)],
+        measured=_how_measured(runs),
+        transfer=transfer,
+    )
+
+
+def _tiles(runs: Sequence[Run], rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The sums over all runs that stand at the top of the page: (value, what it is)."""
+
+    def total(key: str) -> float | None:
+        known = [row[key] for row in rows if row[key] is not None]
+        return sum(known) if known else None
+
+    tiles = [(str(len(runs)), "run" if len(runs) == 1 else "runs")]
+    for key, show, label in (
+        ("tokens", count, "tokens trained on"),
+        ("seconds", duration, "training time"),
+        ("energy_kwh", energy, "energy"),
+        ("co2eq_kg", mass, "CO₂eq"),
+    ):
+        value = total(key)
+        if value is not None:
+            tiles.append((show(value), label))
+    return tiles
+
+
+def _groups(runs: Sequence[Run], out: Path) -> list[tuple[str, list[Plot]]]:
+    """(heading, plots) per objective or task: only runs that share it have comparable losses."""
+    groups: dict[tuple[bool, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.is_supervised, run.supervision), []).append(run)
+    return [
+        (f"{'Fine-tuning' if is_supervised else 'Pretraining'}: {name.replace('_', ' ')}", plots_of(members, out, name))
+        for (is_supervised, name), members in groups.items()
+    ]
+
+
+def _detail(run: Run, row: Mapping[str, Any]) -> dict[str, Any]:
+    """What is folded away under a run's name: command, versions, stored results."""
+    record = run.record
+    packages = record.get("packages") or {}
+    facts = [
+        ("Folder", row["path"]),
+        ("Started", record.get("created")),
+        ("Device", row["device"]),
+        ("Revision", record.get("git_revision")),
+        ("Packages", ", ".join(f"{name} {version}" for name, version in packages.items())),
+        ("Segments", str(run.emissions.segments) if run.emissions.segments > 1 else ""),
+    ]
+    results = [(name, _scalars(result)) for name, result in run.results.items()]
+    return {
+        "name": run.name,
+        "command": row["command"] or DASH,
+        "facts": [(name, value) for name, value in facts if value],
+        "results": [(name, scalars) for name, scalars in results if scalars],
+    }
+
+
+def _scalars(result: Any) -> list[tuple[str, str]]:
+    """The numbers at the top of a result file; lists such as predictions are left to the file."""
+    if not isinstance(result, Mapping):
+        return []
+    numbers = {name: value for name, value in result.items() if isinstance(value, int | float)}
+    return [
+        (metric_name(name), str(value) if isinstance(value, int) else f"{value:.4g}") for name, value in numbers.items()
+    ]
+
+
+def _how_measured(runs: Sequence[Run]) -> list[str]:
+    """Where the energy figures come from, in sentences; what a reader must know before comparing them."""
+    measured = [run.emissions for run in runs if run.emissions.segments]
+    if not measured:
+        return ["No energy was measured for these runs."]
+    total = sum(emissions.energy_kwh for emissions in measured)
+    parts = {
+        "CPU": sum(emissions.cpu_kwh for emissions in measured),
+        "GPU": sum(emissions.gpu_kwh for emissions in measured),
+        "memory": sum(emissions.ram_kwh for emissions in measured),
+    }
+    seconds = sum(emissions.seconds for emissions in measured)
+    grams = 1000 * sum(emissions.emissions_kg for emissions in measured) / total if total else 0.0
+    shares = ", ".join(f"{name} {100 * part / total:.0f} %" for name, part in parts.items() if total and part)
+    countries = sorted({emissions.country or "the world average" for emissions in measured})
+    lines = [
+        f"Energy is what CodeCarbon recorded for the machine, start-up and evaluation included: {energy(total)} over "
+        f"{duration(seconds)}, {significant(total * 3.6e6 / seconds if seconds else 0.0)} W on average ({shares}).",
+        f"CO₂eq assumes {significant(grams)} g per kWh ({', '.join(countries)}).",
+        "Where a machine has no energy counters, CodeCarbon models the power of CPU and memory from nominal values and "
+        "load: such figures compare runs on one machine, not machines with each other.",
+    ]
+    missing = len(runs) - len(measured)
+    unreadable = sum(run.emissions.unreadable for run in runs)
+    if missing:
+        lines.append(f"{missing} of {len(runs)} runs recorded no energy and are not in the sums.")
+    if unreadable:
+        lines.append(
+            f"{unreadable} emission file{'s' if unreadable > 1 else ''} could not be read and is not in the sums."
+        )
+    return lines

@@ -1,0 +1,179 @@
+"""The train loop: open the run, prepare data, build, restore or initialise, then step, log, evaluate and save.
+
+Precedence: resume the run's own workdir, else start from `init_from`, else start fresh.
+"""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxformer.build import bind, build_model, choose_tokenizer, held_out_batches, held_out_rows, label_names
+from jaxformer.checkpoint import Checkpoints, restore_params
+from jaxformer.config import Config
+from jaxformer.data.batches import train_batches
+from jaxformer.data.prepare import cache_folder, prepare
+from jaxformer.errors import disk_errors
+from jaxformer.evaluation import evaluate
+from jaxformer.footprint import Footprint
+from jaxformer.models.model import count_parameters
+from jaxformer.monitor import Meter, Signals
+from jaxformer.optimizers import freeze, make_optimizer, schedule
+from jaxformer.progress import Display
+from jaxformer.run import MetricsLog, check_unchanged, is_run, write_record
+from jaxformer.sharding import make_mesh, place, replicated
+from jaxformer.step import TrainState, init_state, make_eval_step, make_train_step
+
+
+class Interrupted(Exception):
+    """SIGTERM or Ctrl-C: the run was saved and can go on. `code` is the exit code."""
+
+    def __init__(self, step: int, workdir: Path, number: int) -> None:
+        name = signal.Signals(number).name
+        super().__init__(f"stopped by {name} and saved {workdir} at step {step}; run the same command to go on")
+        self.code = 130 if number == signal.SIGINT else 75
+
+
+def train(
+    config: Config, workdir: Path, *, allow_config_change: bool = False, display: Display | None = None
+) -> dict[str, float]:
+    """Train to `training.num_steps` and return the last held-out metrics ("eval/…") and the last "train/loss".
+
+    Raises UserError for what the user can fix and Interrupted after saving on SIGTERM or Ctrl-C.
+    """
+    resumes = is_run(workdir)
+    if resumes and not allow_config_change:
+        check_unchanged(workdir, config)
+    with disk_errors(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+    cache_compilations()
+    display = display or Display(quiet=True)
+    footprint = Footprint(workdir, config.footprint, jax.process_index())
+    try:
+        return _train(config, workdir, resumes, display, footprint)
+    finally:
+        footprint.stop()
+
+
+def cache_compilations() -> None:
+    """Keep compiled programs on disk between runs, unless JAX was told where to keep them."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _train(config: Config, workdir: Path, resumes: bool, display: Display, footprint: Footprint) -> dict[str, float]:
+    training = config.training
+    tokenizer = choose_tokenizer(config, workdir, resumes, display)
+    labels = label_names(config)
+    supervision = bind(config, tokenizer, labels)
+    members = prepare(config.data, supervision, tokenizer, "train", seed=config.seed, progress=display.progress)
+    held_out = held_out_rows(config, supervision, tokenizer, display)
+    model = build_model(config, supervision)
+    mesh = make_mesh(config.sharding, training.batch_size // training.accumulation_steps)
+
+    rng = jax.random.key(config.seed)
+    init_rng, dropout_rng = jax.random.split(rng)
+    shapes = jax.eval_shape(model.init, init_rng)
+    optimizer = freeze(make_optimizer(config.optimizer, training.num_steps, shapes), training.trainable, shapes)
+    num_parameters = count_parameters(model)
+    if not resumes:
+        tokenizer.save(workdir / "tokenizer.json")
+        write_record(workdir, config, labels, num_parameters)
+    devices = f"{mesh.size} {jax.devices()[0].device_kind} device{'s' * (mesh.size > 1)}"
+    display.note(f"{config.name}: {num_parameters:,} parameters on {devices}")
+
+    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
+    everywhere = replicated(mesh)
+    make_state = jax.jit(lambda key: init_state(model, optimizer, key), out_shardings=everywhere)
+    state = _start(config, workdir, resumes, checkpoints, make_state, init_rng, everywhere, display)
+    start = int(state.step)
+    log = MetricsLog(workdir, start)
+    train_step = jax.jit(
+        make_train_step(model, supervision, optimizer, training.accumulation_steps),
+        donate_argnums=0,
+        out_shardings=(everywhere, everywhere),
+    )
+    eval_step = jax.jit(make_eval_step(model, supervision))
+    batches = train_batches(
+        members,
+        supervision,
+        seed=config.seed,
+        batch_size=training.batch_size,
+        start_step=start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=config.data.workers,
+    )
+    meter = Meter(config, model, supervision, start, log, display, schedule(config.optimizer, training.num_steps))
+    results: dict[str, float] = {}
+
+    def judge() -> dict[str, float]:
+        if held_out is None:
+            return {}
+        metrics = evaluate(
+            model, supervision, eval_step, state.params, held_out_batches(config, supervision, held_out),
+            place=lambda batch: place(mesh, batch), tokenizer=tokenizer, labels=labels,
+        )  # fmt: skip
+        return {f"eval/{name}": value for name, value in metrics.items()}
+
+    with Signals() as signals:
+        try:
+            pending: dict[str, jax.Array] | None = None
+            for step in range(start + 1, training.num_steps + 1):
+                batch = place(mesh, next(batches))
+                state, metrics = train_step(state, batch, dropout_rng)
+                if pending is not None:  # the device is already at the next step while this one's numbers are read
+                    meter.read(step - 1, pending)
+                pending = metrics
+                last = step == training.num_steps
+                evaluates = last or (training.eval_every and step % training.eval_every == 0)
+                saves = last or signals.received or (config.checkpoint.every and step % config.checkpoint.every == 0)
+                if not (evaluates or saves):
+                    continue
+                # A state is judged or saved only once its own loss is known to be finite.
+                meter.read(step, pending, always=True)
+                pending = None
+                if evaluates and not signals.received:
+                    with meter.paused():
+                        results = judge()
+                    if results:
+                        log.write(step, results)
+                        words = "  ".join(f"{name} {value:.4g}" for name, value in results.items())
+                        display.note(f"step {step}: {words}")
+                if saves:
+                    with meter.paused():
+                        checkpoints.save(step, state, results)
+                        footprint.flush()
+                if signals.received:
+                    checkpoints.wait()
+                    raise Interrupted(step, workdir, signals.received)
+            checkpoints.wait()
+        finally:
+            batches.close()
+            log.close()
+            checkpoints.close()
+    return {"train/loss": meter.loss, **(results or judge())}
+
+
+def _start(
+    config: Config, workdir: Path, resumes: bool, checkpoints: Checkpoints, make_state: Any, rng: jax.Array,
+    sharding: jax.sharding.Sharding, display: Display,
+) -> TrainState:  # fmt: skip
+    """Return the state to go on from: the newest good checkpoint, else `init_from`, else fresh."""
+    if resumes:
+        shapes = jax.eval_shape(make_state, rng)
+        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
+        found = checkpoints.restore_latest(target)
+        if found is not None:
+            display.note(f"resuming {workdir} at step {found[0]}")
+            return found[1]
+    state = make_state(rng)
+    if config.init_from:
+        params, table = restore_params(
+            Path(config.init_from), state.params, skip=config.checkpoint.init_skip, new=config.checkpoint.init_new
+        )
+        display.note(table.render())
+        state = state._replace(params=params)
+    return state
