@@ -45,8 +45,7 @@ def test_a_kill_loses_only_the_time_since_the_last_flush(tmp_path):
         tmp_path,
         """
         footprint = Footprint(Path(sys.argv[1]), FootprintConfig(country_iso_code="FRA"))
-        while not (Path(sys.argv[1]) / "emissions" / "1-0.csv").exists():
-            time.sleep(0.05)
+        footprint._thread.join()
         time.sleep(0.6)
         footprint.flush()
         print("flushed", time.perf_counter() - footprint._begun, flush=True)

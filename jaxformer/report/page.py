@@ -50,6 +50,7 @@ def _render(runs: Sequence[Run], out: Path, title: str, study: Mapping[str, Any]
         lstrip_blocks=True,
     )
     environment.filters["svg"] = lambda plot: Markup(plot.svg)
+    now = datetime.datetime.now()
     rows = summary_rows(runs)
     transfer = None
     if study is not None:
@@ -64,7 +65,7 @@ def _render(runs: Sequence[Run], out: Path, title: str, study: Mapping[str, Any]
         }
     return environment.get_template("page.html").render(
         title=title,
-        written=datetime.datetime.now().astimezone().strftime("%-d %B %Y, %H:%M"),
+        written=f"{now.day} {now:%B %Y, %H:%M}",
         tiles=_tiles(runs, rows),
         columns=[column for column in columns(rows) if column.heading not in ("Experiment", "Model")],
         origins=[" · ".join(str(row[key]) for key in ("experiment", "family", "preset") if row[key]) for row in rows],

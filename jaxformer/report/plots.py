@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from xml.sax.saxutils import escape
 
 import matplotlib
@@ -76,12 +76,11 @@ STEPS = StrMethodFormatter("{x:,.0f}")
 
 @dataclass(frozen=True)
 class Plot:
-    """A finished figure: `svg` for the page, `png` the file beside it, `title` and `caption` for the reader."""
+    """A finished figure: `svg` for the page, `title` and `caption` for the reader."""
 
     title: str
     caption: str
     svg: str
-    png: str
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class Look:
     """How one run is drawn everywhere in a report."""
 
     colour: str
-    line: str
+    line: Literal["-", "--"]
     marker: str
     is_best: bool = True
 
@@ -107,7 +106,10 @@ def plots_of(runs: Sequence[Run], folder: Path, suffix: str) -> list[Plot]:
         _throughput(runs, looks),
         _cost(runs, looks),
     ]
-    return [save(figure, folder, f"{name}-{suffix}", *words) for name, *words, figure in filter(None, drawn)]
+    return [
+        save(figure, folder, f"{name}-{suffix}", title, caption, about=suffix.replace("_", " "))
+        for name, title, caption, figure in filter(None, drawn)
+    ]
 
 
 Drawn = tuple[str, str, str, Figure] | None
@@ -177,6 +179,7 @@ def _throughput(runs: Sequence[Run], looks: Mapping[str, Look]) -> Drawn:
                     linestyle=look.line,
                     zorder=look.order,
                     linewidth=1.3 if look.is_best else 0.8,
+                    alpha=1.0 if look.is_best else 0.6,
                     gid=RUN + run.name,
                 )
             panel.set_xlabel("Step")
@@ -258,7 +261,7 @@ def _looks(runs: Sequence[Run]) -> dict[str, Look]:
     coloured = list(runs) if len(runs) <= MOST_COLOURED else sorted(runs, key=final)[:BEST]
     looks = {run.name: grey for run in runs}
     for number, run in enumerate(coloured):
-        line = "-" if number < len(SERIES) else "--"
+        line: Literal["-", "--"] = "-" if number < len(SERIES) else "--"
         looks[run.name] = Look(SERIES[number % len(SERIES)], line, MARKERS[number % len(MARKERS)])
     return looks
 
@@ -303,7 +306,9 @@ def _legend(figure: Figure, runs: Sequence[Run], looks: Mapping[str, Look], with
 
 
 def _short(name: str, limit: int = 48) -> str:
-    return name if len(name) <= limit else f"…{name[1 - limit :]}"
+    """A run's name as matplotlib shows it literally: no formula between dollars, no label hidden by an underscore."""
+    name = name if len(name) <= limit else f"…{name[1 - limit :]}"
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def metric_name(key: str) -> str:
@@ -312,15 +317,21 @@ def metric_name(key: str) -> str:
     return {"f1": "F1 (macro)"}.get(words, words[:1].upper() + words[1:])
 
 
-def save(figure: Figure, folder: Path, name: str, title: str, caption: str) -> Plot:
-    """Write `name`.png into `folder` and return the plot with its SVG. Raises `UserError` when the disk is full."""
+def save(figure: Figure, folder: Path, name: str, title: str, caption: str, about: str = "") -> Plot:
+    """Write `name`.png into `folder`, headed by `title` and what it is about, and return the plot with its SVG.
+
+    Raises `UserError` when the disk is full.
+    """
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}), disk_errors(folder):
         png, svg = io.BytesIO(), io.StringIO()
+        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        # The page has headings of its own; the picture alone needs one.
+        heading = f"{title}: {about}" if about else title
+        figure.suptitle(heading, x=0.01, ha="left", fontsize=11, fontweight="bold")
         figure.savefig(png, format="png", dpi=160)
         (folder / f"{name}.png").write_bytes(png.getvalue())
-        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return Plot(title, caption, _inline(svg.getvalue(), title), f"{name}.png")
+    return Plot(title, caption, _inline(svg.getvalue(), title))
 
 
 def _inline(svg: str, title: str) -> str:

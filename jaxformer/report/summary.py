@@ -156,6 +156,7 @@ def significant(value: float, digits: int = 3) -> str:
     """`value` with three significant digits, never in exponent form: 1,234 · 12.3 · 0.0123."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
+    value = float(f"{value:.{digits - 1}e}")  # first, so that 0.9998 becomes 1.00
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     return f"{value:,.{decimals}f}"
 
