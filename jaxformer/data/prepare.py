@@ -32,7 +32,9 @@ def corpus_tokenizer(config: Any, source: Source, progress: Progress | None = No
     members = weighted_sources(source)
     if not hasattr(config, "vocab_size"):
         return load_tokenizer(Path(config.path))
-    key = json.dumps([type(config).__name__, dataclasses.asdict(config), [member.fingerprint("train") for member, _ in members]])
+    key = json.dumps(
+        [type(config).__name__, dataclasses.asdict(config), [member.fingerprint("train") for member, _ in members]]
+    )
     path = cache_folder() / "tokenizers" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     if not path.exists():
         if progress:
@@ -53,7 +55,9 @@ def prepare(
     members: list[Member] = []
     for member, weight in weighted_sources(source):
         if hasattr(supervision, "fields"):
-            members.append((build_examples(member, split, tokenizer, supervision.fields, cache_folder(), progress), weight))
+            members.append(
+                (build_examples(member, split, tokenizer, supervision.fields, cache_folder(), progress), weight)
+            )
         else:
             store = build_store(member, split, tokenizer, cache_folder(), progress)
             members.append((build_rows(store, supervision, seed), weight))

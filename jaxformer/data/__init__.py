@@ -1,0 +1,1 @@
+"""Source -> documents -> token store -> row index -> objective or task -> batch."""
