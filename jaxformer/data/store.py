@@ -69,7 +69,7 @@ class ExampleStore:
         for place, field in enumerate(self.fields):
             document = int(number) * len(self.fields) + place
             start, end = self.store.document_offsets[document : document + 2]
-            texts[field] = self.store.tokens[start:end].astype(np.int32)
+            texts[field] = np.array(self.store.tokens[start:end], np.int32)
         return texts | {"label": int(self.labels[number])}
 
 
