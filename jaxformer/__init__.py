@@ -1,0 +1,24 @@
+"""jaxformer: decoder-only, encoder-only and encoder-decoder Transformers in JAX and Flax.
+
+    import jaxformer
+    run = jaxformer.load("runs/gpt-smoke")
+
+The command line (`jaxformer --help`) does the rest. Importing this package imports neither JAX nor anything else.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxformer.run import load
+
+__all__ = ["__version__", "load"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import `load` when it is first asked for, so that `jaxformer --help` need not wait for JAX."""
+    if name == "load":
+        from jaxformer.run import load
+
+        return load
+    raise AttributeError(f"module 'jaxformer' has no attribute '{name}'")

@@ -1,0 +1,123 @@
+"""From rows to global batches with Grain: a pure function of (config, step), whatever the number of hosts or workers.
+
+Row j of the batch of step n is example g = n * batch_size + j of an endless, shuffled sequence; what the objective
+draws for it comes from an rng of (seed, g). So the data position of a run is its step.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+Batch = dict[str, np.ndarray]
+Transform = Callable[[Any, np.random.Generator], Mapping[str, np.ndarray]]
+
+
+class _Draw(grain.transforms.RandomMap):
+    """Applies an objective or a task with the rng of the example's number."""
+
+    def __init__(self, transform: Transform) -> None:
+        self.transform = transform
+
+    def random_map(self, element: Any, rng: np.random.Generator) -> Mapping[str, np.ndarray]:
+        return self.transform(element, rng)
+
+
+class _Block(grain.MapDataset):
+    """The examples of one process: the contiguous block of each global batch that its devices hold."""
+
+    def __init__(self, parent: grain.MapDataset, batch_size: int, process_index: int, process_count: int) -> None:
+        super().__init__(parent)
+        self._size, self._own = batch_size, batch_size // process_count
+        self._first = self._own * process_index
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._size * self._own
+
+    def __getitem__(self, index: Any) -> Any:
+        batch, place = divmod(index, self._own)
+        return self._parent[batch * self._size + self._first + place]
+
+
+def train_batches(
+    members: Sequence[tuple[Any, float]],
+    transform: Transform,
+    *,
+    seed: int,
+    batch_size: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+) -> "Batches":
+    """Return an endless iterator over this process's rows of the batches from `start_step` on.
+
+    Each member is shuffled anew every epoch; several are mixed by their weights.
+    """
+    shuffled = [
+        grain.MapDataset.source(rows).shuffle(seed=seed + number).repeat() for number, (rows, _) in enumerate(members)
+    ]
+    weights = [weight for _, weight in members]
+    dataset = shuffled[0] if len(shuffled) == 1 else grain.MapDataset.mix(shuffled, weights)
+    dataset = dataset.random_map(_Draw(transform), seed=seed)
+    # Sliced after the random map: slicing before would change the draws.
+    dataset = _Block(dataset, batch_size, process_index, process_count).batch(batch_size // process_count)
+    if start_step:
+        dataset = dataset[start_step:]
+    # One thread: batches are made while the device computes, and more would take its cores on a CPU.
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+    iterable = dataset.to_iter_dataset(options)
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain's worker processes insist on parsed absl flags
+        iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return Batches(iter(iterable))
+
+
+class Batches:
+    """An iterator over batches that can be closed: threads and worker processes end with it."""
+
+    def __init__(self, iterator: Any) -> None:
+        self._iterator = iterator
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> Batch:
+        return next(self._iterator)
+
+    def close(self) -> None:
+        close = getattr(self._iterator, "close", None)
+        if close is not None:
+            close()
+
+
+def evaluation_batches(
+    rows: Any,
+    transform: Transform,
+    *,
+    seed: int,
+    batch_size: int,
+    limit: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Yield this process's part of batches of all rows (or the first `limit`) in order, the same at every call.
+
+    The last batch is filled with copies of its last row whose weights are 0; their segments stay, so that no softmax is
+    empty. Every process yields the same number of batches.
+    """
+    count = min(limit, len(rows)) if limit else len(rows)
+    own = batch_size // process_count
+    for first in range(0, count, batch_size):
+        examples = []
+        for number in range(first + own * process_index, first + own * (process_index + 1)):
+            real = min(number, count - 1)
+            example = dict(transform(rows[real], np.random.default_rng([seed, real])))
+            if number >= count:
+                weights = [name for name in example if name == "weights" or name.endswith("_weights")]
+                example |= {name: np.zeros_like(example[name]) for name in weights}
+            examples.append(example)
+        yield {name: np.stack([example[name] for example in examples]) for name in examples[0]}

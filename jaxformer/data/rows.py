@@ -1,0 +1,246 @@
+"""The row index: which tokens of a store make up each row that an objective reads. Built once and kept on disk.
+
+A row is {"tokens": int32 [n], "segment_ids": int32 [n] (1, 2, … per document in the row), "sentence_starts": bool [n]},
+n at most the objective's `row_length`; for `segment_pairs` also "boundary" (tokens of A) and "label" (1: B is random).
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jaxformer.data.store import Store
+from jaxformer.errors import UserError, disk_errors
+
+Index = dict[str, np.ndarray]
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Random access to the rows of one store under one objective's settings."""
+
+    store: Store
+    settings: dict[str, Any]
+    index: Index
+
+    def __len__(self) -> int:
+        return len(next(iter(self.index.values())))
+
+    def __getitem__(self, number: int) -> Row:
+        return KINDS[self.settings["rows"]][1](self, int(number))
+
+
+def build_rows(store: Store, objective: Any, seed: int, cache: bool = True) -> Rows:
+    """Return the rows of a store for an objective, from the index kept beside the store where there is one.
+
+    Raises UserError when the store has no text.
+    """
+    if store.document_offsets[-1] == 0:
+        raise UserError("data: there is no text in this split; check the data section, or data.validation_share")
+    settings = dict(objective.row_settings)
+    key = json.dumps([store.fingerprint, settings, seed if settings["rows"] == "segment_pairs" else 0], sort_keys=True)
+    path = store.path / f"rows-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+    if cache and path.exists():
+        try:
+            with np.load(path) as stored:
+                return Rows(store, settings, {name: stored[name] for name in stored.files})
+        except (OSError, ValueError, KeyError, EOFError):
+            pass  # damaged: made again below
+        except Exception as error:  # zipfile.BadZipFile, zlib.error
+            if type(error).__module__ not in ("zipfile", "zlib"):
+                raise
+    index = KINDS[settings["rows"]][0](store, settings, seed)
+    if cache:
+        with disk_errors(path):
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
+            np.savez(temporary, **index)
+            temporary.replace(path)
+    return Rows(store, settings, index)
+
+
+def _windows(store: Store, settings: dict[str, Any], seed: int) -> Index:
+    """Windows of the stream of all documents, each followed by the separator where there is one.
+
+    The last, shorter window is left out, unless it is the only one.
+    """
+    total = int(store.document_offsets[-1]) + _separators(settings) * (len(store.document_offsets) - 1)
+    length = settings["row_length"]
+    return {"start": np.arange(max(1, total // length), dtype=np.int64) * length}
+
+
+def _window(rows: Rows, number: int) -> Row:
+    """Gather stream positions: the stream is never written out, its separators are found by their place."""
+    offsets, separators = rows.store.document_offsets, _separators(rows.settings)
+    stream_starts = offsets + separators * np.arange(len(offsets))
+    start = rows.index["start"][number]
+    places = np.arange(start, min(start + rows.settings["row_length"], stream_starts[-1]))
+    first, last = np.searchsorted(stream_starts, [places[0], places[-1]], side="right") - 1
+    document = first + np.searchsorted(stream_starts[first + 1 : last + 1], places, side="right")
+    within = places - stream_starts[document]
+    ends = within == offsets[document + 1] - offsets[document]
+    return _gathered(rows, offsets[document] + within, ends if separators else None, document - document[0] + 1)
+
+
+def _gathered(rows: Rows, source: np.ndarray, separator: np.ndarray | None, segments: np.ndarray) -> Row:
+    """Return the row of store positions `source`, with the separator's id where `separator` says so."""
+    store = rows.store
+    real = source if separator is None else np.where(separator, 0, source)
+    tokens = store.tokens[real].astype(np.int32)
+    starts = _begins_sentence(store, source)
+    if separator is not None:
+        tokens, starts = np.where(separator, np.int32(rows.settings["separator"]), tokens), starts & ~separator
+    return {"tokens": np.asarray(tokens), "segment_ids": segments.astype(np.int32), "sentence_starts": starts}
+
+
+def _begins_sentence(store: Store, source: np.ndarray) -> np.ndarray:
+    """Return for store positions that stand close together whether each begins a sentence."""
+    low, high = np.searchsorted(store.sentence_starts, [source[0], source[-1] + 1])
+    return np.isin(source, store.sentence_starts[low:high])
+
+
+def _separators(settings: dict[str, Any]) -> int:
+    return int(settings["separator"] is not None)
+
+
+def _packed(store: Store, settings: dict[str, Any], seed: int) -> Index:
+    """Whole documents, cut where longer than a row, packed in order: a row ends where the next piece does not fit.
+
+    Pieces keep the documents' order, so packing needs one search per row.
+    """
+    length = settings["row_length"]
+    lengths = np.diff(store.document_offsets) + _separators(settings)
+    kept = np.flatnonzero(np.diff(store.document_offsets) > 0)
+    counts = -(-lengths[kept] // length)
+    document = np.repeat(kept, counts)
+    first_piece = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    begin = (np.arange(len(document)) - np.repeat(first_piece, counts)) * length
+    size = np.minimum(length, lengths[document] - begin)
+    ends = np.cumsum(size)
+    firsts = [0]
+    while True:
+        filled = ends[firsts[-1] - 1] if firsts[-1] else 0
+        following = int(np.searchsorted(ends, filled + length, side="right"))
+        if following >= len(ends):
+            break
+        firsts.append(following)
+    first = np.array(firsts)
+    last = np.append(first[1:], len(document))
+    # The pieces are stored flat in one column per fact; every row names its range.
+    return {"first": first, "last": last, "document": document, "begin": begin, "size": size}
+
+
+def _packed_row(rows: Rows, number: int) -> Row:
+    index, offsets = rows.index, rows.store.document_offsets
+    pieces = slice(index["first"][number], index["last"][number])
+    document, begin, size = (index[name][pieces] for name in ("document", "begin", "size"))
+    piece = np.repeat(np.arange(len(size)), size)
+    within = begin[piece] + np.arange(len(piece)) - np.repeat(np.cumsum(size) - size, size)
+    source = offsets[document[piece]] + within
+    separator = None
+    if _separators(rows.settings):
+        separator = source == offsets[document[piece] + 1]
+    return _gathered(rows, source, separator, piece + 1)
+
+
+def _segment_pairs(store: Store, settings: dict[str, Any], seed: int) -> Index:
+    """BERT's sentence pairs (released create_pretraining_data): `dupe_factor` passes, each document with its own rng."""
+    offsets, starts = store.document_offsets, store.sentence_starts
+    documents = [
+        (starts[low:high], int(end))
+        for low, high, end in zip(
+            np.searchsorted(starts, offsets[:-1]), np.searchsorted(starts, offsets[1:]), offsets[1:], strict=True
+        )
+        if high > low
+    ]
+    # Sentence boundaries of each document, its end included.
+    bounds = [np.append(begin, end) for begin, end in documents]
+    pairs = [
+        pair
+        for number in range(settings["dupe_factor"])
+        for document in range(len(bounds))
+        for pair in _pairs(bounds, document, settings, np.random.default_rng([seed, number, document]))
+    ]
+    columns = np.array(pairs, np.int64).reshape(-1, 5).T
+    return dict(zip(("a_start", "a_length", "b_start", "b_length", "label"), columns, strict=True))
+
+
+def _pairs(
+    bounds: list[np.ndarray], document: int, settings: dict[str, Any], rng: np.random.Generator
+) -> list[tuple[int, int, int, int, int]]:
+    """Return (a_start, a_length, b_start, b_length, label) of one pass over one document.
+
+    Sentences are collected until they reach the target length; A is a random first part of them, B the rest or, half of
+    the time and whenever there is one sentence only, the beginning of a random place in another document; sentences that
+    B did not use are put back. In a corpus of one document a random B comes from that document, as in the code.
+    """
+    longest, short = settings["row_length"], settings["short_sequence_probability"]
+    target = longest if rng.random() >= short else int(rng.integers(2, longest + 1))
+    own, pairs = bounds[document], []
+    sentence, last = 0, len(bounds[document]) - 1
+    while sentence < last:
+        # The chunk: sentences [sentence, stop) that first reach the target, or the rest of the document.
+        stop = min(int(np.searchsorted(own, own[sentence] + target)), last)
+        stop = max(stop, sentence + 1)
+        count = stop - sentence
+        split = sentence + (int(rng.integers(1, count)) if count >= 2 else 1)
+        a_start, a_length = int(own[sentence]), int(own[split] - own[sentence])
+        if count == 1 or rng.random() < 0.5:
+            label, wanted = 1, target - a_length
+            for _ in range(10):
+                other = int(rng.integers(0, len(bounds)))
+                if other != document:
+                    break
+            theirs = bounds[other]
+            begin = int(rng.integers(0, len(theirs) - 1))
+            end = min(int(np.searchsorted(theirs, theirs[begin] + wanted)), len(theirs) - 1)
+            b_start, b_length = int(theirs[begin]), int(theirs[max(end, begin + 1)] - theirs[begin])
+            following = split
+        else:
+            label, following = 0, stop
+            b_start, b_length = int(own[split]), int(own[stop] - own[split])
+        pairs.append((*_truncated(a_start, a_length, b_start, b_length, longest, rng), label))
+        sentence = following
+        target = longest if rng.random() >= short else int(rng.integers(2, longest + 1))
+    return pairs
+
+
+def _truncated(
+    a_start: int, a_length: int, b_start: int, b_length: int, longest: int, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Cut the longer side token by token, B on a tie, each from its front or its back with equal probability.
+
+    How many tokens each side loses is fixed; how many of them at the front is binomial.
+    """
+    excess = max(0, a_length + b_length - longest)
+    # The longer side first shrinks to the other's length, then both take turns, B first.
+    lead = min(excess, abs(a_length - b_length))
+    cut_a, cut_b = (lead, 0) if a_length > b_length else (0, lead)
+    cut_a, cut_b = cut_a + (excess - lead) // 2, cut_b + (excess - lead + 1) // 2
+    front_a, front_b = int(rng.binomial(cut_a, 0.5)), int(rng.binomial(cut_b, 0.5))
+    return a_start + front_a, a_length - cut_a, b_start + front_b, b_length - cut_b
+
+
+def _pair(rows: Rows, number: int) -> Row:
+    entry = {name: int(column[number]) for name, column in rows.index.items()}
+    sides = [np.arange(entry[f"{side}_start"], entry[f"{side}_start"] + entry[f"{side}_length"]) for side in ("a", "b")]
+    source = np.concatenate(sides)
+    return {
+        "tokens": rows.store.tokens[source].astype(np.int32),
+        "segment_ids": np.ones(len(source), np.int32),
+        "sentence_starts": np.concatenate([_begins_sentence(rows.store, side) for side in sides]),
+        "boundary": entry["a_length"],
+        "label": entry["label"],
+    }
+
+
+# How each kind of row is indexed, and how one is read.
+KINDS: dict[str, tuple[Callable[[Store, dict[str, Any], int], Index], Callable[[Rows, int], Row]]] = {
+    "windows": (_windows, _window),
+    "packed": (_packed, _packed_row),
+    "segment_pairs": (_segment_pairs, _pair),
+}
