@@ -48,7 +48,9 @@ def array_paths(state: Any) -> dict[str, Any]:
     }
 
 
-def write_digest(folder: Path, step: int, arrays: Mapping[str, tuple[Shape, str]], metrics: Mapping[str, float]) -> None:
+def write_digest(
+    folder: Path, step: int, arrays: Mapping[str, tuple[Shape, str]], metrics: Mapping[str, float]
+) -> None:
     """Hash all files below `folder` and write its digest, whole or not at all.
 
     Raises:

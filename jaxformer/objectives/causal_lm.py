@@ -1,4 +1,4 @@
-"""Causal language modelling (GPT, section 3.1; GPT-2; GPT-3)."""
+"""Causal language modelling: predict the next token (GPT, section 3.1; GPT-2; GPT-3)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,19 +6,28 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from jaxformer.errors import UserError
-from jaxformer.objectives.shapes import Shapes, filled
+from jaxformer.errors import UserError, suggest
+from jaxformer.objectives.arrays import FLOAT, INT, Shapes, bound, check_at_least, check_share, padded, positions
 from jaxformer.tokenizers import Vocabulary
+
+PACKINGS = {"windows": "windows", "documents": "packed"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CausalLM:
-    """Predict each next token.
+    """Predict every next token of `sequence_length` tokens.
 
-    `windows` cuts the stream of documents, each followed by the end-of-text token, into rows whose attention does not
-    stop at documents (GPT, GPT-2, GPT-3). `documents` packs whole documents into rows whose segments do not see each
-    other. The end-of-text token is an ordinary target.
+    `packing` "windows" cuts the stream of documents into contiguous rows in which attention crosses documents, as GPT,
+    GPT-2 and GPT-3 do. "documents" packs documents into rows in which none sees another: positions restart, and the last
+    token of a document predicts nothing. End-of-text stands after every document and is an ordinary target.
     """
+
+    name: ClassVar[str] = "causal_lm"
+    families: ClassVar[tuple[str, ...]] = ("decoder_only",)
+    heads: ClassVar[dict[str, int]] = {}
+    predicts_tokens: ClassVar[bool] = True
+    head_dropout: ClassVar[float] = 0.0
+    coefficients: ClassVar[dict[str, float]] = {"tokens": 1.0}
 
     sequence_length: int = 512
     packing: str = "windows"
@@ -26,29 +35,26 @@ class CausalLM:
     z_loss: float = 0.0
     vocabulary: Vocabulary | None = dataclasses.field(default=None, metadata={"config": False})
 
-    families: ClassVar[tuple[str, ...]] = ("decoder_only",)
-    heads: ClassVar[dict[str, int]] = {}
-    head_dropout: ClassVar[float] = 0.0
-    predicts_tokens: ClassVar[bool] = True
-    coefficients: ClassVar[dict[str, float]] = {"tokens": 1.0}
-
     def __post_init__(self) -> None:
-        if self.sequence_length < 1:
-            raise UserError(f"objective.sequence_length: {self.sequence_length} must be at least 1")
-        if self.packing not in ("windows", "documents"):
-            raise UserError(f"objective.packing: '{self.packing}' is not one of windows, documents")
+        check_at_least(1, sequence_length=self.sequence_length)
+        check_share(label_smoothing=self.label_smoothing)
+        check_at_least(0, z_loss=self.z_loss)
+        if self.packing not in PACKINGS:
+            choices = " or ".join(PACKINGS)
+            raise UserError(f"objective.packing: '{self.packing}' is not {choices}{suggest(self.packing, PACKINGS)}")
 
     def bind(self, vocabulary: Vocabulary) -> Self:
-        vocabulary.id("end")
+        """Return a copy that knows the ids. Raises UserError when the tokenizer has no end-of-text."""
+        vocabulary.id("end"), vocabulary.id("pad")
         return dataclasses.replace(self, vocabulary=vocabulary)
 
     @property
     def rows(self) -> str:
-        return {"windows": "windows", "documents": "packed"}[self.packing]
+        return PACKINGS[self.packing]
 
     @property
-    def separator(self) -> int | None:
-        return self.vocabulary.id("end") if self.vocabulary else None
+    def separator(self) -> int:
+        return bound(self.vocabulary).id("end")
 
     @property
     def row_length(self) -> int:
@@ -60,23 +66,27 @@ class CausalLM:
 
     @property
     def shapes(self) -> Shapes:
-        row = (self.sequence_length,)
-        integers = dict.fromkeys(("inputs", "targets", "segment_ids", "positions"), (row, np.dtype(np.int32)))
-        return integers | {"weights": (row, np.dtype(np.float32))}
+        shape = (self.sequence_length,)
+        return {name: (shape, INT) for name in ("inputs", "segment_ids", "positions", "targets")} | {
+            "weights": (shape, FLOAT)
+        }
+
+    @property
+    def num_input_tokens(self) -> int:
+        return self.sequence_length
 
     def __call__(self, row: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        tokens, segments = row["tokens"], row["segment_ids"]
+        """Return one example of `shapes`; draws nothing from `rng`. A row of n tokens gives n - 1 predictions."""
+        pad, length = bound(self.vocabulary).id("pad"), self.sequence_length
+        tokens = np.asarray(row["tokens"])[: self.row_length]
+        segments = np.asarray(row["segment_ids"])[: self.row_length]
         if self.packing == "windows":
-            segments = np.ones_like(tokens)
+            segments = np.ones_like(segments)
         same = segments[1:] == segments[:-1]
-        starts = np.concatenate([[True], ~same])[: len(tokens)]
-        places = np.arange(len(tokens))
-        positions = places - np.maximum.accumulate(np.where(starts, places, 0))
-        return filled(
-            self.shapes,
-            inputs=tokens[:-1],
-            targets=tokens[1:],
-            weights=same,
-            segment_ids=segments[:-1],
-            positions=positions[:-1],
-        )
+        return {
+            "inputs": padded(tokens[:-1], length, fill=pad),
+            "segment_ids": padded(segments[:-1], length),
+            "positions": padded(positions(segments[:-1]), length),
+            "targets": padded(tokens[1:], length, fill=pad),
+            "weights": padded(same, length, FLOAT),
+        }

@@ -1,4 +1,4 @@
-"""Masked language modelling, with or without next-sentence prediction (BERT, section 3.1 and released code)."""
+"""Masked language modelling, with or without next-sentence prediction (BERT, section 3.1 and appendix A.2)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,55 +7,81 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from jaxformer.errors import UserError
-from jaxformer.objectives.shapes import Shapes, filled
+from jaxformer.objectives.arrays import FLOAT, INT, Shapes, bound, check_at_least, check_share, padded
 from jaxformer.tokenizers import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskedLM:
-    """Predict tokens that were masked; with `next_sentence` also whether segment B follows segment A.
+    """Predict masked tokens from both sides; with `next_sentence` also whether the second part follows the first.
 
-    With it a row is `[CLS] A [SEP] B [SEP]`, the pairs made by the paper's algorithm (`dupe_factor` passes over the
-    corpus, a share `short_sequence_probability` of short targets); without, `[CLS] … [SEP]` around a window of the
-    stream, documents divided by [SEP]. Masks are drawn anew at each visit. Of the chosen tokens a share `mask_share`
-    becomes [MASK], `random_share` a token drawn uniformly from the whole vocabulary, the rest stays. [CLS] and [SEP] are
-    never chosen. `whole_word` chooses words, whose pieces are then drawn one by one; a word that would exceed the number
-    of predictions is passed over.
+    Rows are `[CLS] A [SEP] B [SEP]`, or, without `next_sentence`, windows `[CLS] … [SEP]` of the stream of documents with
+    [SEP] after each. `masking_rate` of a row's tokens is predicted, special tokens counted but never chosen, at most
+    `max_predictions`: `mask_share` of them become [MASK], `random_share` a token drawn uniformly from the vocabulary, the
+    rest stay. Masks are drawn anew at every visit, whereas the paper's code stores `dupe_factor` masked copies; here
+    that many passes of its algorithm pair the sentences, `short_sequence_probability` of them to a shorter length.
+    `whole_word` chooses whole words, as BERT's later code does. Unlike there, [UNK] is never chosen.
     """
+
+    name: ClassVar[str] = "masked_lm"
+    families: ClassVar[tuple[str, ...]] = ("encoder_only",)
+    predicts_tokens: ClassVar[bool] = True
+    head_dropout: ClassVar[float] = 0.0
+    label_smoothing: ClassVar[float] = 0.0
+    z_loss: ClassVar[float] = 0.0
 
     sequence_length: int = 512
     masking_rate: float = 0.15
     mask_share: float = 0.8
     random_share: float = 0.1
     max_predictions: int = 77
-    whole_word: bool = False
     next_sentence: bool = True
     short_sequence_probability: float = 0.1
     dupe_factor: int = 10
-    label_smoothing: float = 0.0
-    z_loss: float = 0.0
+    whole_word: bool = False
     vocabulary: Vocabulary | None = dataclasses.field(default=None, metadata={"config": False})
 
-    families: ClassVar[tuple[str, ...]] = ("encoder_only",)
-    head_dropout: ClassVar[float] = 0.0
-    predicts_tokens: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
-        if self.sequence_length < 5:
-            raise UserError(f"objective.sequence_length: {self.sequence_length} must be at least 5")
-        for key in ("masking_rate", "mask_share", "random_share", "short_sequence_probability"):
-            if not 0.0 <= getattr(self, key) <= 1.0:
-                raise UserError(f"objective.{key}: {getattr(self, key)} must lie between 0 and 1")
-        if self.mask_share + self.random_share > 1.0:
-            raise UserError("objective.mask_share and random_share: together they exceed 1")
-        for key in ("max_predictions", "dupe_factor"):
-            if getattr(self, key) < 1:
-                raise UserError(f"objective.{key}: {getattr(self, key)} must be at least 1")
+        # Two tokens for the shortest pair of sentences, one for the shortest window.
+        check_at_least(5 if self.next_sentence else 3, sequence_length=self.sequence_length)
+        check_at_least(1, max_predictions=self.max_predictions, dupe_factor=self.dupe_factor)
+        check_share(
+            masking_rate=self.masking_rate,
+            mask_share=self.mask_share,
+            random_share=self.random_share,
+            short_sequence_probability=self.short_sequence_probability,
+        )
+        if self.mask_share + self.random_share > 1 + 1e-9:
+            total = self.mask_share + self.random_share
+            raise UserError(f"objective.random_share: mask_share and random_share sum to {total:g}, more than 1")
 
     def bind(self, vocabulary: Vocabulary) -> Self:
-        for role in ("classify", "separator", "mask"):
+        """Return a copy that knows the ids. Raises UserError when the tokenizer lacks one of BERT's special tokens."""
+        for role in ("pad", "classify", "separator", "mask"):
             vocabulary.id(role)
         return dataclasses.replace(self, vocabulary=vocabulary)
+
+    @property
+    def rows(self) -> str:
+        return "segment_pairs" if self.next_sentence else "windows"
+
+    @property
+    def separator(self) -> int | None:
+        return None if self.next_sentence else bound(self.vocabulary).id("separator")
+
+    @property
+    def row_length(self) -> int:
+        return self.sequence_length - (3 if self.next_sentence else 2)
+
+    @property
+    def row_settings(self) -> dict[str, Any]:
+        settings = {"rows": self.rows, "row_length": self.row_length, "separator": self.separator}
+        if self.next_sentence:
+            settings |= {
+                "short_sequence_probability": self.short_sequence_probability,
+                "dupe_factor": self.dupe_factor,
+            }
+        return settings
 
     @property
     def heads(self) -> dict[str, int]:
@@ -66,89 +92,78 @@ class MaskedLM:
         return {"tokens": 1.0} | dict.fromkeys(self.heads, 1.0)
 
     @property
-    def rows(self) -> str:
-        return "segment_pairs" if self.next_sentence else "windows"
-
-    @property
-    def separator(self) -> int | None:
-        return self.vocabulary.id("separator") if self.vocabulary and not self.next_sentence else None
-
-    @property
-    def row_length(self) -> int:
-        return self.sequence_length - (3 if self.next_sentence else 2)
-
-    @property
-    def row_settings(self) -> dict[str, Any]:
-        settings = {"rows": self.rows, "row_length": self.row_length, "separator": self.separator}
-        if self.next_sentence:
-            settings["short_sequence_probability"] = self.short_sequence_probability
-            settings["dupe_factor"] = self.dupe_factor
-        return settings
-
-    @property
     def shapes(self) -> Shapes:
         row, predictions = (self.sequence_length,), (self.max_predictions,)
-        integer, real = np.dtype(np.int32), np.dtype(np.float32)
-        shapes = dict.fromkeys(("inputs", "segment_ids", "positions", "token_types"), (row, integer))
-        shapes |= {"predict_positions": (predictions, integer), "targets": (predictions, integer)}
-        shapes["weights"] = (predictions, real)
+        shapes = {name: (row, INT) for name in ("inputs", "segment_ids", "positions", "token_types")}
+        shapes |= {"predict_positions": (predictions, INT), "targets": (predictions, INT)}
+        shapes |= {"weights": (predictions, FLOAT)}
         if self.next_sentence:
-            shapes |= {"next_sentence_targets": ((), integer), "next_sentence_weights": ((), real)}
+            shapes |= {"next_sentence_targets": ((), INT), "next_sentence_weights": ((), FLOAT)}
         return shapes
 
-    def __call__(self, row: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        assert self.vocabulary is not None
-        classify, separator = ([self.vocabulary.id(role)] for role in ("classify", "separator"))
-        tokens = row["tokens"]
-        values: dict[str, Any] = {}
-        if self.next_sentence:
-            boundary = row["boundary"]
-            parts = [classify, tokens[:boundary], separator, tokens[boundary:], separator]
-            token_types = np.repeat([0, 1], [boundary + 2, len(tokens) - boundary + 1])
-            values = {"next_sentence_targets": row["label"], "next_sentence_weights": 1.0}
-        else:
-            parts = [classify, tokens, separator]
-            token_types = np.zeros(len(tokens) + 2, np.int32)
-        original = np.concatenate(parts).astype(np.int32)
-        chosen = self._choose(original, rng)
-        inputs = original.copy()
-        inputs[chosen] = self._corrupt(original[chosen], rng)
-        return filled(
-            self.shapes,
-            inputs=inputs,
-            segment_ids=np.ones_like(original),
-            positions=np.arange(len(original)),
-            token_types=token_types,
-            predict_positions=chosen,
-            targets=original[chosen],
-            weights=np.ones(len(chosen)),
-            **values,
-        )
+    @property
+    def num_input_tokens(self) -> int:
+        return self.sequence_length
 
-    def _choose(self, original: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Return the sorted positions to predict: round(rate x length), specials counted in the length as in the code."""
-        assert self.vocabulary is not None
-        candidates = np.flatnonzero(~self.vocabulary.is_special[original])
-        wanted = min(self.max_predictions, max(1, round(len(original) * self.masking_rate)), len(candidates))
+    def __call__(self, row: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Return one example of `shapes`, with fresh masks. An empty row is all padding, its weights 0."""
+        vocabulary = bound(self.vocabulary)
+        classify, separator = [vocabulary.id("classify")], [vocabulary.id("separator")]
+        raw = np.asarray(row["tokens"])[: self.row_length]
+        boundary = min(int(row["boundary"]), len(raw)) if self.next_sentence else len(raw)
+        second = np.concatenate([raw[boundary:], separator]) if self.next_sentence else raw[:0]
+        tokens = np.concatenate([classify, raw[:boundary], separator, second]) if len(raw) else raw
+        places = np.sort(self._choose(tokens, rng))
+        inputs = tokens.copy()
+        inputs[places] = self._corrupt(tokens[places], rng)
+        length, predictions = self.sequence_length, self.max_predictions
+        arrays = {
+            "inputs": padded(inputs, length, fill=vocabulary.id("pad")),
+            "segment_ids": padded(np.ones(len(tokens)), length),
+            "positions": padded(np.arange(len(tokens)), length),
+            "token_types": padded(np.arange(len(tokens)) >= boundary + 2, length),
+            "predict_positions": padded(places, predictions),
+            "targets": padded(tokens[places], predictions),
+            "weights": padded(np.ones(len(places)), predictions, FLOAT),
+        }
+        if self.next_sentence:
+            arrays |= {
+                "next_sentence_targets": np.array(row["label"], INT),
+                "next_sentence_weights": np.array(len(raw) > 0, FLOAT),
+            }
+        return arrays
+
+    def _choose(self, tokens: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return the positions [n] to predict, n <= max_predictions, in the order of their drawing."""
+        vocabulary = bound(self.vocabulary)
+        special = vocabulary.is_special[tokens]
+        candidates = np.flatnonzero(~special)
+        budget = min(self.max_predictions, max(1, round(self.masking_rate * len(tokens))))
         if not self.whole_word:
-            return np.sort(rng.choice(candidates, wanted, replace=False))
-        # A word is a first piece and the pieces that continue it; [CLS] and [SEP] begin words of their own.
-        words = np.cumsum(self.vocabulary.word_starts[original])[candidates]
-        chosen: list[np.ndarray] = []
-        count = 0
-        for word in rng.permutation(np.unique(words)):
-            pieces = candidates[words == word]
-            if count + len(pieces) <= wanted:
-                chosen.append(pieces)
-                count += len(pieces)
-            if count == wanted:
-                break
-        return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)
+            return rng.permutation(candidates)[:budget]
+        # A piece that continues a word belongs to the candidate before it, unless a special token stands between.
+        starts = vocabulary.word_starts[tokens] | np.concatenate([[True], special[:-1]])[: len(tokens)]
+        _, word = np.unique(np.cumsum(starts)[candidates], return_inverse=True)
+        return candidates[np.isin(word, fitting(rng.permutation(np.bincount(word).size), np.bincount(word), budget))]
 
     def _corrupt(self, tokens: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        assert self.vocabulary is not None
-        draws = rng.random(len(tokens))
-        random = rng.integers(0, self.vocabulary.size, len(tokens))
-        masked = draws < self.mask_share
-        randomised = ~masked & (draws < self.mask_share + self.random_share)
-        return np.where(masked, self.vocabulary.id("mask"), np.where(randomised, random, tokens))
+        """Return what stands in the input instead of the chosen tokens [n], each drawn by itself."""
+        vocabulary = bound(self.vocabulary)
+        draw, random = rng.random(len(tokens)), rng.integers(vocabulary.size, size=len(tokens))
+        replaced = np.where(draw < self.mask_share + self.random_share, random, tokens)
+        return np.where(draw < self.mask_share, vocabulary.id("mask"), replaced)
+
+
+def fitting(order: np.ndarray, sizes: np.ndarray, budget: int) -> np.ndarray:
+    """Return the items taken when they come in `order`, each if its size still fits into what is left of `budget`.
+
+    A round takes all up to the first that does not fit and drops those that never will, so there are few rounds.
+    """
+    taken = []
+    while len(order):
+        fits = np.cumsum(sizes[order]) <= budget
+        taken.append(order[fits])
+        budget -= int(sizes[order[fits]].sum())
+        order = order[~fits]
+        order = order[sizes[order] <= budget]
+    return np.concatenate(taken) if taken else order

@@ -1,4 +1,4 @@
-"""Span corruption (T5, section 3.3.4 and released code): the encoder reads text with holes, the decoder writes the holes."""
+"""Span corruption: write the spans that were replaced by sentinels (T5, section 3.3.4)."""
 
 import dataclasses
 import functools
@@ -8,55 +8,78 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from jaxformer.errors import UserError
-from jaxformer.objectives.noise import random_spans_mask, spans_to_sentinels
-from jaxformer.objectives.shapes import Shapes, filled
+from jaxformer.objectives.arrays import FLOAT, INT, Shapes, bound, check_at_least, check_share, padded
+from jaxformer.objectives.noise import noise_counts, random_spans_noise_mask, shifted_right, spans_to_sentinels
 from jaxformer.tokenizers import Vocabulary
+
+
+@functools.cache
+def row_and_target_length(input_length: int, density: float, mean_span_length: float) -> tuple[int, int]:
+    """Return how many raw tokens fill `input_length` once corrupted, and the length of their targets, both with EOS."""
+
+    def inputs(length: int) -> int:
+        noise, spans = noise_counts(length, density, mean_span_length)
+        return length - noise + spans + 1
+
+    # Corrupted inputs never shrink when a token is added, and keep a sentinel and EOS beside the tokens that stay.
+    length = 2
+    while inputs(length + 1) <= input_length and length < 100 * input_length:
+        length += 1
+    noise, spans = noise_counts(length, density, mean_span_length)
+    return length, noise + spans + 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpanCorruption:
-    """Replace random spans by sentinels; predict the sentinels with what they replaced, and the end of text.
+    """Replace random spans by sentinels and let the decoder write them: `S0 span0 S1 span1 … </s>`.
 
-    `input_length` is what the encoder reads; rows are as long as then fits, and the targets as long as they get (512 at
-    the paper's settings: rows of 568, targets of 114). `z_loss` is the released code's.
+    `noise_density` of the tokens is noise, in spans of `mean_span_length` on average. A row has as many raw tokens as fill
+    `input_length` once corrupted. As in T5's code there is no sentinel after the last span, documents are joined without
+    a separator, and the loss carries `z_loss` x log(Z)^2.
     """
+
+    name: ClassVar[str] = "span_corruption"
+    families: ClassVar[tuple[str, ...]] = ("encoder_decoder",)
+    rows: ClassVar[str] = "windows"
+    separator: ClassVar[int | None] = None
+    heads: ClassVar[dict[str, int]] = {}
+    predicts_tokens: ClassVar[bool] = True
+    head_dropout: ClassVar[float] = 0.0
+    coefficients: ClassVar[dict[str, float]] = {"tokens": 1.0}
 
     input_length: int = 512
     noise_density: float = 0.15
     mean_span_length: float = 3.0
-    label_smoothing: float = 0.0
     z_loss: float = 1e-4
+    label_smoothing: float = 0.0
     vocabulary: Vocabulary | None = dataclasses.field(default=None, metadata={"config": False})
 
-    families: ClassVar[tuple[str, ...]] = ("encoder_decoder",)
-    heads: ClassVar[dict[str, int]] = {}
-    head_dropout: ClassVar[float] = 0.0
-    predicts_tokens: ClassVar[bool] = True
-    coefficients: ClassVar[dict[str, float]] = {"tokens": 1.0}
-    rows: ClassVar[str] = "windows"
-    separator: ClassVar[int | None] = None
-
     def __post_init__(self) -> None:
-        if self.input_length < 4:
-            raise UserError(f"objective.input_length: {self.input_length} must be at least 4")
-        if not 0.0 < self.noise_density < 1.0:
+        check_at_least(3, input_length=self.input_length)  # one token, one sentinel, EOS
+        check_share(label_smoothing=self.label_smoothing)
+        check_at_least(0, z_loss=self.z_loss)
+        check_at_least(1, mean_span_length=self.mean_span_length)
+        if not 0 < self.noise_density < 1:
             raise UserError(f"objective.noise_density: {self.noise_density} must lie between 0 and 1")
-        if self.mean_span_length < 1.0:
-            raise UserError(f"objective.mean_span_length: {self.mean_span_length} must be at least 1")
 
     def bind(self, vocabulary: Vocabulary) -> Self:
-        vocabulary.id("pad"), vocabulary.id("end")
-        spans = _spans(self.row_length, self.noise_density, self.mean_span_length)[1]
+        """Return a copy that knows the ids. Raises UserError when EOS, padding or enough sentinels are lacking."""
+        vocabulary.id("end"), vocabulary.id("pad")
+        _, spans = noise_counts(self.row_length, self.noise_density, self.mean_span_length)
         if len(vocabulary.sentinels) < spans:
             raise UserError(
-                f"the tokenizer has {len(vocabulary.sentinels)} sentinels (<extra_id_0> …), span_corruption needs {spans}; "
-                "raise tokenizer.num_sentinels or objective.mean_span_length"
+                f"objective.input_length: {self.input_length} tokens need {spans} sentinels, but the tokenizer has "
+                f"{len(vocabulary.sentinels)}; choose one with more, or set a larger objective.mean_span_length"
             )
         return dataclasses.replace(self, vocabulary=vocabulary)
 
     @property
     def row_length(self) -> int:
-        return _lengths(self.input_length, self.noise_density, self.mean_span_length)[0]
+        return row_and_target_length(self.input_length, self.noise_density, self.mean_span_length)[0]
+
+    @property
+    def target_length(self) -> int:
+        return row_and_target_length(self.input_length, self.noise_density, self.mean_span_length)[1]
 
     @property
     def row_settings(self) -> dict[str, Any]:
@@ -64,49 +87,34 @@ class SpanCorruption:
 
     @property
     def shapes(self) -> Shapes:
-        row = (self.input_length,)
-        target = (_lengths(self.input_length, self.noise_density, self.mean_span_length)[1],)
-        integer = np.dtype(np.int32)
-        shapes = dict.fromkeys(("encoder_inputs", "encoder_segment_ids", "encoder_positions"), (row, integer))
-        shapes |= dict.fromkeys(("inputs", "targets", "segment_ids", "positions"), (target, integer))
-        return shapes | {"weights": (target, np.dtype(np.float32))}
+        source, target = (self.input_length,), (self.target_length,)
+        names = ("inputs", "segment_ids", "positions")
+        shapes = {name: (target, INT) for name in (*names, "targets")} | {"weights": (target, FLOAT)}
+        return shapes | {f"encoder_{name}": (source, INT) for name in names}
+
+    @property
+    def num_input_tokens(self) -> int:
+        return self.input_length + self.target_length
 
     def __call__(self, row: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        assert self.vocabulary is not None
-        tokens, sentinels, end = row["tokens"], self.vocabulary.sentinels, self.vocabulary.id("end")
-        mask = random_spans_mask(len(tokens), self.noise_density, self.mean_span_length, rng)
-        encoder_inputs = np.append(spans_to_sentinels(tokens, mask, sentinels), end)
-        targets = np.append(spans_to_sentinels(tokens, ~mask, sentinels), end)
-        return filled(
-            self.shapes,
-            encoder_inputs=encoder_inputs,
-            encoder_segment_ids=np.ones_like(encoder_inputs),
-            encoder_positions=np.arange(len(encoder_inputs)),
-            inputs=np.append(self.vocabulary.id("pad"), targets[:-1]),
-            targets=targets,
-            weights=np.ones(len(targets)),
-            segment_ids=np.ones_like(targets),
-            positions=np.arange(len(targets)),
-        )
-
-
-def _spans(length: int, density: float, mean_span_length: float) -> tuple[int, int]:
-    """Return (noise tokens, noise spans) of a row."""
-    noise = int(np.clip(round(length * density), 1, length - 1))
-    return noise, max(1, round(noise / mean_span_length))
-
-
-@functools.cache
-def _lengths(input_length: int, density: float, mean_span_length: float) -> tuple[int, int]:
-    """Return (row length, target length): the longest row whose inputs, sentinels and end of text fit `input_length`."""
-
-    def written(length: int) -> tuple[int, int]:
-        noise, spans = _spans(length, density, mean_span_length)
-        return length - noise + spans + 1, noise + spans + 1
-
-    length = input_length
-    while written(length)[0] > input_length:
-        length -= 1
-    while written(length + 1)[0] <= input_length:
-        length += 1
-    return length, written(length)[1]
+        """Return one example of `shapes`. An empty row is all padding, its weights 0."""
+        vocabulary = bound(self.vocabulary)
+        pad, end = vocabulary.id("pad"), [vocabulary.id("end")]
+        tokens = np.asarray(row["tokens"])[: self.row_length]
+        source = target = tokens
+        if len(tokens):
+            noise = random_spans_noise_mask(len(tokens), self.noise_density, self.mean_span_length, rng)
+            source = np.concatenate([spans_to_sentinels(tokens, noise, vocabulary.sentinels), end])
+            target = np.concatenate([spans_to_sentinels(tokens, ~noise, vocabulary.sentinels), end])
+        arrays = {
+            "targets": padded(target, self.target_length, fill=pad),
+            "weights": padded(np.ones(len(target)), self.target_length, FLOAT),
+        }
+        sides = ("encoder_", source, self.input_length), ("", shifted_right(target, pad), self.target_length)
+        for side, ids, length in sides:
+            arrays |= {
+                f"{side}inputs": padded(ids, length, fill=pad),
+                f"{side}segment_ids": padded(np.ones(len(ids)), length),
+                f"{side}positions": padded(np.arange(len(ids)), length),
+            }
+        return arrays

@@ -1,0 +1,44 @@
+"""What all objectives share: shapes, padding, positions, checks of config values."""
+
+import numpy as np
+
+from jaxformer.errors import UserError
+from jaxformer.tokenizers import Vocabulary
+
+Shapes = dict[str, tuple[tuple[int, ...], np.dtype]]
+INT, FLOAT = np.dtype(np.int32), np.dtype(np.float32)
+
+
+def padded(values: np.ndarray, length: int, dtype: np.dtype = INT, fill: int = 0) -> np.ndarray:
+    """Return the 1-D `values` [n], cut at `length` or filled up to it with `fill`."""
+    array = np.full(length, fill, dtype)
+    array[: len(values)] = values[:length]
+    return array
+
+
+def positions(segment_ids: np.ndarray) -> np.ndarray:
+    """Return each token's place in its own segment, counted from 0; segments are runs of equal ids [n]."""
+    index = np.arange(len(segment_ids))
+    starts = np.diff(segment_ids, prepend=-1) != 0
+    return index - np.maximum.accumulate(np.where(starts, index, 0))
+
+
+def bound(vocabulary: Vocabulary | None) -> Vocabulary:
+    """Return the vocabulary of a bound objective."""
+    if vocabulary is None:
+        raise TypeError("this objective has no vocabulary yet; call bind first")
+    return vocabulary
+
+
+def check_at_least(minimum: int, **values: int) -> None:
+    """Raise UserError for a config value of the objective below `minimum`."""
+    for key, value in values.items():
+        if value < minimum:
+            raise UserError(f"objective.{key}: {value} must be at least {minimum}")
+
+
+def check_share(**values: float) -> None:
+    """Raise UserError for a config value of the objective outside [0, 1]."""
+    for key, value in values.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"objective.{key}: {value} must lie between 0 and 1")
