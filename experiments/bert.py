@@ -1,6 +1,6 @@
 """BERT (Devlin et al. 2018): masked language modelling with next-sentence prediction.
 
-    jaxformer train --config=bert:smoke
+jaxformer train --config=bert:smoke
 """
 
 from ml_collections import ConfigDict

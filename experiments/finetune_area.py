@@ -1,6 +1,6 @@
 """Fine-tuning on the built-in corpus: which area of the standard library does a docstring belong to?
 
-    jaxformer train --config=finetune_area:bert,smoke --config.init_from=runs/bert-smoke
+jaxformer train --config=finetune_area:bert,smoke --config.init_from=runs/bert-smoke
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """GPT (Radford et al. 2018): causal language modelling on contiguous windows.
 
-    jaxformer train --config=gpt:smoke
+jaxformer train --config=gpt:smoke
 """
 
 from ml_collections import ConfigDict

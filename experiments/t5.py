@@ -1,6 +1,6 @@
 """T5 (Raffel et al. 2019): span corruption, text to text.
 
-    jaxformer train --config=t5:smoke
+jaxformer train --config=t5:smoke
 """
 
 from ml_collections import ConfigDict

@@ -67,7 +67,7 @@ def held_out_rows(config: Config, supervision: Any, tokenizer: Tokenizer, displa
     """Return the held-out rows of the (first) source, or None, with a note, where there are none."""
     try:
         members = prepare(
-            config.data, supervision, tokenizer, "validation", seed=config.seed, progress=display.progress
+            config.data, supervision, tokenizer, config.evaluation.split, seed=config.seed, progress=display.progress
         )
         return members[0][0]
     except UserError as error:

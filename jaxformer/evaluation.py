@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxformer.errors import UserError
 from jaxformer.generation import GenerationConfig, generate
 from jaxformer.metrics import judge
 from jaxformer.models.model import Model, Params
@@ -19,10 +20,18 @@ HostBatch = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """`max_examples` held-out rows are judged (0: all), `batch_size` at a time (0: training's)."""
+    """During training `max_examples` rows (0: all) of `split` are judged, `batch_size` at a time (0: training's)."""
 
     max_examples: int = 0
     batch_size: int = 0
+    split: str = "validation"
+
+    def __post_init__(self) -> None:
+        if self.split not in ("validation", "test"):
+            raise UserError(f"evaluation.split: '{self.split}' is not one of validation, test")
+        for key in ("max_examples", "batch_size"):
+            if getattr(self, key) < 0:
+                raise UserError(f"evaluation.{key}: {getattr(self, key)} must be 0 or more")
 
 
 def evaluate(

@@ -61,6 +61,8 @@ def flops_per_example(
     source = lengths["encoder_inputs"]
     encoder = 6 * source * num_layers * layer + 12 * num_layers * inner * source**2
     # The decoder's own projections and the cross-attention's query and output; its keys and values read the source.
-    decoder = 6 * row * num_layers * (6 * d_model * inner + feed_forward) + 6 * source * num_layers * 2 * d_model * inner
+    decoder = (
+        6 * row * num_layers * (6 * d_model * inner + feed_forward) + 6 * source * num_layers * 2 * d_model * inner
+    )
     attention = 6 * num_layers * inner * row**2 + 12 * num_layers * inner * row * source
     return encoder + decoder + attention + head

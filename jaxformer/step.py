@@ -44,7 +44,7 @@ class TrainingConfig:
                 raise UserError(f"training.{key}: {getattr(self, key)} must be at least 1")
         if self.batch_size % self.accumulation_steps:
             raise UserError(
-                f"training.batch_size: {self.batch_size} does not divide by accumulation_steps {self.accumulation_steps}"
+                f"training.batch_size: {self.batch_size} is no multiple of accumulation_steps {self.accumulation_steps}"
             )
         choices = {
             "compute_dtype": ("auto", "float32", "bfloat16"),
@@ -135,7 +135,9 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, batch: Batch, rng: jax.Array) -> tuple[TrainState, Metrics]:
-        counts = {name: jnp.maximum(jnp.sum(weights), 1e-9) for name, (_, weights) in groups(supervision, batch).items()}
+        counts = {
+            name: jnp.maximum(jnp.sum(weights), 1e-9) for name, (_, weights) in groups(supervision, batch).items()
+        }
         step_rng = jax.random.fold_in(rng, state.step)
 
         def loss_of(params: Params, micro: Batch, micro_rng: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:

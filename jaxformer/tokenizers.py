@@ -1,7 +1,7 @@
 """Tokenizers: byte-level BPE, WordPiece and Unigram trained on a corpus, or any saved `tokenizer.json`.
 
-Encoding adds no special token: objectives and tasks place them, by role. `Vocabulary` is what those need of a tokenizer,
-as plain numpy.
+Encoding adds no special token: objectives and tasks place them, by role. `Vocabulary` is what those need of a
+tokenizer, as plain numpy.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ class WordPiece:
 class Unigram:
     """SentencePiece's unigram model (T5), with `num_sentinels` sentinels as the last ids, descending.
 
-    The library sums its expectations in the order of a hash map, so two trainings on the same text agree in their tokens
+    The library sums its expectations in the order of a hash map, so two trainings on one text agree in their tokens
     but not in the last digits of their scores. The first one is kept, in the cache and in every run that used it.
     """
 
@@ -118,7 +118,9 @@ class Tokenizer:
         while SENTINEL.format(len(sentinels)) in ids:
             sentinels.append(ids[SENTINEL.format(len(sentinels))])
         is_special = np.zeros(self.vocab_size, bool)
-        is_special[[number for number, token in self.backend.get_added_tokens_decoder().items() if token.special]] = True
+        is_special[[number for number, token in self.backend.get_added_tokens_decoder().items() if token.special]] = (
+            True
+        )
         tokens = sorted(ids, key=ids.__getitem__)
         if any(token.startswith("##") for token in tokens):
             starts = [not token.startswith("##") for token in tokens]
@@ -167,8 +169,8 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
 def train_tokenizer(config: Any, texts: Iterable[str]) -> Tokenizer:
     """Train the tokenizer that `config` describes; equal texts give equal tokenizers (but see `Unigram`).
 
-    A small corpus may give fewer tokens than `vocab_size`. Raises UserError when the size leaves no room for the special
-    tokens, or there is no text.
+    A small corpus may give fewer tokens than `vocab_size`. Raises UserError when the size leaves no room for the
+    special tokens, or there is no text.
     """
     train = {ByteBPE: _byte_bpe, WordPiece: _wordpiece, Unigram: _unigram}[type(config)]
     counted = _Counted(texts)

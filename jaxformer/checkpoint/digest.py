@@ -1,7 +1,7 @@
 """The digest of a checkpoint: what it holds, and the size and hash of each of its files.
 
-Orbax restores a file with a flipped byte without complaint, and counts an empty directory as a checkpoint. So each of our
-checkpoints carries `digest.json`, written last: a directory without it is no finished checkpoint, and every restore
+Orbax restores a file with a flipped byte without complaint, and counts an empty directory as a checkpoint. So each of
+our checkpoints carries `digest.json`, written last: a directory without it is no finished checkpoint, and every restore
 compares the files with it first. It also lists every array, so that a checkpoint can be read without the code that
 wrote it, and the metrics that the checkpoint was saved with.
 """

@@ -46,7 +46,7 @@ class CheckpointConfig:
 
 
 class Checkpoints:
-    """The checkpoints of one run, in `directory`/STEP. Errors of a save in the background are raised by the next call."""
+    """The checkpoints of one run, in `directory`/STEP. What fails in the background is raised by the next call."""
 
     def __init__(self, directory: Path, config: CheckpointConfig) -> None:
         self.directory, self.config = directory.absolute(), config
@@ -154,7 +154,7 @@ def _raise_as_disk_error(error: BaseException, path: Path) -> None:
         for words in ("No space left", "RESOURCE_EXHAUSTED", "File too large", "Disk quota", "Permission denied"):
             if words in str(error):
                 raise UserError(
-                    f"cannot write the checkpoint in {path}: {words}; free space or choose another --workdir (checkpoints "
-                    "that were finished are intact)"
+                    f"cannot write the checkpoint in {path}: {words}; free space or choose another --workdir "
+                    "(checkpoints that were finished are intact)"
                 ) from error
         raise error

@@ -40,9 +40,9 @@ def restore_params(
 ) -> tuple[dict[str, Any], RestoreTable]:
     """Return `target` with its parameters replaced by those of a run or checkpoint, and a table of what was done.
 
-    Parameters that only the checkpoint has must match a pattern of `skip`; those that only the target has must match one
-    of `new` and keep their values; a parameter of another shape must match both. Raises UserError, listing both sides,
-    for everything that is left over, and when the checkpoint is missing or damaged.
+    Parameters that only the checkpoint has must match a pattern of `skip`; those that only the target has must
+    match one of `new` and keep their values; a parameter of another shape must match both. Raises
+    UserError, listing both sides, for everything that is left over, and when the checkpoint is missing or damaged.
     """
     folder, digest = verified(path)
     stored = {name.removeprefix(PARAMS): shape for name, (shape, _) in digest.arrays.items() if name.startswith(PARAMS)}
@@ -63,8 +63,8 @@ def restore_params(
         rows = [("parameter", "checkpoint", "model"), *left]
         lines = [f"  {name:{widths[0]}}  {have:{widths[1]}}  {want}" for name, have, want in rows]
         raise UserError(
-            f"{folder} does not fit the model; name what is left over with checkpoint.init_skip (in the checkpoint only) "
-            "and checkpoint.init_new (in the model only):\n" + "\n".join(lines)
+            f"{folder} does not fit the model; name what is left over with checkpoint.init_skip (in the checkpoint "
+            "only) and checkpoint.init_new (in the model only):\n" + "\n".join(lines)
         )
     taken = {name: leaf for name, leaf in wanted.items() if name in stored and name not in fresh | skipped}
     restored = flatten(restore(folder, {"params": unflatten(taken)})["params"]) if taken else {}

@@ -18,7 +18,7 @@ Member = tuple[Any, float]  # random access to rows or examples, and its weight
 
 
 def cache_folder() -> Path:
-    """Return where token stores, trained tokenizers and compiled code are kept: $JAXFORMER_CACHE or ~/.cache/jaxformer."""
+    """Return where stores, tokenizers and compiled code are kept: $JAXFORMER_CACHE or ~/.cache/jaxformer."""
     return Path(os.environ.get("JAXFORMER_CACHE") or Path.home() / ".cache" / "jaxformer")
 
 
@@ -28,7 +28,7 @@ def weighted_sources(source: Source) -> list[tuple[Source, float]]:
 
 
 def corpus_tokenizer(config: Any, source: Source, progress: Progress | None = None) -> Tokenizer:
-    """Return the tokenizer that `config` asks for, trained on the source's training text unless that was done before."""
+    """Return the tokenizer that `config` asks for, trained on the training text unless that was done before."""
     members = weighted_sources(source)
     if not hasattr(config, "vocab_size"):
         return load_tokenizer(Path(config.path))

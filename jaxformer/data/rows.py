@@ -148,7 +148,7 @@ def _packed_row(rows: Rows, number: int) -> Row:
 
 
 def _segment_pairs(store: Store, settings: dict[str, Any], seed: int) -> Index:
-    """BERT's sentence pairs (released create_pretraining_data): `dupe_factor` passes, each document with its own rng."""
+    """BERT's sentence pairs (released create_pretraining_data): `dupe_factor` passes, an rng per document."""
     offsets, starts = store.document_offsets, store.sentence_starts
     documents = [
         (starts[low:high], int(end))
@@ -175,7 +175,7 @@ def _pairs(
     """Return (a_start, a_length, b_start, b_length, label) of one pass over one document.
 
     Sentences are collected until they reach the target length; A is a random first part of them, B the rest or, half of
-    the time and whenever there is one sentence only, the beginning of a random place in another document; sentences that
+    the time and whenever there is one sentence only, what begins at a random place in another document; sentences that
     B did not use are put back. In a corpus of one document a random B comes from that document, as in the code.
     """
     longest, short = settings["row_length"], settings["short_sequence_probability"]

@@ -141,7 +141,7 @@ class TFDS(Source):
             except Exception as error:  # whichever of TFDS's own errors says that it is not there or not readable
                 folder = self.data_dir or "~/tensorflow_datasets"
                 raise UserError(
-                    f"data.dataset: {self.dataset} is not prepared as ArrayRecord in {folder}; on a machine with TensorFlow "
+                    f"data.dataset: {self.dataset} is not prepared as ArrayRecord in {folder}; with TensorFlow "
                     f"run `tfds build {self.dataset} --file_format=array_record` and copy the folder there "
                     f"({str(error).strip().splitlines()[0]})"
                 ) from error

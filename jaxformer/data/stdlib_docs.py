@@ -1,7 +1,7 @@
 """The built-in corpus: the documentation that every Python carries, as a TFDS builder that needs no TensorFlow.
 
-Text comes from `pydoc_data.topics` and from the docstrings of the standard library, read from source with `ast`: nothing
-is imported. It differs by Python version, so the builder's configs name the minor version.
+Text comes from `pydoc_data.topics` and from the docstrings of the standard library, read from source with `ast`:
+nothing is imported. It differs by Python version, so the builder's configs name the minor version.
 """
 
 import ast
@@ -35,11 +35,11 @@ AREAS: dict[str, str] = {
     "gui": "tkinter turtle curses colorsys imghdr sndhdr wave aifc sunau chunk",
     "language": "ast compileall dis inspect importlib keyword modulefinder opcode pkgutil py_compile pyclbr runpy site "
     "symtable tabnanny token tokenize traceback warnings zipimport __future__ _bootsubprocess codecs sysconfig",
-    "network": "cgi ftplib http imaplib ipaddress nntplib poplib smtpd smtplib socket socketserver ssl telnetlib urllib "
-    "uuid webbrowser wsgiref xmlrpc asyncore asynchat",
+    "network": "cgi ftplib http imaplib ipaddress nntplib poplib smtpd smtplib socket socketserver ssl telnetlib "
+    "urllib uuid webbrowser wsgiref xmlrpc asyncore asynchat",
     "numbers": "cmath decimal _pydecimal fractions math numbers random secrets statistics hashlib hmac _pylong",
-    "text": "difflib re string stringprep textwrap unicodedata sre_compile sre_parse sre_constants readline rlcompleter "
-    "shlex struct",
+    "text": "difflib re string stringprep textwrap unicodedata sre_compile sre_parse sre_constants readline "
+    "rlcompleter shlex struct",
 }
 AREA_OF = {module: area for area, modules in AREAS.items() for module in modules.split()}
 

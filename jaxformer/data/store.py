@@ -24,7 +24,7 @@ from jaxformer.tokenizers import Tokenizer
 Progress = Callable[[str, int, int], None]
 CHUNK = 512  # texts that the tokenizer gets at a time: it spreads them over all cores
 
-# Sentences end at . ! or ? (with closing quotes or brackets) before a capital, a digit or an opening, and at blank lines.
+# Sentences end at . ! or ? (with closing quotes or brackets) before a capital, a digit or an opening; at blank lines.
 # The name is part of a store's fingerprint: another rule is another name.
 SPLITTER = "punctuation-1"
 _BOUNDARY = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])|\n\s*\n\s*")
@@ -76,7 +76,7 @@ class ExampleStore:
 def build_store(
     source: Source, split: str, tokenizer: Tokenizer, cache: Path, progress: Progress | None = None
 ) -> Store:
-    """Return the token store of a source's split, tokenising it unless that was done before. Empty documents are left out.
+    """Return the token store of a source's split, tokenised unless that was done before, without empty documents.
 
     Raises UserError for malformed sources and full disks.
     """

@@ -58,9 +58,7 @@ class Model:
     ) -> tuple[jax.Array, Any]:
         """Return the hidden states [B, T, D] of `inputs` [B, T], which stand at places index.. of the cached row, and
         the cache with them."""
-        return self.module.apply(
-            {"params": params}, cache, inputs, positions, segment_ids, index, method="decode"
-        )
+        return self.module.apply({"params": params}, cache, inputs, positions, segment_ids, index, method="decode")
 
 
 def example_batch(model: Model) -> dict[str, jax.Array]:

@@ -30,7 +30,7 @@ def bound(vocabulary: Vocabulary | None) -> Vocabulary:
     return vocabulary
 
 
-def check_at_least(minimum: int, **values: int) -> None:
+def check_at_least(minimum: float, **values: float) -> None:
     """Raise UserError for a config value of the objective below `minimum`."""
     for key, value in values.items():
         if value < minimum:

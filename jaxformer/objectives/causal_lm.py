@@ -18,8 +18,8 @@ class CausalLM:
     """Predict every next token of `sequence_length` tokens.
 
     `packing` "windows" cuts the stream of documents into contiguous rows in which attention crosses documents, as GPT,
-    GPT-2 and GPT-3 do. "documents" packs documents into rows in which none sees another: positions restart, and the last
-    token of a document predicts nothing. End-of-text stands after every document and is an ordinary target.
+    GPT-2 and GPT-3 do. "documents" packs documents into rows in which none sees another: positions restart, and the
+    last token of a document predicts nothing. End-of-text stands after every document and is an ordinary target.
     """
 
     name: ClassVar[str] = "causal_lm"
@@ -45,7 +45,8 @@ class CausalLM:
 
     def bind(self, vocabulary: Vocabulary) -> Self:
         """Return a copy that knows the ids. Raises UserError when the tokenizer has no end-of-text."""
-        vocabulary.id("end"), vocabulary.id("pad")
+        for role in ("pad", "end"):
+            vocabulary.id(role)
         return dataclasses.replace(self, vocabulary=vocabulary)
 
     @property

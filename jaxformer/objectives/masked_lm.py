@@ -15,11 +15,12 @@ from jaxformer.tokenizers import Vocabulary
 class MaskedLM:
     """Predict masked tokens from both sides; with `next_sentence` also whether the second part follows the first.
 
-    Rows are `[CLS] A [SEP] B [SEP]`, or, without `next_sentence`, windows `[CLS] … [SEP]` of the stream of documents with
-    [SEP] after each. `masking_rate` of a row's tokens is predicted, special tokens counted but never chosen, at most
-    `max_predictions`: `mask_share` of them become [MASK], `random_share` a token drawn uniformly from the vocabulary, the
-    rest stay. Masks are drawn anew at every visit, whereas the paper's code stores `dupe_factor` masked copies; here
-    that many passes of its algorithm pair the sentences, `short_sequence_probability` of them to a shorter length.
+    Rows are `[CLS] A [SEP] B [SEP]`, or, without `next_sentence`, windows `[CLS] … [SEP]` of the stream of documents
+    with [SEP] after each. `masking_rate` of a row's tokens is predicted, special tokens counted but never chosen, at
+    most `max_predictions`: `mask_share` of them become [MASK], `random_share` a token drawn uniformly from the
+    vocabulary, the rest stay. Masks are drawn anew at every visit, whereas the paper's code stores `dupe_factor` masked
+    copies; here that many passes of its algorithm pair the sentences, `short_sequence_probability` of them to a shorter
+    length.
     `whole_word` chooses whole words, as BERT's later code does. Unlike there, [UNK] is never chosen.
     """
 
@@ -94,7 +95,7 @@ class MaskedLM:
     @property
     def shapes(self) -> Shapes:
         row, predictions = (self.sequence_length,), (self.max_predictions,)
-        shapes = {name: (row, INT) for name in ("inputs", "segment_ids", "positions", "token_types")}
+        shapes: Shapes = {name: (row, INT) for name in ("inputs", "segment_ids", "positions", "token_types")}
         shapes |= {"predict_positions": (predictions, INT), "targets": (predictions, INT)}
         shapes |= {"weights": (predictions, FLOAT)}
         if self.next_sentence:
@@ -144,7 +145,8 @@ class MaskedLM:
         # A piece that continues a word belongs to the candidate before it, unless a special token stands between.
         starts = vocabulary.word_starts[tokens] | np.concatenate([[True], special[:-1]])[: len(tokens)]
         _, word = np.unique(np.cumsum(starts)[candidates], return_inverse=True)
-        return candidates[np.isin(word, fitting(rng.permutation(np.bincount(word).size), np.bincount(word), budget))]
+        sizes = np.bincount(word)
+        return candidates[np.isin(word, fitting(rng.permutation(len(sizes)), sizes, budget))]
 
     def _corrupt(self, tokens: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return what stands in the input instead of the chosen tokens [n], each drawn by itself."""

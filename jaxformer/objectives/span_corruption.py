@@ -21,9 +21,9 @@ def row_and_target_length(input_length: int, density: float, mean_span_length: f
         noise, spans = noise_counts(length, density, mean_span_length)
         return length - noise + spans + 1
 
-    # Corrupted inputs never shrink when a token is added, and keep a sentinel and EOS beside the tokens that stay.
+    # Neither side shrinks when a raw token is added, so shorter rows fit too.
     length = 2
-    while inputs(length + 1) <= input_length and length < 100 * input_length:
+    while inputs(length + 1) <= input_length:
         length += 1
     noise, spans = noise_counts(length, density, mean_span_length)
     return length, noise + spans + 1
@@ -33,9 +33,9 @@ def row_and_target_length(input_length: int, density: float, mean_span_length: f
 class SpanCorruption:
     """Replace random spans by sentinels and let the decoder write them: `S0 span0 S1 span1 … </s>`.
 
-    `noise_density` of the tokens is noise, in spans of `mean_span_length` on average. A row has as many raw tokens as fill
-    `input_length` once corrupted. As in T5's code there is no sentinel after the last span, documents are joined without
-    a separator, and the loss carries `z_loss` x log(Z)^2.
+    `noise_density` of the tokens is noise, in spans of `mean_span_length` on average. A row has as many raw tokens as
+    fill `input_length` once corrupted. As in T5's code there is no sentinel after the last span, documents are joined
+    without a separator, and the loss carries `z_loss` x log(Z)^2.
     """
 
     name: ClassVar[str] = "span_corruption"
@@ -59,12 +59,13 @@ class SpanCorruption:
         check_share(label_smoothing=self.label_smoothing)
         check_at_least(0, z_loss=self.z_loss)
         check_at_least(1, mean_span_length=self.mean_span_length)
-        if not 0 < self.noise_density < 1:
-            raise UserError(f"objective.noise_density: {self.noise_density} must lie between 0 and 1")
+        if not 0 < self.noise_density <= 0.9:
+            raise UserError(f"objective.noise_density: {self.noise_density} must be above 0 and at most 0.9")
 
     def bind(self, vocabulary: Vocabulary) -> Self:
         """Return a copy that knows the ids. Raises UserError when EOS, padding or enough sentinels are lacking."""
-        vocabulary.id("end"), vocabulary.id("pad")
+        for role in ("pad", "end"):
+            vocabulary.id(role)
         _, spans = noise_counts(self.row_length, self.noise_density, self.mean_span_length)
         if len(vocabulary.sentinels) < spans:
             raise UserError(
@@ -89,7 +90,7 @@ class SpanCorruption:
     def shapes(self) -> Shapes:
         source, target = (self.input_length,), (self.target_length,)
         names = ("inputs", "segment_ids", "positions")
-        shapes = {name: (target, INT) for name in (*names, "targets")} | {"weights": (target, FLOAT)}
+        shapes: Shapes = {name: (target, INT) for name in (*names, "targets")} | {"weights": (target, FLOAT)}
         return shapes | {f"encoder_{name}": (source, INT) for name in names}
 
     @property

@@ -1,11 +1,9 @@
-"""Supervision: labelled examples in, arrays of the batch contract out, and the metrics that judge the answers."""
-
-from typing import Any
+"""What a model is fine-tuned on: pure numpy functions from a labelled example to the arrays of one example."""
 
 from jaxformer.tasks.classification import ExtractClassification, PooledClassification, TextToTextClassification
 
-TASKS: dict[str, Any] = {
-    "extract_classification": ExtractClassification,
-    "pooled_classification": PooledClassification,
-    "text_to_text_classification": TextToTextClassification,
+TASKS: dict[str, type] = {
+    ExtractClassification.name: ExtractClassification,
+    PooledClassification.name: PooledClassification,
+    TextToTextClassification.name: TextToTextClassification,
 }

@@ -1,4 +1,8 @@
-"""Classification of one or two texts, as each family's paper does it."""
+"""Classification of a text, or of a pair of texts, the way each family does it (GPT, section 3.3; BERT, 3.2; T5, 2.4).
+
+Text that is too long is cut at its end, the longer text first; special tokens and T5's words never are. An example
+whose label is negative has no label: its weights are 0.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -6,45 +10,56 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from jaxformer.errors import UserError
-from jaxformer.objectives.shapes import Shapes, filled
+from jaxformer.errors import UserError, suggest
+from jaxformer.metrics import METRICS
 from jaxformer.tokenizers import Vocabulary
 
-_INTEGER, _REAL = np.dtype(np.int32), np.dtype(np.float32)
+Shapes = dict[str, tuple[tuple[int, ...], np.dtype]]
 Encode = Callable[[str], np.ndarray]
+INT, FLOAT = np.dtype(np.int32), np.dtype(np.float32)
+BOUND: Any = {"config": False}
 
 
-def _bound(default: Any) -> Any:
-    return dataclasses.field(default=default, metadata={"config": False})
+def _padded(values: np.ndarray, length: int, dtype: np.dtype = INT, fill: int = 0) -> np.ndarray:
+    array = np.full(length, fill, dtype)
+    array[: len(values)] = values
+    return array
+
+
+def cut(texts: Sequence[np.ndarray], room: int) -> list[np.ndarray]:
+    """Return one or two texts cut at their ends to `room` tokens together, always from the longer one (BERT's code)."""
+    if len(texts) == 1:
+        return [texts[0][:room]]
+    first, second = len(texts[0]), len(texts[1])
+    if first + second > room:
+        if first > second:
+            first = max(room - second, room - room // 2)
+            second = room - first
+        else:
+            second = max(room - first, room // 2)
+            first = room - second
+    return [texts[0][:first], texts[1][:second]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Classification:
-    """What the three share. `text_fields` names one field, or two for pairs; too long texts lose their ends, the longer
-    one first, special tokens never."""
+class _Classification:
+    """What all three share. `text_fields`: one or two fields of the data; `sequence_length` counts special tokens."""
 
     sequence_length: int = 128
     text_fields: tuple[str, ...] = ("text",)
     metrics: tuple[str, ...] = ("accuracy", "f1")
-    label_smoothing: float = 0.0
-    z_loss: float = 0.0
-    vocabulary: Vocabulary | None = _bound(None)
-    labels: tuple[str, ...] = _bound(())
-
-    roles: ClassVar[tuple[str, ...]] = ()
-    decodes: ClassVar[bool] = False
+    vocabulary: Vocabulary | None = dataclasses.field(default=None, metadata=BOUND)
+    labels: tuple[str, ...] = dataclasses.field(default=(), metadata=BOUND)
 
     def __post_init__(self) -> None:
-        if len(self.text_fields) not in (1, 2):
-            raise UserError(f"task.text_fields: {len(self.text_fields)} fields; name one, or two for pairs")
         if self.sequence_length < 8:
             raise UserError(f"task.sequence_length: {self.sequence_length} must be at least 8")
-
-    def bind(self, vocabulary: Vocabulary, labels: tuple[str, ...], encode: Encode) -> Self:
-        """Return the task with a tokenizer's ids and the names of the classes."""
-        for role in self.roles:
-            vocabulary.id(role)
-        return dataclasses.replace(self, vocabulary=vocabulary, labels=labels)
+        if len(self.text_fields) not in (1, 2):
+            raise UserError(f"task.text_fields: {len(self.text_fields)} fields, but one text or two can be classified")
+        for metric in self.metrics:
+            if metric not in METRICS:
+                choices = ", ".join(METRICS)
+                raise UserError(f"task.metrics: '{metric}' is not one of {choices}{suggest(metric, METRICS)}")
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -54,131 +69,195 @@ class Classification:
     def heads(self) -> dict[str, int]:
         return {"label": len(self.labels)}
 
-    def texts(self, example: Mapping[str, Any], specials: int) -> list[np.ndarray]:
-        """Return the example's texts, cut so that they and so many special tokens fit the row."""
-        texts = [example[field] for field in self.text_fields]
-        room = self.sequence_length - specials
-        lengths = np.array([len(text) for text in texts])
-        while lengths.sum() > room:
-            longest = int(lengths.argmax())
-            others = lengths.sum() - lengths[longest]
-            # Down to the other's length, or to what fits, whichever is longer.
-            lengths[longest] = max(room - others, min(others, lengths[longest] - 1) if len(lengths) > 1 else 0)
-        return [text[:length] for text, length in zip(texts, lengths, strict=True)]
+    @property
+    def num_input_tokens(self) -> int:
+        return self.sequence_length
+
+    def _ids(self, *roles: str) -> list[int]:
+        if self.vocabulary is None:
+            raise TypeError("this task has no vocabulary yet; call bind first")
+        return [self.vocabulary.id(role) for role in roles]
+
+    def _texts(self, example: Mapping[str, Any], room: int) -> list[np.ndarray]:
+        return cut([np.asarray(example[field], INT) for field in self.text_fields], room)
+
+    def _sequence(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
+        length = self.sequence_length
+        return {
+            "inputs": _padded(tokens, length, fill=self._ids("pad")[0]),
+            "segment_ids": _padded(np.ones(len(tokens)), length),
+            "positions": _padded(np.arange(len(tokens)), length),
+        }
 
 
-def _label(example: Mapping[str, Any]) -> dict[str, Any]:
-    return {"label_targets": example["label"], "label_weights": 1.0}
+_LABEL: Shapes = {"label_targets": ((), INT), "label_weights": ((), FLOAT)}
+
+
+def _label(example: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    label = int(example["label"])
+    return {"label_targets": np.array(max(label, 0), INT), "label_weights": np.array(label >= 0, FLOAT)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExtractClassification(Classification):
-    """GPT: `[start] text [extract]` or `[start] a [delimiter] b [extract]`, the label read at the extract token, with an
-    auxiliary language-modelling loss, averaged over the tokens of a sequence, then over sequences (GPT, section 3.2)."""
+class ExtractClassification(_Classification):
+    """GPT's: `[start] text [extract]` or `[start] a [delimiter] b [extract]`, classified at the extract token.
+
+    The model also predicts every next token of the sequence, with weight `language_model_weight` (0: not at all); that
+    loss is averaged over each sequence, then over sequences. `head_dropout` acts before the classifier.
+    """
+
+    name: ClassVar[str] = "extract_classification"
+    families: ClassVar[tuple[str, ...]] = ("decoder_only",)
+    label_smoothing: ClassVar[float] = 0.0
+    z_loss: ClassVar[float] = 0.0
+    decodes: ClassVar[bool] = False
 
     language_model_weight: float = 0.5
     head_dropout: float = 0.1
 
-    families: ClassVar[tuple[str, ...]] = ("decoder_only",)
-    roles: ClassVar[tuple[str, ...]] = ("start", "delimiter", "extract")
-    predicts_tokens: ClassVar[bool] = True
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.language_model_weight < 0:
+            raise UserError(f"task.language_model_weight: {self.language_model_weight} must not be negative")
+        _check_dropout(self.head_dropout)
+
+    def bind(self, vocabulary: Vocabulary, labels: tuple[str, ...], encode: Encode) -> Self:
+        """Return a copy that knows ids and labels. Raises UserError when the tokenizer lacks GPT's special tokens."""
+        task = dataclasses.replace(self, vocabulary=vocabulary, labels=tuple(labels))
+        task._ids("pad", "start", "extract", *["delimiter"] * (len(self.text_fields) - 1))
+        return task
+
+    @property
+    def predicts_tokens(self) -> bool:
+        return self.language_model_weight > 0
 
     @property
     def coefficients(self) -> dict[str, float]:
-        return {"tokens": self.language_model_weight, "label": 1.0}
+        return ({"tokens": self.language_model_weight} if self.predicts_tokens else {}) | {"label": 1.0}
 
     @property
     def shapes(self) -> Shapes:
         row = (self.sequence_length,)
-        shapes = dict.fromkeys(("inputs", "targets", "segment_ids", "positions"), (row, _INTEGER))
-        shapes |= {"weights": (row, _REAL), "label_positions": ((), _INTEGER)}
-        return shapes | {"label_targets": ((), _INTEGER), "label_weights": ((), _REAL)}
+        shapes: Shapes = {name: (row, INT) for name in ("inputs", "segment_ids", "positions")} | _LABEL
+        shapes["label_positions"] = ((), INT)
+        if self.predicts_tokens:
+            shapes |= {"targets": (row, INT), "weights": (row, FLOAT)}
+        return shapes
 
     def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        assert self.vocabulary is not None
-        start, delimiter, extract = ([self.vocabulary.id(role)] for role in self.roles)
-        texts = self.texts(example, 2 + (len(self.fields) - 1))
-        joined = texts[0] if len(texts) == 1 else np.concatenate([texts[0], delimiter, texts[1]])
-        inputs = np.concatenate([start, joined, extract]).astype(np.int32)
-        targets = np.append(inputs[1:], 0)
-        weights = np.full(len(inputs), 1.0 / (len(inputs) - 1))
-        weights[-1] = 0.0
-        return filled(
-            self.shapes,
-            inputs=inputs,
-            targets=targets,
-            weights=weights,
-            segment_ids=np.ones_like(inputs),
-            positions=np.arange(len(inputs)),
-            label_positions=len(inputs) - 1,
-            **_label(example),
-        )
+        """Return the arrays of `shapes`; draws nothing from `rng`."""
+        pad, start, extract = self._ids("pad", "start", "extract")
+        first, *second = self._texts(example, self.sequence_length - 1 - len(self.text_fields))
+        parts = [[start], first, *[part for text in second for part in (self._ids("delimiter"), text)], [extract]]
+        tokens = np.concatenate(parts)
+        arrays = self._sequence(tokens) | _label(example)
+        arrays["label_positions"] = np.array(len(tokens) - 1, INT)
+        if self.predicts_tokens:
+            predictions = len(tokens) - 1
+            arrays["targets"] = _padded(tokens[1:], self.sequence_length, fill=pad)
+            arrays["weights"] = _padded(np.full(predictions, 1 / predictions), self.sequence_length, FLOAT)
+        return arrays
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PooledClassification(Classification):
-    """BERT: `[CLS] text [SEP]` or `[CLS] a [SEP] b [SEP]`, the label read from the pooled [CLS] (BERT, section 4.1)."""
+class PooledClassification(_Classification):
+    """BERT's: `[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]` with two token types, classified at [CLS].
 
-    head_dropout: float = 0.1
+    `head_dropout` acts before the classifier.
+    """
 
+    name: ClassVar[str] = "pooled_classification"
     families: ClassVar[tuple[str, ...]] = ("encoder_only",)
-    roles: ClassVar[tuple[str, ...]] = ("classify", "separator")
+    label_smoothing: ClassVar[float] = 0.0
+    z_loss: ClassVar[float] = 0.0
+    decodes: ClassVar[bool] = False
     predicts_tokens: ClassVar[bool] = False
     coefficients: ClassVar[dict[str, float]] = {"label": 1.0}
 
+    head_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_dropout(self.head_dropout)
+
+    def bind(self, vocabulary: Vocabulary, labels: tuple[str, ...], encode: Encode) -> Self:
+        """Return a copy that knows ids and labels. Raises UserError when the tokenizer lacks [PAD], [CLS] or [SEP]."""
+        task = dataclasses.replace(self, vocabulary=vocabulary, labels=tuple(labels))
+        task._ids("pad", "classify", "separator")
+        return task
+
     @property
     def shapes(self) -> Shapes:
         row = (self.sequence_length,)
-        shapes = dict.fromkeys(("inputs", "segment_ids", "positions", "token_types"), (row, _INTEGER))
-        return shapes | {"label_targets": ((), _INTEGER), "label_weights": ((), _REAL)}
+        return {name: (row, INT) for name in ("inputs", "segment_ids", "positions", "token_types")} | _LABEL
 
     def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        assert self.vocabulary is not None
-        classify, separator = ([self.vocabulary.id(role)] for role in self.roles)
-        texts = self.texts(example, 1 + len(self.fields))
-        parts = [np.concatenate([text, separator]) for text in texts]
-        inputs = np.concatenate([classify, *parts]).astype(np.int32)
-        token_types = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-        return filled(
-            self.shapes,
-            inputs=inputs,
-            segment_ids=np.ones_like(inputs),
-            positions=np.arange(len(inputs)),
-            token_types=np.append(0, token_types),
-            **_label(example),
-        )
+        """Return the arrays of `shapes`; draws nothing from `rng`."""
+        classify, separator = self._ids("classify", "separator")
+        first, *second = self._texts(example, self.sequence_length - 1 - len(self.text_fields))
+        tokens = np.concatenate([[classify], first, [separator], *[np.append(text, separator) for text in second]])
+        types = _padded(np.arange(len(tokens)) >= len(first) + 2, self.sequence_length)
+        return self._sequence(tokens) | {"token_types": types} | _label(example)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextToTextClassification(Classification):
-    """T5: the encoder reads `PREFIX FIELD: text …`, the decoder writes the label's name (T5, section 2.4 and appendix D).
+class TextToTextClassification(_Classification):
+    """T5's: reads `PREFIX FIELD: text`, each field announced by its name, and writes the label's text.
 
-    An answer that is no label's name is wrong. `prefix` names the task.
+    Targets are the label's tokens and EOS, at most `target_length` together. It is judged by what the model writes;
+    text that is no label counts as wrong.
     """
+
+    name: ClassVar[str] = "text_to_text_classification"
+    families: ClassVar[tuple[str, ...]] = ("encoder_decoder",)
+    predicts_tokens: ClassVar[bool] = True
+    head_dropout: ClassVar[float] = 0.0
+    coefficients: ClassVar[dict[str, float]] = {"tokens": 1.0}
+    decodes: ClassVar[bool] = True
 
     prefix: str = ""
     target_length: int = 8
-    openings: tuple[np.ndarray, ...] = _bound(())  # what stands before each field's text
-    label_ids: tuple[np.ndarray, ...] = _bound(())
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    words: tuple[np.ndarray, ...] = dataclasses.field(default=(), compare=False, metadata=BOUND)
+    label_ids: tuple[np.ndarray, ...] = dataclasses.field(default=(), compare=False, metadata=BOUND)
 
-    families: ClassVar[tuple[str, ...]] = ("encoder_decoder",)
-    roles: ClassVar[tuple[str, ...]] = ("pad", "end")
-    predicts_tokens: ClassVar[bool] = True
-    coefficients: ClassVar[dict[str, float]] = {"tokens": 1.0}
-    head_dropout: ClassVar[float] = 0.0
-    decodes: ClassVar[bool] = True
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target_length < 2:
+            raise UserError(f"task.target_length: {self.target_length} must be at least 2")
+        if not 0 <= self.label_smoothing <= 1:
+            raise UserError(f"task.label_smoothing: {self.label_smoothing} must lie between 0 and 1")
+        if self.z_loss < 0:
+            raise UserError(f"task.z_loss: {self.z_loss} must not be negative")
 
     def bind(self, vocabulary: Vocabulary, labels: tuple[str, ...], encode: Encode) -> Self:
-        bound = super().bind(vocabulary, labels, encode)
+        """Return a copy that knows ids, labels and their tokens.
+
+        Raises UserError when the tokenizer lacks padding or EOS, when it has no tokens for a label's text, or when a
+        label or the words before the texts are too long.
+        """
         names = [f"{field}:" for field in self.text_fields]
         names[0] = f"{self.prefix} {names[0]}".strip()
-        label_ids = tuple(encode(label) for label in labels)
-        longest = max((len(ids) for ids in label_ids), default=0) + 1
-        if longest > self.target_length:
-            raise UserError(
-                f"task.target_length: {self.target_length}, but a label's text has {longest} tokens with its end"
-            )
-        return dataclasses.replace(bound, openings=tuple(encode(name) for name in names), label_ids=label_ids)
+        words = tuple(np.asarray(encode(name), INT) for name in names)
+        label_ids = tuple(np.asarray(encode(label), INT) for label in labels)
+        task = dataclasses.replace(self, vocabulary=vocabulary, labels=tuple(labels), words=words, label_ids=label_ids)
+        task._ids("pad", "end")
+        for label, ids in zip(labels, label_ids, strict=True):
+            if len(ids) + 1 > self.target_length:
+                raise UserError(
+                    f"task.target_length: {self.target_length}, but the label '{label}' takes {len(ids) + 1} tokens "
+                    "with the end; set it larger"
+                )
+            if len(ids) == 0 or ("unknown" in vocabulary.special and vocabulary.id("unknown") in ids):
+                raise UserError(f"data: the tokenizer cannot write the label '{label}'; rename it or train another")
+        if task._room() < 1:
+            taken = self.sequence_length - task._room()
+            raise UserError(f"task.sequence_length: {self.sequence_length}, but prefix and field names take {taken}")
+        return task
+
+    def _room(self) -> int:
+        return self.sequence_length - sum(map(len, self.words)) - 1
 
     @property
     def heads(self) -> dict[str, int]:
@@ -186,26 +265,32 @@ class TextToTextClassification(Classification):
 
     @property
     def shapes(self) -> Shapes:
-        row, target = (self.sequence_length,), (self.target_length,)
-        shapes = dict.fromkeys(("encoder_inputs", "encoder_segment_ids", "encoder_positions"), (row, _INTEGER))
-        shapes |= dict.fromkeys(("inputs", "targets", "segment_ids", "positions"), (target, _INTEGER))
-        return shapes | {"weights": (target, _REAL)}
+        source, target = (self.sequence_length,), (self.target_length,)
+        names = ("inputs", "segment_ids", "positions")
+        shapes: Shapes = {name: (target, INT) for name in (*names, "targets")} | {"weights": (target, FLOAT)}
+        return shapes | {f"encoder_{name}": (source, INT) for name in names}
+
+    @property
+    def num_input_tokens(self) -> int:
+        return self.sequence_length + self.target_length
 
     def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        assert self.vocabulary is not None
-        end, pad = self.vocabulary.id("end"), self.vocabulary.id("pad")
-        texts = self.texts(example, sum(len(opening) for opening in self.openings) + 1)
-        parts: Sequence[np.ndarray] = [part for pair in zip(self.openings, texts, strict=True) for part in pair]
-        encoder_inputs = np.concatenate([*parts, [end]]).astype(np.int32)
-        targets = np.append(self.label_ids[example["label"]], end)
-        return filled(
-            self.shapes,
-            encoder_inputs=encoder_inputs,
-            encoder_segment_ids=np.ones_like(encoder_inputs),
-            encoder_positions=np.arange(len(encoder_inputs)),
-            inputs=np.append(pad, targets[:-1]),
-            targets=targets,
-            weights=np.ones(len(targets)),
-            segment_ids=np.ones_like(targets),
-            positions=np.arange(len(targets)),
-        )
+        """Return the arrays of `shapes`; draws nothing from `rng`."""
+        pad, end = self._ids("pad", "end")
+        texts = self._texts(example, self._room())
+        parts = [part for pair in zip(self.words, texts, strict=True) for part in pair]
+        source = self._sequence(np.concatenate([*parts, [end]]))
+        label, length = int(example["label"]), self.target_length
+        target = np.append(self.label_ids[label], end) if label >= 0 else np.array([end])
+        return {f"encoder_{name}": array for name, array in source.items()} | {
+            "inputs": _padded(np.append(pad, target[:-1]), length, fill=pad),
+            "segment_ids": _padded(np.ones(len(target)), length),
+            "positions": _padded(np.arange(len(target)), length),
+            "targets": _padded(target, length, fill=pad),
+            "weights": _padded(np.full(len(target), label >= 0), length, FLOAT),
+        }
+
+
+def _check_dropout(rate: float) -> None:
+    if not 0 <= rate < 1:
+        raise UserError(f"task.head_dropout: {rate} must lie between 0 and 1")

@@ -1,0 +1,65 @@
+# Each target makes the virtual environment that it needs and installs into it, once: nothing else is to be done first.
+#
+#   make venv                   .venv with the package (editable) and the tools of development
+#   make demo [FAMILY=bert]     what pretraining is worth, on the built-in corpus; FAMILY is bert, gpt, t5 or all
+#   make test                   the tests of every day
+#   make test-all               those with a second Python, the demo, then every test
+#   make lint                   ruff and mypy
+#
+# PYTHON=python3.12 chooses the Python of .venv, SECOND_PYTHON=… the second one of test-all.
+
+SHELL := /bin/sh
+FAMILY ?= bert
+PYTHON ?= $(shell .ci/find-python 3 3.11 3.13 3.12 3.14)
+PIP_FLAGS ?= --quiet --disable-pip-version-check
+
+.PHONY: venv demo test test-all test-second lint
+.NOTPARALLEL:
+
+venv: .venv/installed
+
+# The constraints in force follow the Python that the environment holds. Sources are editable, so they are no prerequisite.
+# $(1) is the Python that makes the environment where there is none yet.
+define install
+@test -x $(@D)/bin/python || test -n "$(1)" || \
+    { echo "no Python 3.11 or newer with venv found: install one, or give PYTHON=/path/to/python" >&2; exit 1; }
+@test -x $(@D)/bin/python || { echo "making $(@D) with $(1)"; $(1) -m venv $(@D); }
+@version=$$($(@D)/bin/python -c 'import sys; print("3.11" if sys.version_info < (3, 12) else "3.12")'); \
+    echo "installing jaxformer and its tools into $(@D) (constraints/python$$version.txt)"; \
+    $(@D)/bin/python -m pip install $(PIP_FLAGS) --constraint constraints/python$$version.txt --editable '.[dev]'
+@touch $@
+endef
+
+VERSIONS := pyproject.toml constraints/python3.11.txt constraints/python3.12.txt
+
+.venv/installed: $(VERSIONS)
+	$(call install,$(PYTHON))
+
+.venv-%/installed: $(VERSIONS)
+	$(call install,$(SECOND_PYTHON))
+
+demo: .venv/installed
+	.venv/bin/jaxformer demo --family=$(FAMILY)
+
+test: .venv/installed
+	.venv/bin/python -m pytest -m "not slow"
+
+# The whole suite comes last, so that its summary is what one reads.
+test-all: .venv/installed
+	$(MAKE) test-second
+	$(MAKE) demo
+	.venv/bin/python -m pytest
+
+# Evaluated when test-second runs, by which time .venv is there. No line both calls make and tests: make -n obeys.
+FIRST = $(shell .venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+SECOND_PYTHON ?= $(shell .ci/find-python $(filter-out $(FIRST),3.13 3.14 3.12 3.11))
+SECOND = $(shell $(SECOND_PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+
+test-second: .venv/installed
+	$(if $(SECOND_PYTHON),$(MAKE) .venv-$(SECOND)/installed,@echo "NO SECOND PYTHON beside $(FIRST): its tests are left out" >&2)
+	$(if $(SECOND_PYTHON),.venv-$(SECOND)/bin/python -m pytest -m "not slow")
+
+lint: .venv/installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy

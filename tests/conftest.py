@@ -1,0 +1,65 @@
+"""What every test finds: eight fake CPU devices, exact arithmetic, a cache of its own, and the command line."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+# JAX reads these when it is imported; set any later they would silently do nothing.
+if "jax" in sys.modules:
+    raise RuntimeError("JAX was imported before tests/conftest.py could configure it")
+
+ROOT = Path(__file__).resolve().parents[1]
+# Compiled code is kept from one run of the tests to the next, per Python because the versions of JAX differ.
+COMPILED = ROOT / ".pytest_cache" / f"jax-{sys.version_info.major}.{sys.version_info.minor}"
+
+os.environ.update(
+    {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_COMPILATION_CACHE_DIR": str(COMPILED),
+        "JAX_NUMPY_RANK_PROMOTION": "raise",
+        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+        "MPLBACKEND": "Agg",
+    }
+)
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def jaxformer_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Give all tests, and the processes they start, one empty JAXFORMER_CACHE; return its path."""
+    folder = tmp_path_factory.mktemp("jaxformer-cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXFORMER_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture
+def run_cli(tmp_path: Path) -> Command:
+    """Return a function that runs `python -m jaxformer ARGS...` as users do: own process, one device, own folder.
+
+    `env` adds to the environment; output is text. A command that outlives `timeout` seconds raises TimeoutExpired.
+    """
+
+    def run(
+        *args: str | os.PathLike[str], cwd: Path = tmp_path, env: Mapping[str, str] | None = None, timeout: float = 300
+    ) -> "subprocess.CompletedProcess[str]":
+        environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | dict(env or {})
+        command = [sys.executable, "-m", "jaxformer", *map(str, args)]
+        return subprocess.run(command, cwd=cwd, env=environment, timeout=timeout, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def reference_data() -> Path:
+    """Return the folder that JAXFORMER_REFERENCE_DATA names; skip the test where it is not set."""
+    folder = os.environ.get("JAXFORMER_REFERENCE_DATA")
+    if not folder:
+        pytest.skip("JAXFORMER_REFERENCE_DATA is not set")
+    return Path(folder)

@@ -1,0 +1,236 @@
+"""The house rules that a machine can check: imports run downward, each library stays in its room, nothing leaks in."""
+
+import ast
+import importlib.util
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "jaxformer"
+EXPERIMENTS = ROOT / "experiments"
+
+# Bottom to top. A room (module or package) imports only from lines below its own; inside a package imports are free.
+# Every room stands here once. The number is the floor of CONTRIBUTING.md; lines of one floor build on each other.
+FLOORS: tuple[tuple[int, tuple[str, ...]], ...] = (
+    (0, ("errors",)),
+    (0, ("flops", "footprint", "losses", "metrics", "parameters", "sharding", "tokenizers")),
+    (0, ("checkpoint", "optimizers")),
+    (1, ("models", "objectives")),
+    (1, ("tasks",)),
+    (2, ("data", "generation", "step")),
+    (2, ("evaluation",)),
+    (3, ("config", "progress")),
+    (4, ("build",)),
+    (4, ("run", "report")),
+    (4, ("monitor",)),
+    (4, ("train",)),
+    (5, ("demo",)),
+    (5, ("cli",)),
+    (6, ("__init__", "__main__")),
+)
+LINE = {room: line for line, (_, rooms) in enumerate(FLOORS) for room in rooms}
+FLOOR = {room: floor for floor, rooms in FLOORS for room in rooms}
+
+# Reading runs must not need what makes them.
+HIGHEST_FLOOR_READ = {"report": 0}
+WITHOUT_JAX = {"objectives", "tasks", "tokenizers", "data", "report"}
+JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
+NEVER = {"tensorflow", "torch", "transformers", "keras"}
+
+
+def room_of(path: Path) -> str:
+    """Return the room of a file of the package: `models` for models/layers.py, `step` for step.py."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(tree: ast.AST, package: str = "") -> Iterator[tuple[int, str, tuple[str, ...]]]:
+    """Yield (line, module, names) of every import, also those inside functions; `package` resolves relative ones."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name, ()) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*start, *([node.module] if node.module else [])])
+            yield node.lineno, module, tuple(alias.name for alias in node.names)
+
+
+def parse(path: Path) -> ast.AST:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def rooms_read(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line, room) for every room of the package that a file imports from; `__init__` for the package's own."""
+    for line, module, names in imports(parse(path), package="jaxformer"):
+        first, *rest = module.split(".")
+        if first != "jaxformer":
+            continue
+        if rest:
+            yield line, rest[0]
+        else:
+            yield from (
+                (line, name if name in LINE else "__init__") for name in names or ("__init__",) if name != "__version__"
+            )
+
+
+def libraries(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line, full name) of what a file imports: `from jax import numpy` is `jax.numpy`."""
+    for line, module, names in imports(parse(path)):
+        yield line, module
+        yield from ((line, f"{module}.{name}") for name in names)
+
+
+def sources(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.py"))
+
+
+FILES = sources(PACKAGE)
+
+
+def offences(found: Iterator[tuple[Path, int, str]]) -> list[str]:
+    return sorted({f"{path.relative_to(ROOT)}:{line} {what}" for path, line, what in found})
+
+
+def test_every_room_stands_on_one_floor() -> None:
+    rooms = [room for _, rooms in FLOORS for room in rooms]
+    assert len(rooms) == len(set(rooms))
+    assert {room_of(path) for path in FILES} == set(rooms)
+
+
+def test_imports_run_strictly_downward() -> None:
+    upward = (
+        (path, line, f"{room_of(path)} imports {read}")
+        for path in FILES
+        for line, read in rooms_read(path)
+        if read != room_of(path) and LINE[read] >= LINE[room_of(path)]
+    )
+    assert offences(upward) == []
+
+
+def test_report_reads_only_the_ground_floor() -> None:
+    above = (
+        (path, line, f"{room_of(path)} imports {read}")
+        for path in FILES
+        for line, read in rooms_read(path)
+        if read != room_of(path) and FLOOR[read] > HIGHEST_FLOOR_READ.get(room_of(path), 99)
+    )
+    assert offences(above) == []
+
+
+def test_imports_inside_the_package_are_absolute() -> None:
+    relative = (
+        (path, node.lineno, "relative import")
+        for path in FILES
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.ImportFrom) and node.level
+    )
+    assert offences(relative) == []
+
+
+def test_only_models_import_flax_linen() -> None:
+    linen = (
+        (path, line, name)
+        for path in FILES
+        for line, name in libraries(path)
+        if name.startswith("flax.linen") and room_of(path) != "models"
+    )
+    assert offences(linen) == []
+
+
+def test_data_and_reports_do_without_jax() -> None:
+    jax = (
+        (path, line, name)
+        for path in FILES
+        for line, name in libraries(path)
+        if room_of(path) in WITHOUT_JAX and name.split(".")[0] in JAX
+    )
+    assert offences(jax) == []
+
+
+def test_other_frameworks_are_absent() -> None:
+    other = (
+        (path, line, name)
+        for path in [*FILES, *sources(EXPERIMENTS)]
+        for line, name in libraries(path)
+        if name.split(".")[0] in NEVER
+    )
+    assert offences(other) == []
+
+
+def test_experiments_are_data() -> None:
+    """Experiments import ml_collections and their siblings, by relative imports."""
+    names = {path.stem for path in sources(EXPERIMENTS)}
+    for path in sources(EXPERIMENTS):
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.Import):
+                modules = {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                modules = {f".{node.module or alias.name}" if node.level else str(node.module) for alias in node.names}
+            else:
+                continue
+            allowed = {"ml_collections", *(f".{name}" for name in names)}
+            assert modules <= allowed, f"{path.name}:{node.lineno} imports {sorted(modules - allowed)}"
+
+
+def test_one_module_imports_by_name() -> None:
+    """Loading a config is the only import of a module whose name is computed."""
+    dynamic = re.compile(r"\b(import_module|spec_from_file_location|__import__|run_path|run_module)\(")
+    assert {path.name for path in FILES if dynamic.search(path.read_text(encoding="utf-8"))} == {"config.py"}
+
+
+def test_there_is_no_utils_module() -> None:
+    assert [path for path in FILES if path.stem in {"utils", "util", "helpers", "misc"}] == []
+
+
+def test_files_stay_readable() -> None:
+    long = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    assert {name: lines for name, lines in long.items() if lines > 420} == {}
+
+
+def test_every_package_is_installed() -> None:
+    """The list of packages in pyproject.toml is written by hand: a new folder must be on it, and so must its data."""
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    folders = {f"jaxformer.{path.parent.name}" for path in PACKAGE.glob("*/__init__.py")}
+    assert set(build["packages"]) == folders | {"jaxformer", "jaxformer.experiments"}
+    data = {
+        path.relative_to(PACKAGE)
+        for path in PACKAGE.rglob("*")
+        if path.is_file() and path.suffix not in {".py", ".pyc"}
+    }
+    listed = {Path(*package.split(".")[1:], name) for package, names in build["package-data"].items() for name in names}
+    assert data == listed
+
+
+def test_experiments_are_found_where_the_wheel_has_them() -> None:
+    spec = importlib.util.find_spec("jaxformer.experiments")
+    assert spec is not None and spec.submodule_search_locations
+    found = Path(next(iter(spec.submodule_search_locations)))
+    assert {path.name for path in found.glob("*.py")} == {path.name for path in EXPERIMENTS.glob("*.py")}
+
+
+TEXTS = [
+    path
+    for pattern in ("*.md", "*.toml", "Makefile", "jaxformer/**/*", "experiments/**/*", "tests/**/*", "constraints/*")
+    for path in sorted(ROOT.glob(pattern))
+    if path.is_file() and path.suffix not in {".pyc", ".png", ".npz"} and path != Path(__file__).resolve()
+]
+
+
+@pytest.mark.parametrize(
+    "leak",
+    [
+        pytest.param(r"(?<![\w.~}])/(home|Users|root|work|opt|mnt|scratch)/\w", id="a folder of one machine"),
+        pytest.param(r"\b(design|anchors|pitfalls|papers|performance|launchers|contract)\.md\b", id="notes nobody has"),
+    ],
+)
+def test_files_name_nothing_that_readers_lack(leak: str) -> None:
+    found = (
+        (path, number, match.group())
+        for path in TEXTS
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        for match in re.finditer(leak, line)
+    )
+    assert offences(found) == []
