@@ -5,6 +5,7 @@
 #   make test                   the tests of every day
 #   make test-all               those with a second Python, the demo, then every test
 #   make lint                   ruff and mypy
+#   make constraints            resolve the versions anew for PYTHON and write its file in constraints/
 #
 # PYTHON=python3.12 chooses the Python of .venv, SECOND_PYTHON=… the second one of test-all.
 
@@ -13,7 +14,7 @@ FAMILY ?= bert
 PYTHON ?= $(shell .ci/find-python 3 3.11 3.13 3.12 3.14)
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 
-.PHONY: venv demo test test-all test-second lint
+.PHONY: venv demo test test-all test-second lint constraints
 .NOTPARALLEL:
 
 venv: .venv/installed
@@ -21,9 +22,9 @@ venv: .venv/installed
 # The constraints in force follow the Python that the environment holds. Sources are editable, so they are no prerequisite.
 # $(1) is the Python that makes the environment where there is none yet.
 define install
-@test -x $(@D)/bin/python || test -n "$(1)" || \
+@test -x $(@D)/bin/pip || test -n "$(1)" || \
     { echo "no Python 3.11 or newer with venv found: install one, or give PYTHON=/path/to/python" >&2; exit 1; }
-@test -x $(@D)/bin/python || { echo "making $(@D) with $(1)"; $(1) -m venv $(@D); }
+@test -x $(@D)/bin/pip || { echo "making $(@D) with $(1)"; $(1) -m venv --clear $(@D); }
 @version=$$($(@D)/bin/python -c 'import sys; print("3.11" if sys.version_info < (3, 12) else "3.12")'); \
     echo "installing jaxformer and its tools into $(@D) (constraints/python$$version.txt)"; \
     $(@D)/bin/python -m pip install $(PIP_FLAGS) --constraint constraints/python$$version.txt --editable '.[dev]'
@@ -63,3 +64,12 @@ lint: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+# Once with Python 3.11 and once with the newest that is supported.
+constraints:
+	$(PYTHON) -m venv --clear .venv-constraints
+	.venv-constraints/bin/python -m pip install $(PIP_FLAGS) --editable '.[dev,docs,huggingface]'
+	version=$$(.venv-constraints/bin/python -c 'import sys; print("3.11" if sys.version_info < (3, 12) else "3.12")'); \
+	    { echo "# Made by make constraints, extras dev, docs and huggingface, on $$(.venv-constraints/bin/python --version)."; \
+	    .venv-constraints/bin/python -m pip freeze --exclude-editable; } > constraints/python$$version.txt
+	rm -rf .venv-constraints

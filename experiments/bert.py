@@ -34,5 +34,5 @@ def get_config(arg: str = "") -> ConfigDict:
         config.model.max_length = config.objective.sequence_length = 128
         config.objective.max_predictions = 20
         config.training.batch_size = 32
-        config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 20, "bias_correction": True})
+        config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 50, "bias_correction": True})
     return config

@@ -30,5 +30,5 @@ def get_config(arg: str = "") -> ConfigDict:
         common.shrink(config, scale)
         config.model.max_length = config.objective.sequence_length = 128
         config.training.batch_size = 16
-        config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 20})
+        config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 60})
     return config

@@ -45,8 +45,8 @@ def generate(
     """Return, per prompt, the generated ids up to and without `end_id`.
 
     A decoder-only model continues the prompt; an encoder-decoder reads it and starts its answer from `start_id`.
-    Prompts are padded to at least `min_width`, so that batches of a set share one compiled program. Raises UserError for
-    encoder-only models, empty prompts, and lengths beyond a learned position table.
+    Prompts are padded to at least `min_width`, so that batches of a set share one compiled program. Raises UserError
+    for encoder-only models, empty prompts, and lengths beyond a learned position table.
     """
     family = model.config.family
     if family == "encoder_only":

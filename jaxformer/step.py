@@ -165,7 +165,7 @@ def make_train_step(
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), "tokens": num_tokens(batch)}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "tokens": num_tokens(batch)}
         if len(means) > 1:
             metrics |= {f"{name}_loss": mean for name, mean in means.items()}
         return TrainState(state.step + 1, params, opt_state), metrics

@@ -1,18 +1,24 @@
-"""A run's own checkpoints: asynchronous saves, the last few and the best kept, damaged ones set aside."""
+"""A run's own checkpoints: asynchronous saves, which ones are kept, and the restore after a stop."""
 
-import dataclasses
+import contextlib
+import logging
+import os
+import re
 import shutil
 import threading
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from jaxformer.checkpoint.digest import (
-    DIGEST,
+    Shape,
     array_paths,
     best_step,
     find_damage,
@@ -20,141 +26,226 @@ from jaxformer.checkpoint.digest import (
     step_folders,
     write_digest,
 )
-from jaxformer.checkpoint.reading import restore
-from jaxformer.errors import UserError, disk_errors
+from jaxformer.checkpoint.reading import quiet_orbax, restore_state
+from jaxformer.errors import UserError, disk_errors, suggest
+
+_log = logging.getLogger(__name__)
+
+# Until all is written and hashed, and again while it is deleted, a checkpoint does not bear its step's name, so that a
+# kill at any moment leaves nothing that looks like a damaged one.
+UNFINISHED, DELETED = ".unfinished", ".deleted"
+# One file per array writes faster; from here on (1e9 parameters with AdamW) Orbax's packed format restores faster.
+_PACK_FROM_BYTES = 12_000_000_000
+_NONE, _NO_GOOD = -1, -2
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When to save, what to keep, and which parameters a fine-tuning takes over (patterns, see `parameters.match`)."""
+    """When to save, what to keep, and how parameters of another run are taken over.
+
+    `init_skip` and `init_new` are for `init_from`: patterns of the parameters in that run's checkpoint that are not
+    wanted, and of those in this model that start fresh; all others must be in both.
+    """
 
     every: int = 0  # steps between saves; 0: at the end only
-    keep_last: int = 2
-    keep_best: bool = True
+    keep_last: int = 2  # 0: keep all
+    keep_best: bool = True  # by best_metric, among the checkpoints that were saved right after an evaluation
     best_metric: str = "eval/loss"
-    best_mode: str = "min"
-    init_skip: tuple[str, ...] = ()  # in the checkpoint of `init_from`, not in this model
-    init_new: tuple[str, ...] = ()  # in this model, not in that checkpoint: freshly initialised
+    best_mode: str = "min"  # min: lower is better; max
+    init_skip: tuple[str, ...] = ()
+    init_new: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.every < 0:
-            raise UserError(f"checkpoint.every: {self.every} must be 0 (at the end only) or more")
-        if self.keep_last < 1:
-            raise UserError(f"checkpoint.keep_last: {self.keep_last} must be at least 1")
+        for key in ("every", "keep_last"):
+            if getattr(self, key) < 0:
+                raise UserError(f"checkpoint.{key}: {getattr(self, key)} must be 0 or more")
         if self.best_mode not in ("min", "max"):
-            raise UserError(f"checkpoint.best_mode: '{self.best_mode}' is not one of min, max")
+            hint = suggest(self.best_mode, ("min", "max"))
+            raise UserError(f"checkpoint.best_mode: '{self.best_mode}' is not one of min, max{hint}")
 
 
 class Checkpoints:
-    """The checkpoints of one run, in `directory`/STEP. What fails in the background is raised by the next call."""
+    """The checkpoints in `directory`, one folder per step. One object per run; all processes call it alike.
+
+    State is any tree of jax arrays, global ones where there are several processes.
+    """
 
     def __init__(self, directory: Path, config: CheckpointConfig) -> None:
-        self.directory, self.config = directory.absolute(), config
-        with disk_errors(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
-        self._saver = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False))
+        self.directory = Path(directory).absolute()
+        self.config = config
+        self._orbax: ocp.AsyncCheckpointer | None = None
         self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._failure: BaseException | None = None
+        self._newest: int | None = None
+        quiet_orbax()
 
     def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
-        """Copy the state out of the devices and write it in the background; it may be donated right after.
+        """Start saving; return once the state is copied, so that it may be donated. A step is saved only once.
 
-        Raises UserError when this or the save before cannot be written; checkpoints that are there stay.
+        `metrics` are those of an evaluation of this very state; one of them ranks the checkpoints.
+
+        Raises:
+          UserError: this save, or the one before it, which is waited for, met a full disk or a missing permission.
+            The checkpoints that were there stay.
         """
         self.wait()
+        if step == self._newest:
+            return
+        self._newest = step
         arrays = {path: (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in array_paths(state).items()}
-        folder = self.directory / str(step)
-        with disk_errors(folder):
-            if folder.exists():
-                shutil.rmtree(folder)  # only ever the unfinished remains of this very step
-            self._saver.save(folder, args=ocp.args.PyTreeSave(state))
-
-        def finish() -> None:
-            try:
-                self._saver.wait_until_finished()
-                if jax.process_index() == 0:
-                    # The digest comes last: a folder without it is an unfinished save.
-                    write_digest(folder, step, arrays, dict(metrics or {}))
-                    self._prune()
-            except BaseException as error:
-                self._error = error
-
-        self._thread = threading.Thread(target=finish, name="checkpoint")
+        if jax.default_backend() == "cpu":
+            # Nothing leaves the device there, and a donation would wait until all is written.
+            state = jax.block_until_ready(jax.tree.map(jnp.copy, state))
+        with self._failures(step):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            if self._orbax is None:
+                self._orbax = _make_orbax(state)
+            self._orbax.save(self._folder(step, UNFINISHED), args=ocp.args.PyTreeSave(state), force=True)
+        values = {name: float(value) for name, value in (metrics or {}).items()}
+        self._thread = threading.Thread(target=self._finish, args=(step, arrays, values), name="checkpoint")
         self._thread.start()
 
     def wait(self) -> None:
-        """Wait until the newest save is on disk. Raises UserError when it could not be written."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            _raise_as_disk_error(error, self.directory)
+        """Wait until the save under way is complete. Raises UserError if it failed for a reason the user can mend."""
+        if self._thread is None:
+            return
+        self._thread.join()
+        self._thread = None
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            with self._failures(self._newest):
+                raise failure
 
     def close(self) -> None:
-        """Let go of the writer's threads; an error of the last save is not raised here (see `wait`)."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        self._saver.close()
+        """Wait for the save under way and let go of Orbax's threads. Raises as `wait` does."""
+        try:
+            self.wait()
+        finally:
+            orbax, self._orbax = self._orbax, None
+            if orbax is not None:
+                orbax.close()
 
     def restore_latest(self, target: Any) -> tuple[int, Any] | None:
-        """Return (step, state) of the newest good checkpoint, None when none was ever finished.
+        """Return (step, state) of the newest sound checkpoint, or None where none was ever finished.
 
-        Damaged and unfinished ones on the way are renamed with a warning. Raises UserError when there are damaged ones
-        only: never a silent fresh start.
+        `target`: the tree of `jax.ShapeDtypeStruct`s with shardings. Damaged checkpoints newer than the one used are
+        renamed to STEP.damaged-N, with a warning; what a kill left of an unfinished save is deleted, with a note.
+
+        Raises:
+          UserError: there are checkpoints but no sound one (nothing is renamed then), or it does not fit `target`.
         """
-        damaged = []
-        for step in reversed(step_folders(self.directory)):
-            folder = self.directory / str(step)
-            damage = find_damage(folder)
-            if damage is None:
-                return step, restore(folder, target)
-            unfinished = not (folder / DIGEST).exists()
-            aside = _set_aside(folder, "unfinished" if unfinished else "damaged")
-            warnings.warn(
-                f"checkpoint {folder} is {'an unfinished save' if unfinished else f'damaged ({damage})'}; set aside as "
-                f"{aside.name}",
-                stacklevel=2,
-            )
-            if not unfinished:
-                damaged.append(step)
-        if damaged or any(self.directory.glob("*.damaged-*")):
+        self.wait()
+        step = self._choose() if jax.process_count() == 1 else self._choose_together()
+        if step is None:
+            return None
+        state = restore_state(self._folder(step), target)
+        self._newest = step
+        return step, state
+
+    def _folder(self, step: int | None, suffix: str = "") -> Path:
+        return self.directory / f"{step}{suffix}"
+
+    def _finish(self, step: int, arrays: dict[str, tuple[Shape, str]], metrics: dict[str, float]) -> None:
+        """In the background: wait for Orbax, then write the digest, give the folder its name, delete old ones."""
+        try:
+            assert self._orbax is not None
+            self._orbax.wait_until_finished()
+            if jax.process_index() == 0:
+                write_digest(self._folder(step, UNFINISHED), step, arrays, metrics)
+                self._folder(step, UNFINISHED).rename(self._folder(step))
+                self._prune()
+        except BaseException as error:
+            self._failure = error
+
+    def _prune(self) -> None:
+        """Delete all finished checkpoints but the last ones and the best."""
+        steps = finished_steps(self.directory)
+        kept: set[int | None] = set(steps[-self.config.keep_last :])  # [-0:] is all of them
+        if self.config.keep_best:
+            kept.add(best_step(self.directory, self.config.best_metric, self.config.best_mode))
+        for step in steps:
+            if step not in kept:
+                self._folder(step).rename(self._folder(step, DELETED))
+                shutil.rmtree(self._folder(step, DELETED))
+
+    @contextlib.contextmanager
+    def _failures(self, step: int | None) -> Iterator[None]:
+        """Delete what a failed save has written, and turn a full disk and the like into a UserError."""
+        try:
+            yield
+        except BaseException as error:
+            if jax.process_index() == 0:
+                with contextlib.suppress(OSError):
+                    for path in self.directory.glob(f"{step}{UNFINISHED}*"):
+                        shutil.rmtree(path, ignore_errors=True)
+            self._newest = None
+            # TensorStore's errors are ValueErrors that carry the system's number in their text.
+            number = re.search(r"os_error_code='(\d+)'", str(error))
+            with disk_errors(self._folder(step)):
+                if number:
+                    raise OSError(int(number[1]), os.strerror(int(number[1])), str(self._folder(step))) from error
+                raise
+
+    def _choose(self) -> int | None:
+        """Find the newest sound checkpoint, setting damaged ones aside."""
+        with disk_errors(self.directory):
+            self._sweep()
+            damaged: dict[int, str] = {}
+            for step in reversed(step_folders(self.directory)):
+                damage = find_damage(self._folder(step))
+                if damage is None:
+                    self._set_aside(damaged)
+                    return step
+                damaged[step] = damage
+        aside = sorted(path.name for path in self.directory.glob("*.damaged-*"))
+        if damaged or aside:
+            names = [f"{step} ({damage})" for step, damage in damaged.items()] + aside
             raise UserError(
-                f"{self.directory}: every checkpoint is damaged; restore one from a backup, or start anew with another "
-                "--workdir"
+                f"no sound checkpoint is left in {self.directory}: {', '.join(names)}; "
+                "bring one back from a copy, start in another workdir, or delete them to start afresh"
             )
         return None
 
-    def _prune(self) -> None:
-        finished = finished_steps(self.directory)
-        kept = set(finished[-self.config.keep_last :])
-        if self.config.keep_best:
-            kept.add(best_step(self.directory, self.config.best_metric, self.config.best_mode) or finished[-1])
-        for step in set(finished) - kept:
-            # The digest goes first, so that a kill in between leaves an unfinished folder, not a damaged one.
-            (self.directory / str(step) / DIGEST).unlink()
-            shutil.rmtree(self.directory / str(step))
+    def _choose_together(self) -> int | None:
+        """Let process 0 choose for all, for it alone renames."""
+        failure: UserError | None = None
+        chosen = _NONE
+        if jax.process_index() == 0:
+            try:
+                step = self._choose()
+                chosen = _NONE if step is None else step
+            except UserError as error:
+                failure, chosen = error, _NO_GOOD
+        chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
+        if chosen == _NO_GOOD:
+            raise failure or UserError(f"no sound checkpoint is left in {self.directory}; see process 0")
+        return None if chosen == _NONE else chosen
+
+    def _sweep(self) -> None:
+        """Delete what a kill has left behind: unfinished saves, half-deleted checkpoints, folders without a file."""
+        if not self.directory.is_dir():
+            return
+        for path in self.directory.iterdir():
+            if UNFINISHED in path.name or path.name.endswith(DELETED):
+                _log.warning("deleting %s, which a stopped run left unfinished", path)
+                shutil.rmtree(path)
+        for step in step_folders(self.directory):
+            if not any(path.is_file() for path in self._folder(step).rglob("*")):
+                _log.warning("deleting %s, an empty folder and no checkpoint", self._folder(step))
+                shutil.rmtree(self._folder(step))
+
+    def _set_aside(self, damaged: Mapping[int, str]) -> None:
+        for step, damage in damaged.items():
+            number = 1
+            while self._folder(step, f".damaged-{number}").exists():
+                number += 1
+            aside = self._folder(step, f".damaged-{number}")
+            self._folder(step).rename(aside)
+            _log.warning("checkpoint %s is damaged: %s; set aside as %s", self._folder(step), damage, aside.name)
 
 
-def _set_aside(folder: Path, what: str) -> Path:
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}.{what}-{number}")).exists():
-        number += 1
-    with disk_errors(folder):
-        folder.rename(aside)
-    return aside
-
-
-def _raise_as_disk_error(error: BaseException, path: Path) -> None:
-    """Raise a save's error, as UserError where the disk is to blame: tensorstore hides the cause in its message."""
-    with disk_errors(path):
-        if isinstance(error, OSError):
-            raise error
-        for words in ("No space left", "RESOURCE_EXHAUSTED", "File too large", "Disk quota", "Permission denied"):
-            if words in str(error):
-                raise UserError(
-                    f"cannot write the checkpoint in {path}: {words}; free space or choose another --workdir "
-                    "(checkpoints that were finished are intact)"
-                ) from error
-        raise error
+def _make_orbax(state: Any) -> ocp.AsyncCheckpointer:
+    large = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) > _PACK_FROM_BYTES
+    # Trained weights hardly compress; trying costs processor time beside the training and 0.4 times the memory.
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=large or jax.process_count() > 1, use_compression=False)
+    return ocp.AsyncCheckpointer(handler, timeout_secs=3600)

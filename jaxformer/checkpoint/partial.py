@@ -1,86 +1,141 @@
-"""Strict partial restore, for fine-tuning: every parameter is restored, or named as skipped or new."""
+"""Taking over parameters from another run, strictly: whatever is on one side only must be named."""
 
-import dataclasses
-import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
-from jaxformer.checkpoint.digest import PARAMS, Shape
-from jaxformer.checkpoint.reading import restore, verified
+from jaxformer.checkpoint.digest import PARAMS, Shape, read_digest
+from jaxformer.checkpoint.reading import difference, read_arrays, verified
 from jaxformer.errors import UserError
-from jaxformer.parameters import flatten, match, unflatten
+from jaxformer.parameters import flatten, mask, unflatten
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class RestoreTable:
-    """What a restore did with each parameter: path -> shape."""
+    """What `restore_params` did: {path: shape} of each kind; of a partly taken stack, the shape of that part."""
 
     source: Path
     step: int
-    restored: Mapping[str, Shape]
-    skipped: Mapping[str, Shape]
-    new: Mapping[str, Shape]
+    restored: dict[str, Shape]
+    skipped: dict[str, Shape]
+    new: dict[str, Shape]
 
-    def render(self) -> Table:
-        """Return the table that training prints: one line per parameter."""
-        table = Table(title=f"from {self.source}, step {self.step}", title_justify="left", box=None, pad_edge=False)
-        for column in ("", "parameter", "shape", "count"):
-            table.add_column(column, justify="right" if column == "count" else "left")
-        for what in ("restored", "skipped", "new"):
-            for path, shape in getattr(self, what).items():
-                table.add_row(what, path, " x ".join(map(str, shape)) or "scalar", f"{math.prod(shape):,}")
-        return table
+    def render(self) -> Group:
+        """Return a line and the table for `rich` to print."""
+        count = {kind: sum(int(np.prod(shape)) for shape in shapes.values()) for kind, shapes in self._kinds().items()}
+        summary = ", ".join(f"{count[kind]:,} {kind}" for kind in count)
+        table = Table()
+        table.add_column("parameter", overflow="fold")
+        table.add_column("shape", justify="right")
+        table.add_column("what")
+        for kind, shapes in self._kinds().items():
+            for path, shape in shapes.items():
+                table.add_row(path, " x ".join(map(str, shape)), kind, style=None if kind == "restored" else "bold")
+        return Group(Text(f"Parameters from {self.source} (step {self.step}): {summary}"), table)
+
+    __rich__ = render
+
+    def _kinds(self) -> dict[str, dict[str, Shape]]:
+        return {"restored": self.restored, "skipped": self.skipped, "new": self.new}
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One side's arrays and, of each, the part that the patterns leave over for the other side."""
+
+    shapes: dict[str, Shape]
+    named: dict[str, bool | np.ndarray]  # what the patterns select: all, nothing, or some layers
+
+    def rows(self, path: str) -> np.ndarray | None:
+        """The layers that are left over, or None where that is not a matter of layers."""
+        named = self.named[path]
+        return None if isinstance(named, bool) else np.flatnonzero(~named.ravel())
+
+    def left(self) -> dict[str, Shape]:
+        """{path: shape} of what is left over."""
+        return {
+            path: shape if (rows := self.rows(path)) is None else (len(rows), *shape[1:])
+            for path, shape in self.shapes.items()
+            if self.named[path] is not True
+        }
+
+    def taken(self) -> dict[str, Shape]:
+        """{path: shape} of what the patterns select."""
+        return {
+            path: shape if named is True else (int(np.sum(named)), *shape[1:])
+            for path, shape in self.shapes.items()
+            if (named := self.named[path]) is not False
+        }
 
 
 def restore_params(
-    path: Path, target: dict[str, Any], skip: tuple[str, ...] = (), new: tuple[str, ...] = ()
+    path: Path,
+    target: dict[str, Any],
+    skip: tuple[str, ...] = (),
+    new: tuple[str, ...] = (),
 ) -> tuple[dict[str, Any], RestoreTable]:
-    """Return `target` with its parameters replaced by those of a run or checkpoint, and a table of what was done.
+    """Restore parameters from a checkpoint, or from the newest one of a run, into the tree of `target`.
 
-    Parameters that only the checkpoint has must match a pattern of `skip`; those that only the target has must
-    match one of `new` and keep their values; a parameter of another shape must match both. Raises
-    UserError, listing both sides, for everything that is left over, and when the checkpoint is missing or damaged.
+    `target` holds arrays, or shapes as long as nothing is new. Restored arrays get its dtypes and shardings (none: the
+    first device); new ones are returned as they are in `target`.
+
+    Patterns in `skip` name what of the checkpoint is not wanted, those in `new` what of the model the checkpoint does
+    not give; a shape that differs must be named by both. Where they select layers, the layers left over on both sides
+    are matched in order: skip=("encoder/layers[1::2]/.*",) gives a model of half the depth every other layer.
+
+    Raises:
+      UserError: something is left over on one side (with the difference in two columns), a pattern selects nothing,
+        there is no checkpoint, or it is damaged.
     """
-    folder, digest = verified(path)
-    stored = {name.removeprefix(PARAMS): shape for name, (shape, _) in digest.arrays.items() if name.startswith(PARAMS)}
+    folder = verified(path)
+    digest = read_digest(folder)
+    shapes = {name.removeprefix(PARAMS): shape for name, (shape, _) in digest.arrays.items() if name.startswith(PARAMS)}
     wanted = flatten(target)
-    skipped = {name for name, shape in stored.items() if _any(name, shape, skip)}
-    fresh = {name for name, leaf in wanted.items() if _any(name, leaf.shape, new)}
-    left: list[tuple[str, str, str]] = []
-    for name in sorted((stored.keys() - skipped) | (wanted.keys() - fresh)):
-        have, want = stored.get(name), tuple(wanted[name].shape) if name in wanted else None
-        if name in skipped and have is not None:
-            have = None
-        if name in fresh:
-            want = None
-        if have != want:
-            left.append((name, _shown(have), _shown(want)))
-    if left:
-        widths = [max(len(row[column]) for row in [*left, ("parameter", "checkpoint", "")]) for column in (0, 1)]
-        rows = [("parameter", "checkpoint", "model"), *left]
-        lines = [f"  {name:{widths[0]}}  {have:{widths[1]}}  {want}" for name, have, want in rows]
+    stored = _side(shapes, skip, "checkpoint.init_skip")
+    model = _side({path: tuple(leaf.shape) for path, leaf in wanted.items()}, new, "checkpoint.init_new")
+    restored = stored.left()
+    if restored != model.left():
         raise UserError(
-            f"{folder} does not fit the model; name what is left over with checkpoint.init_skip (in the checkpoint "
-            "only) and checkpoint.init_new (in the model only):\n" + "\n".join(lines)
+            f"the parameters in {folder} are not the model's; name what is left over by patterns in "
+            f"checkpoint.init_skip (left) and checkpoint.init_new (right)\n{difference(restored, model.left())}"
         )
-    taken = {name: leaf for name, leaf in wanted.items() if name in stored and name not in fresh | skipped}
-    restored = flatten(restore(folder, {"params": unflatten(taken)})["params"]) if taken else {}
-    table = RestoreTable(
-        folder,
-        digest.step,
-        {name: tuple(leaf.shape) for name, leaf in taken.items()},
-        {name: shape for name, shape in stored.items() if name not in taken},
-        {name: tuple(leaf.shape) for name, leaf in wanted.items() if name not in taken},
-    )
-    return unflatten({name: restored.get(name, leaf) for name, leaf in wanted.items()}), table
+    reading = {
+        path: jax.ShapeDtypeStruct(shapes[path], wanted[path].dtype, sharding=getattr(wanted[path], "sharding", None))
+        for path in restored
+    }
+    found: Mapping[str, Any] = {}
+    if reading:
+        root = PARAMS.rstrip("/")
+        found = flatten(read_arrays(folder, {root: unflatten(reading)}, partial=True)[root])
+    params = {
+        path: _merge(found[path], stored.rows(path), leaf, model.rows(path)) if path in found else leaf
+        for path, leaf in wanted.items()
+    }
+    table = RestoreTable(folder, digest.step, restored, stored.taken(), model.taken())
+    return unflatten(params), table
 
 
-def _any(path: str, shape: Shape, patterns: tuple[str, ...]) -> bool:
-    return bool(patterns) and match(path, shape, patterns) is True
+def _side(shapes: dict[str, Shape], patterns: tuple[str, ...], where: str) -> _Side:
+    tree = unflatten({path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()})
+    return _Side(shapes, flatten(mask(tree, patterns, where)))
 
 
-def _shown(shape: Shape | None) -> str:
-    return "-" if shape is None else " x ".join(map(str, shape)) or "scalar"
+def _merge(found: jax.Array, source: np.ndarray | None, fresh: Any, destination: np.ndarray | None) -> Any:
+    """Put the layers `source` of a restored stack in the places `destination` of a fresh one (None: all of them)."""
+    if source is None and destination is None:
+        return found
+
+    def merge(found: jax.Array, fresh: Any) -> jax.Array:
+        rows = found if source is None else found[source]
+        return rows if destination is None else fresh.at[destination].set(rows)
+
+    if destination is None:
+        return jax.jit(lambda found: merge(found, None), out_shardings=getattr(fresh, "sharding", None))(found)
+    return jax.jit(merge, out_shardings=fresh.sharding)(found, fresh)

@@ -1,4 +1,4 @@
-"""What all objectives share: shapes, padding, positions, checks of config values."""
+"""What objectives and tasks share: shapes, padding, positions, checks of config values."""
 
 import numpy as np
 

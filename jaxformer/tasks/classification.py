@@ -12,18 +12,11 @@ import numpy as np
 
 from jaxformer.errors import UserError, suggest
 from jaxformer.metrics import METRICS
+from jaxformer.objectives.arrays import FLOAT, INT, Shapes, padded
 from jaxformer.tokenizers import Vocabulary
 
-Shapes = dict[str, tuple[tuple[int, ...], np.dtype]]
 Encode = Callable[[str], np.ndarray]
-INT, FLOAT = np.dtype(np.int32), np.dtype(np.float32)
 BOUND: Any = {"config": False}
-
-
-def _padded(values: np.ndarray, length: int, dtype: np.dtype = INT, fill: int = 0) -> np.ndarray:
-    array = np.full(length, fill, dtype)
-    array[: len(values)] = values
-    return array
 
 
 def cut(texts: Sequence[np.ndarray], room: int) -> list[np.ndarray]:
@@ -84,9 +77,9 @@ class _Classification:
     def _sequence(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
         length = self.sequence_length
         return {
-            "inputs": _padded(tokens, length, fill=self._ids("pad")[0]),
-            "segment_ids": _padded(np.ones(len(tokens)), length),
-            "positions": _padded(np.arange(len(tokens)), length),
+            "inputs": padded(tokens, length, fill=self._ids("pad")[0]),
+            "segment_ids": padded(np.ones(len(tokens)), length),
+            "positions": padded(np.arange(len(tokens)), length),
         }
 
 
@@ -154,8 +147,8 @@ class ExtractClassification(_Classification):
         arrays["label_positions"] = np.array(len(tokens) - 1, INT)
         if self.predicts_tokens:
             predictions = len(tokens) - 1
-            arrays["targets"] = _padded(tokens[1:], self.sequence_length, fill=pad)
-            arrays["weights"] = _padded(np.full(predictions, 1 / predictions), self.sequence_length, FLOAT)
+            arrays["targets"] = padded(tokens[1:], self.sequence_length, fill=pad)
+            arrays["weights"] = padded(np.full(predictions, 1 / predictions), self.sequence_length, FLOAT)
         return arrays
 
 
@@ -196,7 +189,7 @@ class PooledClassification(_Classification):
         classify, separator = self._ids("classify", "separator")
         first, *second = self._texts(example, self.sequence_length - 1 - len(self.text_fields))
         tokens = np.concatenate([[classify], first, [separator], *[np.append(text, separator) for text in second]])
-        types = _padded(np.arange(len(tokens)) >= len(first) + 2, self.sequence_length)
+        types = padded(np.arange(len(tokens)) >= len(first) + 2, self.sequence_length)
         return self._sequence(tokens) | {"token_types": types} | _label(example)
 
 
@@ -283,11 +276,11 @@ class TextToTextClassification(_Classification):
         label, length = int(example["label"]), self.target_length
         target = np.append(self.label_ids[label], end) if label >= 0 else np.array([end])
         return {f"encoder_{name}": array for name, array in source.items()} | {
-            "inputs": _padded(np.append(pad, target[:-1]), length, fill=pad),
-            "segment_ids": _padded(np.ones(len(target)), length),
-            "positions": _padded(np.arange(len(target)), length),
-            "targets": _padded(target, length, fill=pad),
-            "weights": _padded(np.full(len(target), label >= 0), length, FLOAT),
+            "inputs": padded(np.append(pad, target[:-1]), length, fill=pad),
+            "segment_ids": padded(np.ones(len(target)), length),
+            "positions": padded(np.arange(len(target)), length),
+            "targets": padded(target, length, fill=pad),
+            "weights": padded(np.full(len(target), label >= 0), length, FLOAT),
         }
 
 
