@@ -6,7 +6,7 @@ of the wrong type or a combination that cannot work is one `UserError`, before a
 
 import ast
 import dataclasses
-import importlib.util
+import importlib
 import pkgutil
 import re
 import types
@@ -157,21 +157,19 @@ def _experiment(name: str) -> Callable[[str], Any]:
     package = importlib.import_module("jaxformer.experiments")
     choices = sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name != "common")
     if name.endswith(".py"):
-        module_name, spec = Path(name).stem, importlib.util.spec_from_file_location(Path(name).stem, name)
-        if not Path(name).is_file() or spec is None or spec.loader is None:
+        if not Path(name).is_file():
             raise UserError(f"--config: no file {name}")
-    elif name in choices:
-        module_name = f"jaxformer.experiments.{name}"
-    else:
+    elif name not in choices:
         raise UserError(
             f"--config: no experiment '{name}'{suggest(name, choices)}; there are {', '.join(choices)}, or give FILE.py"
         )
     try:
         if name.endswith(".py"):
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
+            module = types.ModuleType(Path(name).stem)
+            module.__file__ = name
+            exec(compile(Path(name).read_text(), name, "exec"), vars(module))
         else:
-            module = importlib.import_module(module_name)
+            module = importlib.import_module(f"jaxformer.experiments.{name}")
     except Exception as error:  # whatever a user's own file raises
         raise UserError(f"--config: {name} does not load: {type(error).__name__}: {error}") from error
     if not hasattr(module, "get_config"):

@@ -89,16 +89,16 @@ def _study(family: str, plan: Plan, output: Path) -> None:
         points: list[dict[str, Any]] = []
         for labels, steps in plan.steps.items():
             for arm in ARMS:
-                runs = [
+                runs: list[dict[str, float]] = [
                     _fine_tune(family, plan, output, arm, labels, seed, rates[arm], "test", display)
                     for seed in plan.seeds
                 ]
-                point = {"labels": labels, "arm": arm, "learning_rate": rates[arm], "steps": steps}
+                point: dict[str, Any] = {"labels": labels, "arm": arm, "learning_rate": rates[arm], "steps": steps}
                 point["seeds"] = [run["eval/accuracy"] for run in runs]
                 point["f1"] = [run["eval/f1"] for run in runs]
                 point["energy_wh"] = [run["energy_wh"] for run in runs]
                 points.append(point)
-                accuracy = statistics.mean(point["seeds"])
+                accuracy = statistics.mean(run["eval/accuracy"] for run in runs)
                 display.note(f"   {labels} labels, {arm}: accuracy {accuracy:.3f}")
     emissions = read_emissions(base)
     study: dict[str, Any] = {"family": family, "task": "area of the standard library", "points": points}

@@ -114,7 +114,7 @@ class Tokenizer:
         }
         if "pad" not in special and "end" in special:
             special["pad"] = special["end"]  # GPT-2 has no padding token; what stands in padding is never seen
-        sentinels = []
+        sentinels: list[int] = []
         while SENTINEL.format(len(sentinels)) in ids:
             sentinels.append(ids[SENTINEL.format(len(sentinels))])
         is_special = np.zeros(self.vocab_size, bool)
@@ -172,9 +172,9 @@ def train_tokenizer(config: Any, texts: Iterable[str]) -> Tokenizer:
     A small corpus may give fewer tokens than `vocab_size`. Raises UserError when the size leaves no room for the
     special tokens, or there is no text.
     """
-    train = {ByteBPE: _byte_bpe, WordPiece: _wordpiece, Unigram: _unigram}[type(config)]
+    kinds: dict[type, Any] = {ByteBPE: _byte_bpe, WordPiece: _wordpiece, Unigram: _unigram}
     counted = _Counted(texts)
-    backend = train(config, counted)
+    backend = kinds[type(config)](config, counted)
     if counted.characters == 0:
         raise UserError("tokenizer: there is no text to train on; check the data section")
     # As it will be read back: saving rounds the scores of a unigram model.

@@ -3,6 +3,7 @@
 Precedence: resume the run's own workdir, else start from `init_from`, else start fresh.
 """
 
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def train(
 
 def cache_compilations() -> None:
     """Keep compiled programs on disk between runs, unless JAX was told where to keep them."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

@@ -417,7 +417,7 @@ def test_a_full_disk_or_a_missing_permission_is_one_line_and_keeps_the_old(tmp_p
     out, err = process.communicate(timeout=100)
     os.chmod(tmp_path, 0o755)
     assert process.returncode == 0, err
-    assert err == "" and len(out.splitlines()) == 1 and f"cannot write {tmp_path / '2'}" in out
+    assert err == "" and len(out.splitlines()) == 1 and out.startswith(f"cannot write {tmp_path}")
     assert ("size limit" if mode == "disk" else "no permission") in out
     assert names(tmp_path) == (["1", "2"] if mode == "disk" else ["1"])
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import CONFIGS, batch_of, model_of, supervision_of
 
 from jaxformer.errors import UserError
 from jaxformer.models.attention import attend, relative_buckets, visibility_mask
@@ -16,7 +17,6 @@ from jaxformer.models.model import Model, count_parameters
 from jaxformer.models.presets import PRESETS
 from jaxformer.parameters import flatten
 from jaxformer.step import group_sums
-from tiny import CONFIGS, batch_of, model_of, supervision_of
 
 # Published or recomputed counts: encoder-only with pooler, no vocabulary head.
 COUNTS = {

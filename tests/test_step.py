@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny import CONFIGS, batch_of, model_of, supervision_of
 
 from jaxformer.flops import flops_per_example, peak
 from jaxformer.losses import cross_entropy, weighted
@@ -17,7 +18,6 @@ from jaxformer.models.presets import PRESETS
 from jaxformer.parameters import flatten
 from jaxformer.sharding import ShardingConfig, make_mesh, place, replicated
 from jaxformer.step import init_state, make_eval_step, make_train_step
-from tiny import CONFIGS, batch_of, model_of, supervision_of
 
 FAMILIES = ["gpt3", "bert", "t5"]
 

@@ -33,8 +33,8 @@ CONFIGS: dict[str, TransformerConfig] = {
         attention_scale="none", logit_scale="inverse_sqrt_d_model", initialization="t5", **SIZES, **NO_DROPOUT,
     ),
     "t5_1_1": TransformerConfig(
-        family="encoder_decoder", norm="rms_norm", position="relative", activation="gelu_tanh", gated=True, biases="none",
-        attention_scale="none", tied_embeddings=False, initialization="t5", **SIZES, **NO_DROPOUT,
+        family="encoder_decoder", norm="rms_norm", position="relative", activation="gelu_tanh", gated=True,
+        biases="none",        attention_scale="none", tied_embeddings=False, initialization="t5", **SIZES, **NO_DROPOUT,
     ),
 }  # fmt: skip
 

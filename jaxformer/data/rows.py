@@ -58,7 +58,7 @@ def build_rows(store: Store, objective: Any, seed: int, cache: bool = True) -> R
     if cache:
         with disk_errors(path):
             temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
-            np.savez(temporary, **index)
+            np.savez(temporary, allow_pickle=False, **index)
             temporary.replace(path)
     return Rows(store, settings, index)
 

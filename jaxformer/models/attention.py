@@ -4,6 +4,7 @@ Shape suffixes: B batch, T queries, S keys, H heads, K head size, N buckets.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,9 +81,8 @@ def attend(
             raise ValueError(f"attention implementation '{implementation}' has no attention dropout")
         bias = None if bias_1HTS is None else bias_1HTS.astype(q_BTHK.dtype)
         mask = jnp.broadcast_to(mask_B1TS, (*mask_B1TS.shape[:2], q_BTHK.shape[1], k_BSHK.shape[1]))
-        return jax.nn.dot_product_attention(
-            q_BTHK, k_BSHK, v_BSHK, bias=bias, mask=mask, scale=scale, implementation=implementation
-        )
+        product: Any = jax.nn.dot_product_attention  # its types ask for literal names of implementations
+        return product(q_BTHK, k_BSHK, v_BSHK, bias=bias, mask=mask, scale=scale, implementation=implementation)
     scores_BHTS = jnp.einsum("BTHK,BSHK->BHTS", q_BTHK * scale, k_BSHK, preferred_element_type=jnp.float32)
     if bias_1HTS is not None:
         scores_BHTS = scores_BHTS + bias_1HTS.astype(jnp.float32)

@@ -402,7 +402,7 @@ class Stack(nn.Module):
         block = Block(config, self.execution, self.cross, parent=None)
         entries = []
         for i in range(config.num_layers):
-            entry = {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
+            entry: dict[str, Any] = {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
             if self.cross:
                 layer = jax.tree.map(lambda leaf, i=i: leaf[i], layers)
                 keys, values = block.apply({"params": layer}, context_BSD, method="cross_keys_values")

@@ -30,8 +30,8 @@ class Model:
     predicts_tokens: bool = True
 
     @functools.cached_property
-    def module(self) -> Family:
-        family = FAMILIES[self.config.family]
+    def module(self) -> Any:  # a Family; Flax types what `apply` returns too widely
+        family: type[Family] = FAMILIES[self.config.family]
         return family(self.config, self.execution, self.heads, self.head_dropout, self.predicts_tokens)
 
     def init(self, rng: jax.Array, batch: Batch | None = None) -> Params:
