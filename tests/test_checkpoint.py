@@ -199,6 +199,37 @@ def test_with_no_sound_checkpoint_left_it_never_starts_afresh(tmp_path: Path) ->
         restore(tmp_path)
 
 
+def test_a_changed_number_in_the_digest_is_found(tmp_path: Path) -> None:
+    save_all(tmp_path, {1: 0.125})
+    digest = tmp_path / "1" / "digest.json"
+    digest.write_text(digest.read_text().replace("0.125", "0.025"))
+    with pytest.raises(UserError, match="digest.json does not agree with its own hash"):
+        restore_named(tmp_path, shapes(make_state(0)))
+
+
+def test_on_the_cpu_a_donation_does_not_wait_for_the_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+
+    class Writer:
+        def save(self, folder: Path, args: Any, force: bool) -> None:
+            given.append(args.item)
+            folder.mkdir()
+
+        def wait_until_finished(self) -> None:
+            pass
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(manager, "_make_orbax", lambda state: Writer())
+    state = make_state(1)
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    checkpoints.save(1, state)
+    checkpoints.close()
+    for held, own in zip(jax.tree.leaves(given[0]), jax.tree.leaves(state), strict=True):
+        assert held.unsafe_buffer_pointer() != own.unsafe_buffer_pointer()
+
+
 def test_what_a_kill_leaves_is_cleared(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("8.unfinished", "9.unfinished.orbax-checkpoint-tmp", "5.deleted", "3"):
         (tmp_path / name / "d").mkdir(parents=True)
@@ -256,6 +287,7 @@ def test_sharded_saves_restore_on_one_device_and_back(tmp_path: Path) -> None:
         assert_equal(params, expected)
     params, _ = restore_params(tmp_path, {"kernel": jax.ShapeDtypeStruct((8, 8), jnp.bfloat16)})
     assert params["kernel"].dtype == jnp.bfloat16 and np.array_equal(params["kernel"], expected["kernel"])
+    assert params["kernel"].devices() == {devices[0]}
 
 
 class TestRestoreParams:
@@ -408,6 +440,7 @@ def test_a_full_disk_or_a_missing_permission_is_one_line_and_keeps_the_old(tmp_p
             checkpoints.wait()
         except UserError as error:
             print(error)
+            if mode == "disk": assert os.listdir(directory) == ["1"]
         if mode == "disk":
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             checkpoints.save(2, state(2))
