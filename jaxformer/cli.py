@@ -1,6 +1,7 @@
 """The command line: thin verbs over the library. Nothing heavy is imported before it is known to be needed."""
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -19,15 +20,19 @@ OVERRIDES = "--config.SECTION.KEY=VALUE overrides any key of the config"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Returns 0 done, 2 the user can fix it, 75 preempted after saving, 130 Ctrl-C, 1 our fault."""
+    # XLA logs what concerns its developers; ours reaches Python as an exception. Read when JAX is imported.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     words = list(sys.argv[1:] if arguments is None else arguments)
     overrides = [word.removeprefix("--config.") for word in words if word.startswith("--config.")]
     parser = _parser()
     args = parser.parse_args([word for word in words if not word.startswith("--config.")])
-    if args.traceback:
-        return _run(args, overrides)
     try:
-        return _run(args, overrides)
+        code = _run(args, overrides)
+        sys.stdout.flush()  # here, where a reader that has gone is no error
+        return code
     except UserError as error:
+        if args.traceback:
+            traceback.print_exc()
         print(f"jaxformer {args.verb}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -37,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        if args.traceback:
+            traceback.print_exc()
+            return 1
         log = _log_traceback(getattr(args, "workdir", None))
         what = str(error).strip().splitlines()
         print(
@@ -54,18 +62,23 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _log_traceback(workdir: str | None) -> Path:
-    folder = Path(workdir) if workdir and Path(workdir).is_dir() else Path(tempfile.gettempdir())
-    path = folder / "error.log"
-    try:
-        path.write_text(traceback.format_exc())
-    except OSError:
-        sys.stderr.write(traceback.format_exc())
-    return path
+    """Write the traceback into the run directory where there is one, else into a fresh file that is nobody else's."""
+    text = traceback.format_exc()
+    if workdir and Path(workdir).is_dir():
+        path = Path(workdir) / "error.log"
+        with contextlib.suppress(OSError):  # a full disk may be what failed
+            path.write_text(text, encoding="utf-8")
+            return path
+    with tempfile.NamedTemporaryFile("w", prefix="jaxformer-error-", suffix=".log", delete=False) as file:
+        file.write(text)
+    return Path(file.name)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="jaxformer", description="Pretrain, fine-tune and judge the three Transformer families in JAX."
+        prog="jaxformer",
+        description="Pretrain, fine-tune and judge the three Transformer families in JAX.",
+        epilog="example: jaxformer train --config=bert:smoke   (jaxformer VERB --help has one for every verb)",
     )
     parser.add_argument("--version", action="version", version=f"jaxformer {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
@@ -97,7 +110,9 @@ def _parser() -> argparse.ArgumentParser:
         "evaluate", _evaluate, "judge a run on held-out data", "evaluate --workdir=runs/bert-smoke", overrides=True
     )
     evaluate.add_argument("--workdir", required=True, metavar="DIR", help="the run directory")
-    evaluate.add_argument("--split", default="validation", help="validation (default), test or train")
+    evaluate.add_argument(
+        "--split", default="validation", choices=("validation", "test", "train"), help="default: validation"
+    )
     evaluate.add_argument("--json", action="store_true", help="print JSON")
 
     generate = add(
@@ -115,7 +130,13 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--output", default="report", metavar="DIR", help="where the page goes (default: report)")
     report.add_argument("--json", action="store_true", help="print the table as JSON and write nothing")
 
-    tokenizer = verbs.add_parser("tokenizer", help="train and try tokenizers", description="Train and try tokenizers.")
+    tokenizer = verbs.add_parser(
+        "tokenizer",
+        help="train and try tokenizers",
+        description="Train and try tokenizers.",
+        epilog="example: jaxformer tokenizer show --tokenizer=runs/bert-smoke",
+        allow_abbrev=False,
+    )
     actions = tokenizer.add_subparsers(dest="action", metavar="ACTION", required=True)
     trained = add(
         "train", _tokenizer_train, "train the tokenizer of a config on its data",

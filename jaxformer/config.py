@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import pkgutil
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -109,10 +110,17 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Config:
     Raises UserError for an unknown experiment, a bad ARG, key or value, and for combinations that cannot work.
     """
     module_name, arg = _split(spec)
+    get_config = _experiment(module_name)
     try:
-        experiment = _experiment(module_name)(arg)
+        experiment = get_config(arg)
     except ValueError as error:
         raise UserError(f"--config={spec}: {error}") from error
+    except Exception as error:
+        if not module_name.endswith(".py"):
+            raise
+        raise UserError(f"--config={spec}: get_config('{arg}') fails: {_summary(error)}") from error
+    if not isinstance(experiment, (ConfigDict, Mapping)):
+        raise UserError(f"--config={spec}: get_config returns {type(experiment).__name__}, not a ConfigDict")
     return resolve(experiment.to_dict() if isinstance(experiment, ConfigDict) else experiment, overrides, name=spec)
 
 
@@ -167,28 +175,42 @@ def _experiment(name: str) -> Callable[[str], Any]:
         if name.endswith(".py"):
             module = types.ModuleType(Path(name).stem)
             module.__file__ = name
-            exec(compile(Path(name).read_text(), name, "exec"), vars(module))
+            exec(compile(Path(name).read_text(encoding="utf-8"), name, "exec"), vars(module))
         else:
             module = importlib.import_module(f"jaxformer.experiments.{name}")
     except Exception as error:  # whatever a user's own file raises
-        raise UserError(f"--config: {name} does not load: {type(error).__name__}: {error}") from error
+        raise UserError(f"--config: {name} does not load: {_summary(error)}") from error
     if not hasattr(module, "get_config"):
         raise UserError(f"--config: {name} has no function get_config(arg)")
     return module.get_config
 
 
+def _summary(error: Exception) -> str:
+    """Return one line about an exception of a user's file: its type, its message, and the line where it left off."""
+    lines, trace = str(error).strip().splitlines(), error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})" if trace else ""
+    where = "" if isinstance(error, SyntaxError) else where  # its message has the line
+    return f"{type(error).__name__}: {lines[0] if lines else ''}{where}"
+
+
 def _override(given: dict[str, Any], overrides: Sequence[str]) -> None:
-    for override in overrides:
+    # Selectors first, so that no override is lost to another choice that stands after it.
+    selectors = {f"{section}.{selector}" for section, selector in SELECTORS.items()}
+    for override in sorted(overrides, key=lambda override: override.partition("=")[0] not in selectors):
         key, equals, value = override.partition("=")
         section, dot, field = key.partition(".")
+        if section in SCALARS and (dot or not equals):
+            raise UserError(f"--config.{override}: write --config.{section}=value")
         if not equals or (section in SECTIONS and not dot):
             raise UserError(f"--config.{override}: write --config.section.key=value")
-        if section in SCALARS and not dot:
+        if section in SCALARS:
             given[section] = value
         elif section in SECTIONS and dot:
             if section == "objective" and "task" in given or section == "task" and "objective" in given:
                 other = "task" if "task" in given else "objective"
-                raise UserError(f"--config.{key}: this experiment has a {other}, not a {section}")
+                raise UserError(f"--config.{key}: this experiment has a section '{other}', not '{section}'")
             keys = given.setdefault(section, {})
             if field == SELECTORS.get(section) and keys.get(field) != value:
                 # Another choice keeps only those of the experiment's keys that it also has.
@@ -249,13 +271,14 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
             return None
         return _convert(value, next(choice for choice in arguments if choice is not type(None)), where)
     if origin is tuple:
-        if isinstance(value, str):
-            value = _literal(value) if value[:1] in "([" else tuple(part for part in value.split(",") if part)
-        if not isinstance(value, (tuple, list)):
+        entries = _literal(value) if isinstance(value, str) and value[:1] in ("(", "[") else value
+        if isinstance(value, str) and not isinstance(entries, (tuple, list)) and value[:1] != "[":
+            entries = tuple(part for part in value.split(",") if part)  # also a pattern such as (a|b)/.*
+        if not isinstance(entries, (tuple, list)):
             raise UserError(f"{where}: {value!r} is not a list of values")
-        return tuple(_convert(entry, arguments[0], where) for entry in value)
-    if origin is dict or kind is dict:
-        return value
+        return tuple(_convert(entry, arguments[0], where) for entry in entries)
+    if kind is dict and isinstance(value, Mapping):
+        return dict(value)
     if kind is bool:
         names = {"true": True, "false": False, "1": True, "0": False}
         if isinstance(value, bool):
@@ -266,9 +289,10 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         return value
     elif kind in (int, float) and not isinstance(value, bool):
         number = _literal(value) if isinstance(value, str) else value
-        if isinstance(number, (int, float)) and (kind is float or number == int(number)):
+        finite = isinstance(number, (int, float)) and abs(number) <= sys.float_info.max
+        if finite and (kind is float or number == int(number)):
             return kind(number)
-    expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "keys and values"}
     raise UserError(f"{where}: {value!r} is not {expected[kind] if kind in expected else kind}")
 
 

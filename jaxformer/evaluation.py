@@ -105,7 +105,8 @@ def _written(
         start_id=pad_id,
         min_width=batch["encoder_inputs"].shape[1],
     )
-    classes = {label.strip(): number for number, label in enumerate(labels)}
+    # As the tokenizer writes them: it may have normalised case or spaces.
+    classes = {tokenizer.decode(tokenizer.encode(label)).strip(): number for number, label in enumerate(labels)}
     wanted = zip(batch["targets"], batch["weights"], strict=True)
     true_ids = [targets[(weights > 0) & (targets != end_id)] for targets, weights in wanted]
     texts = [[tokenizer.decode(ids).strip() for ids in rows] for rows in (true_ids, answers)]

@@ -53,10 +53,10 @@ def generate(
         raise UserError("an encoder_only model cannot generate text: it predicts masked tokens; use gpt or t5")
     if not prompts:
         return []
-    if family == "decoder_only" and min(len(prompt) for prompt in prompts) == 0:
-        raise UserError("the prompt is empty: give at least one token to continue")
-    longest = max(1, *(len(prompt) for prompt in prompts))
-    decoded = config.max_new_tokens + (longest if family == "decoder_only" else 1)
+    if min(len(prompt) for prompt in prompts) == 0:
+        raise UserError("the prompt is empty: give at least one token")
+    longest = max(len(prompt) for prompt in prompts)
+    decoded = config.max_new_tokens + (longest if family == "decoder_only" else 0)
     for name, length in {"prompt": longest, "prompt and new tokens": decoded}.items():
         if model.config.position == "learned" and length > model.config.max_length:
             raise UserError(
@@ -77,7 +77,7 @@ def generate(
             "segment_ids": np.ones_like(starts),
             "positions": np.zeros_like(starts),
             "encoder_inputs": rows,
-            "encoder_segment_ids": np.where(segments.any(axis=1, keepdims=True), segments, 1),
+            "encoder_segment_ids": segments,
             "encoder_positions": np.broadcast_to(np.arange(width, dtype=np.int32), rows.shape).copy(),
         }
     run = _compiled(model, config.max_new_tokens, config.temperature > 0.0)

@@ -16,13 +16,13 @@ class Display:
     """Shows activities (tokenising, training). `note` prints a line above the bar; output goes to stderr."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, highlight=False, quiet=quiet)
+        self.console = Console(stderr=True, highlight=False, emoji=False, quiet=quiet)
         self.bar = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[values]}"),
+            TextColumn("{task.fields[values]}", markup=False),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=self.console,
@@ -32,12 +32,13 @@ class Display:
         self._last: dict[str, float] = {}
 
     def __enter__(self) -> "Display":
-        if self.console.is_terminal:
+        if self.console.is_interactive:  # a terminal that can draw
             self.bar.start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.bar.stop()
+        if self.console.is_interactive:
+            self.bar.stop()
 
     def note(self, text: Any) -> None:
         """Print a line, or a rich table."""
@@ -46,7 +47,7 @@ class Display:
     def progress(self, activity: str, done: int, total: int, values: Mapping[str, float] | None = None) -> None:
         """Show that `done` of `total` units of an activity are done (total 0: unknown), with some values beside it."""
         words = "  ".join(f"{name} {shown(value)}" for name, value in (values or {}).items())
-        if self.console.is_terminal:
+        if self.console.is_interactive:
             if activity not in self._tasks:
                 self._tasks[activity] = self.bar.add_task(activity, total=total or None, completed=done, values=words)
             self.bar.update(self._tasks[activity], completed=done, total=total or None, values=words)

@@ -25,6 +25,7 @@ from jaxformer.errors import UserError, disk_errors
 from jaxformer.evaluation import evaluate
 from jaxformer.generation import GenerationConfig, generate
 from jaxformer.models.model import Model, Params
+from jaxformer.runtime import prepare_process
 from jaxformer.step import make_eval_step
 from jaxformer.tokenizers import Tokenizer, load_tokenizer
 
@@ -194,6 +195,7 @@ def load(run: str | Path) -> LoadedRun:
     """Load a run directory: its newest good checkpoint, tokenizer and config. Raises UserError for anything missing."""
     workdir = Path(run)
     record = read_record(workdir)
+    prepare_process()
     config = configs.resolve(record["config"], name=record["name"])
     tokenizer = load_tokenizer(workdir / "tokenizer.json")
     labels = tuple(record["labels"])

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,9 @@ class WordPiece:
 class Unigram:
     """SentencePiece's unigram model (T5), with `num_sentinels` sentinels as the last ids, descending.
 
-    The library sums its expectations in the order of a hash map, so two trainings on one text agree in their tokens
-    but not in the last digits of their scores. The first one is kept, in the cache and in every run that used it.
+    The library sums its expectations in the order of a hash map, so two trainings on one text agree in their tokens,
+    but neither in the last digits of the scores nor in the order of ids that tie. The first one is kept, in the cache
+    and in every run that used it.
     """
 
     vocab_size: int = 8192
@@ -97,8 +99,10 @@ class Tokenizer:
     """A trained tokenizer: text to int32 ids and back."""
 
     def __init__(self, backend: hf.Tokenizer) -> None:
+        backend.no_truncation()  # saved tokenizers may cut or pad what they encode; here the data does that
+        backend.no_padding()
         self.backend = backend
-        self.vocab_size = backend.get_vocab_size()
+        self.vocab_size = 1 + max(backend.get_vocab().values(), default=-1)  # a saved one may leave ids out
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -121,12 +125,10 @@ class Tokenizer:
         is_special[[number for number, token in self.backend.get_added_tokens_decoder().items() if token.special]] = (
             True
         )
-        tokens = sorted(ids, key=ids.__getitem__)
-        if any(token.startswith("##") for token in tokens):
-            starts = [not token.startswith("##") for token in tokens]
-        else:
-            starts = [token.startswith(("Ġ", "▁")) for token in tokens]
-        word_starts = np.array(starts) | is_special
+        word_starts = is_special.copy()
+        wordpiece = isinstance(self.backend.model, models.WordPiece)
+        for token, number in ids.items():
+            word_starts[number] |= not token.startswith("##") if wordpiece else token.startswith(("Ġ", "▁"))
         return Vocabulary(self.vocab_size, special, np.array(sentinels, np.int32), is_special, word_starts)
 
     def encode(self, text: str) -> np.ndarray:
@@ -146,7 +148,7 @@ class Tokenizer:
         path = Path(path)
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}.part")
+            temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # several processes may save it at once
             temporary.write_text(self.backend.to_str(pretty=True), encoding="utf-8")
             temporary.replace(path)
 
@@ -160,6 +162,8 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
         raise UserError(f"no tokenizer file {path}; give a tokenizer.json") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no tokenizer.json: it is not text ({error.reason})") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     try:
         return Tokenizer(hf.Tokenizer.from_str(text))
     except Exception as error:  # the library raises a bare Exception for whatever it cannot parse
@@ -170,7 +174,7 @@ def train_tokenizer(config: Any, texts: Iterable[str]) -> Tokenizer:
     """Train the tokenizer that `config` describes; equal texts give equal tokenizers (but see `Unigram`).
 
     A small corpus may give fewer tokens than `vocab_size`. Raises UserError when the size leaves no room for the
-    special tokens, or there is no text.
+    special tokens or the characters of the text, or there is no text.
     """
     kinds: dict[type, Any] = {ByteBPE: _byte_bpe, WordPiece: _wordpiece, Unigram: _unigram}
     counted = _Counted(texts)
@@ -238,13 +242,18 @@ def _wordpiece(config: WordPiece, texts: Iterable[str]) -> hf.Tokenizer:
     # The trainer numbers the continuing letters ("##e") in the order of a hash map, and ties follow their numbers. A
     # first round finds the letters; in the second they come sorted, so that equal texts give equal tokenizers.
     letters = sorted(token for token in trained(special, 1) if token.startswith("##"))
-    tokenizer = fresh(trained([*special, *letters], config.vocab_size))
+    vocabulary = trained([*special, *letters], config.vocab_size)
+    if len(vocabulary) > config.vocab_size:
+        raise UserError(f"tokenizer.vocab_size: {config.vocab_size} is too small for the characters of this text")
+    tokenizer = fresh(vocabulary)
     tokenizer.add_special_tokens([hf.AddedToken(token, normalized=False, special=True) for token in special])
     return tokenizer
 
 
 def _unigram(config: Unigram, texts: Iterable[str]) -> hf.Tokenizer:
     special = ["<pad>", "</s>", "<unk>"]
+    if config.num_sentinels < 0:
+        raise UserError(f"tokenizer.num_sentinels: {config.num_sentinels} must be 0 or more")
     _room(config, len(special) + config.num_sentinels)
     tokenizer = hf.Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.NFKC()
@@ -256,7 +265,14 @@ def _unigram(config: Unigram, texts: Iterable[str]) -> hf.Tokenizer:
         unk_token="<unk>",
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    try:
+        tokenizer.train_from_iterator(texts, trainer)
+    except Exception as error:  # the library raises a bare Exception
+        if "not large enough" not in str(error):
+            raise
+        raise UserError(
+            f"tokenizer.vocab_size: {config.vocab_size} is too small for the characters of this text"
+        ) from error
     # The largest number first, so that <extra_id_0> is the last id, as in T5.
     names = [SENTINEL.format(number) for number in reversed(range(config.num_sentinels))]
     tokenizer.add_special_tokens([hf.AddedToken(name, normalized=False, special=True) for name in names])

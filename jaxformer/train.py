@@ -3,7 +3,6 @@
 Precedence: resume the run's own workdir, else start from `init_from`, else start fresh.
 """
 
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from jaxformer.build import bind, build_model, choose_tokenizer, held_out_batche
 from jaxformer.checkpoint import Checkpoints, restore_params
 from jaxformer.config import Config
 from jaxformer.data.batches import train_batches
-from jaxformer.data.prepare import cache_folder, prepare
+from jaxformer.data.prepare import prepare
 from jaxformer.errors import disk_errors
 from jaxformer.evaluation import evaluate
 from jaxformer.footprint import Footprint
@@ -23,6 +22,7 @@ from jaxformer.monitor import Meter, Signals
 from jaxformer.optimizers import freeze, make_optimizer, schedule
 from jaxformer.progress import Display
 from jaxformer.run import MetricsLog, check_unchanged, is_run, write_record
+from jaxformer.runtime import prepare_process
 from jaxformer.sharding import make_mesh, place, replicated
 from jaxformer.step import TrainState, init_state, make_eval_step, make_train_step
 
@@ -48,20 +48,13 @@ def train(
         check_unchanged(workdir, config)
     with disk_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-    cache_compilations()
+    prepare_process()
     display = display or Display(quiet=True)
     footprint = Footprint(workdir, config.footprint, jax.process_index())
     try:
         return _train(config, workdir, resumes, display, footprint)
     finally:
         footprint.stop()
-
-
-def cache_compilations() -> None:
-    """Keep compiled programs on disk between runs, unless JAX was told where to keep them."""
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def _train(config: Config, workdir: Path, resumes: bool, display: Display, footprint: Footprint) -> dict[str, float]:

@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[int, tuple[str, ...]], ...] = (
     (1, ("tasks",)),
     (2, ("data", "generation", "step")),
     (2, ("evaluation",)),
-    (3, ("config", "progress")),
+    (3, ("config", "progress", "runtime")),
     (4, ("build",)),
     (4, ("run", "report")),
     (4, ("monitor",)),

@@ -11,6 +11,8 @@ import grain
 import numpy as np
 from absl import flags
 
+from jaxformer.errors import UserError
+
 Batch = dict[str, np.ndarray]
 Transform = Callable[[Any, np.random.Generator], Mapping[str, np.ndarray]]
 
@@ -30,7 +32,7 @@ class _Block(grain.MapDataset):
 
     def __init__(self, parent: grain.MapDataset, batch_size: int, process_index: int, process_count: int) -> None:
         super().__init__(parent)
-        self._size, self._own = batch_size, batch_size // process_count
+        self._size, self._own = batch_size, _share(batch_size, process_count)
         self._first = self._own * process_index
 
     def __len__(self) -> int:
@@ -39,6 +41,15 @@ class _Block(grain.MapDataset):
     def __getitem__(self, index: Any) -> Any:
         batch, place = divmod(index, self._own)
         return self._parent[batch * self._size + self._first + place]
+
+
+def _share(batch_size: int, process_count: int) -> int:
+    if batch_size % process_count:
+        raise UserError(
+            f"batch_size: {batch_size} does not divide among {process_count} processes; "
+            f"use a multiple of {process_count} in training and evaluation"
+        )
+    return batch_size // process_count
 
 
 def train_batches(
@@ -54,7 +65,8 @@ def train_batches(
 ) -> "Batches":
     """Return an endless iterator over this process's rows of the batches from `start_step` on.
 
-    Each member is shuffled anew every epoch; several are mixed by their weights.
+    Each member is shuffled anew every epoch; several are mixed by their weights. Raises UserError when the batch does
+    not divide among the processes.
     """
     shuffled = [
         grain.MapDataset.source(rows).shuffle(seed=seed + number).repeat() for number, (rows, _) in enumerate(members)
@@ -63,7 +75,7 @@ def train_batches(
     dataset = shuffled[0] if len(shuffled) == 1 else grain.MapDataset.mix(shuffled, weights)
     dataset = dataset.random_map(_Draw(transform), seed=seed)
     # Sliced after the random map: slicing before would change the draws.
-    dataset = _Block(dataset, batch_size, process_index, process_count).batch(batch_size // process_count)
+    dataset = _Block(dataset, batch_size, process_index, process_count).batch(_share(batch_size, process_count))
     if start_step:
         dataset = dataset[start_step:]
     # One thread: batches are made while the device computes, and more would take its cores on a CPU.
@@ -110,7 +122,7 @@ def evaluation_batches(
     empty. Every process yields the same number of batches.
     """
     count = min(limit, len(rows)) if limit else len(rows)
-    own = batch_size // process_count
+    own = _share(batch_size, process_count)
     for first in range(0, count, batch_size):
         examples = []
         for number in range(first + own * process_index, first + own * (process_index + 1)):

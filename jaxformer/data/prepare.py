@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxformer.data.records import Source
 from jaxformer.data.rows import build_rows
-from jaxformer.data.sources import Mixture, Source
+from jaxformer.data.sources import Mixture
 from jaxformer.data.store import build_examples, build_store
 from jaxformer.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 

@@ -7,7 +7,7 @@ n at most the objective's `row_length`; for `segment_pairs` also "boundary" (tok
 import dataclasses
 import hashlib
 import json
-import os
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -44,20 +44,18 @@ def build_rows(store: Store, objective: Any, seed: int, cache: bool = True) -> R
         raise UserError("data: there is no text in this split; check the data section, or data.validation_share")
     settings = dict(objective.row_settings)
     key = json.dumps([store.fingerprint, settings, seed if settings["rows"] == "segment_pairs" else 0], sort_keys=True)
+    make, _, columns = KINDS[settings["rows"]]
     path = store.path / f"rows-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
     if cache and path.exists():
         try:
-            with np.load(path) as stored:
-                return Rows(store, settings, {name: stored[name] for name in stored.files})
-        except (OSError, ValueError, KeyError, EOFError):
-            pass  # damaged: made again below
-        except Exception as error:  # zipfile.BadZipFile, zlib.error
-            if type(error).__module__ not in ("zipfile", "zlib"):
-                raise
-    index = KINDS[settings["rows"]][0](store, settings, seed)
+            with path.open("rb") as file, np.load(file) as stored:
+                return Rows(store, settings, {name: stored[name] for name in columns})
+        except Exception:  # whichever of zipfile's and numpy's errors a damaged file gives: made again below
+            pass
+    index = make(store, settings, seed)
     if cache:
         with disk_errors(path):
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
+            temporary = path.with_name(f".{uuid.uuid4().hex}.npz")
             np.savez(temporary, allow_pickle=False, **index)
             temporary.replace(path)
     return Rows(store, settings, index)
@@ -166,7 +164,7 @@ def _segment_pairs(store: Store, settings: dict[str, Any], seed: int) -> Index:
         for pair in _pairs(bounds, document, settings, np.random.default_rng([seed, number, document]))
     ]
     columns = np.array(pairs, np.int64).reshape(-1, 5).T
-    return dict(zip(("a_start", "a_length", "b_start", "b_length", "label"), columns, strict=True))
+    return dict(zip(KINDS["segment_pairs"][2], columns, strict=True))
 
 
 def _pairs(
@@ -174,9 +172,10 @@ def _pairs(
 ) -> list[tuple[int, int, int, int, int]]:
     """Return (a_start, a_length, b_start, b_length, label) of one pass over one document.
 
-    Sentences are collected until they reach the target length; A is a random first part of them, B the rest or, half of
-    the time and whenever there is one sentence only, what begins at a random place in another document; sentences that
-    B did not use are put back. In a corpus of one document a random B comes from that document, as in the code.
+    Sentences are collected until they reach the target length, drawn once per pass and document; A is a random first
+    part of them, B the rest or, half of the time and whenever there is one sentence only, what begins at a random place
+    in another document; sentences that B did not use are put back. In a corpus of one document a random B comes from
+    that document, as in the code.
     """
     longest, short = settings["row_length"], settings["short_sequence_probability"]
     target = longest if rng.random() >= short else int(rng.integers(2, longest + 1))
@@ -205,7 +204,6 @@ def _pairs(
             b_start, b_length = int(own[split]), int(own[stop] - own[split])
         pairs.append((*_truncated(a_start, a_length, b_start, b_length, longest, rng), label))
         sentence = following
-        target = longest if rng.random() >= short else int(rng.integers(2, longest + 1))
     return pairs
 
 
@@ -238,9 +236,9 @@ def _pair(rows: Rows, number: int) -> Row:
     }
 
 
-# How each kind of row is indexed, and how one is read.
-KINDS: dict[str, tuple[Callable[[Store, dict[str, Any], int], Index], Callable[[Rows, int], Row]]] = {
-    "windows": (_windows, _window),
-    "packed": (_packed, _packed_row),
-    "segment_pairs": (_segment_pairs, _pair),
+# How each kind of row is indexed, how one is read, and the columns of the index.
+KINDS: dict[str, tuple[Callable[[Store, dict[str, Any], int], Index], Callable[[Rows, int], Row], tuple[str, ...]]] = {
+    "windows": (_windows, _window, ("start",)),
+    "packed": (_packed, _packed_row, ("first", "last", "document", "begin", "size")),
+    "segment_pairs": (_segment_pairs, _pair, ("a_start", "a_length", "b_start", "b_length", "label")),
 }

@@ -46,7 +46,7 @@ AREA_OF = {module: area for area, modules in AREAS.items() for module in modules
 
 class StdlibDocs(tfds.core.GeneratorBasedBuilder):
     """`documents_*`: one document per module or topic, to pretrain on. `docstrings_*`: docstrings with the area of the
-    library that they belong to. A docstring held out of training is in no training document."""
+    library that they belong to. A docstring held out of training is in no training document, unless one quotes it."""
 
     name = "stdlib_docs"
     VERSION = tfds.core.Version("1.0.0")

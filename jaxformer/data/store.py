@@ -8,16 +8,16 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
 import re
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from jaxformer.data.sources import Source
+from jaxformer.data.records import Source
 from jaxformer.errors import UserError, disk_errors
 from jaxformer.tokenizers import Tokenizer
 
@@ -35,9 +35,9 @@ def sentence_starts(text: str) -> list[int]:
     """Return the character at which each sentence of a text begins, the first included."""
     starts = [len(text) - len(text.lstrip())]
     for match in _BOUNDARY.finditer(text):
-        if "\n\n" not in match[0] and _ABBREVIATION.search(text[max(0, match.start() - 8) : match.start()]):
+        if match[0].count("\n") < 2 and _ABBREVIATION.search(text[max(0, match.start() - 8) : match.start()]):
             continue
-        if match.end() < len(text):
+        if starts[-1] < match.end() < len(text):
             starts.append(match.end())
     return starts
 
@@ -51,6 +51,16 @@ class Store:
     document_offsets: np.ndarray  # int64 [documents + 1]
     sentence_starts: np.ndarray  # int64: the tokens that begin a sentence, each document's first included
     fingerprint: str
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Worker processes map the file themselves; pickling a map would send each a copy of the whole corpus.
+        mapped = isinstance(self.tokens, np.memmap)
+        return vars(self) | ({"tokens": self.tokens.dtype} if mapped else {})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if isinstance(state["tokens"], np.dtype):
+            state = state | {"tokens": np.memmap(state["path"] / "tokens.bin", state["tokens"], "r")}
+        vars(self).update(state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +128,8 @@ def _open_or_write(
     store = _open(path, fingerprint)
     if store is not None:
         return store
-    temporary = path.with_name(f".{fingerprint}.{os.getpid()}")
+    temporary = path.with_name(f".{fingerprint}.{uuid.uuid4().hex}")
     with disk_errors(path):
-        shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(path, ignore_errors=True)  # damaged
         temporary.mkdir(parents=True)
         try:
@@ -154,9 +163,11 @@ def _open(path: Path, fingerprint: str) -> Store | None:
         if any((path / name).stat().st_size != size for name, size in meta["sizes"].items()):
             return None
         offsets, sentences = np.load(path / "documents.npy"), np.load(path / "sentences.npy")
-    except (OSError, ValueError, KeyError):
+        dtype = np.dtype(meta["dtype"])
+        if offsets[-1] * dtype.itemsize != meta["sizes"]["tokens.bin"]:
+            return None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
-    dtype = np.dtype(meta["dtype"])
     # An empty file cannot be mapped.
     tokens = np.memmap(path / "tokens.bin", dtype, "r") if offsets[-1] else np.zeros(0, dtype)
     return Store(path, tokens, offsets, sentences, fingerprint)

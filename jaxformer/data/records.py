@@ -1,0 +1,119 @@
+"""What every source has: records, their fields and labels, and the split that each belongs to."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jaxformer.errors import UserError, suggest
+
+Record = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """What every source has. `max_examples` (0: all) takes that many labelled training examples, classes in turn, in an
+    order drawn from `subset_seed`."""
+
+    validation_share: float = 0.05
+    max_examples: int = 0
+    subset_seed: int = 0
+    workers: int = 0  # processes that make batches; 0 makes them in this one
+    text_field: str = "text"
+    label_field: str = "label"
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.validation_share < 1.0:
+            raise UserError(f"data.validation_share: {self.validation_share} must lie between 0 and 1")
+        for key in ("max_examples", "workers"):
+            if getattr(self, key) < 0:
+                raise UserError(f"data.{key}: {getattr(self, key)} must be 0 or more")
+
+    def records(self, split: str, labelled: bool) -> Iterator[tuple[str, Record]]:
+        """Yield (where it stands, record) of a split. Fields of a record are text or labels."""
+        raise TypeError("a source says where its records are")
+
+    def label_names(self) -> tuple[str, ...]:
+        """Return the label names, sorted; a label's class is its place in them."""
+        labels = {_label(record, self.label_field, where) for where, record in self.records("train", True)}
+        return tuple(sorted(labels))
+
+    def fingerprint(self, split: str) -> str:
+        """Return what names the text of this source: it changes when the text may have changed."""
+        raise TypeError("a source has a fingerprint")
+
+    def documents(self, split: str) -> Iterator[str]:
+        """Yield the documents of a split."""
+        for where, record in self.records(split, False):
+            yield _text(record, self.text_field, where)
+
+    def examples(self, split: str, fields: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+        """Yield {field: text, "label": class} of a split. Raises UserError, naming the row, for what is malformed."""
+        classes = {name: number for number, name in enumerate(self.label_names())}
+
+        def read() -> Iterator[dict[str, Any]]:
+            for where, record in self.records(split, True):
+                label = _label(record, self.label_field, where)
+                if label not in classes:
+                    raise UserError(
+                        f"{where}: label '{label}' is not among those of the training split: {', '.join(classes)}"
+                    )
+                yield {field: _text(record, field, where) for field in fields} | {"label": classes[label]}
+
+        if self.max_examples and split == "train":
+            yield from self._balanced(list(read()), len(classes))
+        else:
+            yield from read()
+
+    def _balanced(self, examples: list[dict[str, Any]], num_classes: int) -> list[dict[str, Any]]:
+        random.Random(self.subset_seed).shuffle(examples)
+        by_class = [[example for example in examples if example["label"] == number] for number in range(num_classes)]
+        in_turn = itertools.chain.from_iterable(itertools.zip_longest(*by_class))
+        return [example for example in in_turn if example is not None][: self.max_examples]
+
+    def _in_split(self, number: int, split: str) -> bool:
+        hashed = hashlib.sha256(str(number).encode()).digest()
+        held_out = int.from_bytes(hashed[:8], "big") < self.validation_share * 2**64
+        return held_out == (split != "train")
+
+
+def _field(record: Record, field: str, where: str) -> Any:
+    if field not in record or record[field] is None:
+        raise UserError(f"{where}: no field '{field}'{suggest(field, record)}; it has {', '.join(record) or 'none'}")
+    return record[field]
+
+
+def _text(record: Record, field: str, where: str) -> str:
+    value = _field(record, field, where)
+    try:
+        if isinstance(value, bytes):
+            value = value.decode()
+        if isinstance(value, str):
+            value.encode()  # JSON can spell half of a surrogate pair, which no tokenizer takes
+            return value
+    except UnicodeError as error:
+        raise UserError(f"{where}: field '{field}' is not UTF-8 text ({error}); mend or drop it") from error
+    raise UserError(f"{where}: field '{field}' is {type(value).__name__}, not text")
+
+
+def _label(record: Record, field: str, where: str) -> str:
+    value = _field(record, field, where)
+    if isinstance(value, (list, dict)) or getattr(value, "shape", None):
+        raise UserError(f"{where}: field '{field}' is {type(value).__name__}, not a label")
+    return _text(record, field, where) if isinstance(value, (bytes, str)) else str(value)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type's name where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def digest(*parts: Any) -> str:
+    """Return 16 hexadecimal digits of the parts, of which a source's settings are dicts."""
+    # What does not change the text or its split does not change the name.
+    unread = ("workers", "max_examples", "subset_seed")
+    kept = [{key: part[key] for key in part if key not in unread} if isinstance(part, dict) else part for part in parts]
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -1,0 +1,246 @@
+"""Evaluation: exact means whatever the batching, a task's metrics by hand, text judged as text."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from tiny import CONFIGS, batch_of
+
+from jaxformer import evaluation
+from jaxformer.errors import UserError
+from jaxformer.evaluation import EvaluationConfig, evaluate
+from jaxformer.generation import GenerationConfig
+from jaxformer.metrics import METRICS, judge
+from jaxformer.models.model import Model
+from jaxformer.step import make_eval_step
+
+Batch = dict[str, np.ndarray]
+
+
+# Metrics.
+
+
+def test_metrics_by_hand() -> None:
+    labels, guesses = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 1, 1, 0])
+    # Precision and recall: 1/2 and 1/2; 2/3 and 1; 0 and 0.
+    assert judge(["accuracy", "f1"], labels, guesses, 3) == pytest.approx(
+        {"accuracy": 3 / 5, "f1": (1 / 2 + 4 / 5 + 0) / 3}
+    )
+    assert judge(["f1"], labels, labels, 3) == {"f1": 1.0}
+    assert judge([], labels, labels, 3) == {}
+    assert set(METRICS) == {"accuracy", "f1"}
+
+
+def test_text_that_names_no_class_is_wrong_without_being_a_class() -> None:
+    labels, guesses = np.array([0, 0, 1, 1]), np.array([0, -1, -1, 1])
+    # Each class: precision 1, recall 1/2. A third class for -1 would make it 4/9.
+    assert judge(["accuracy", "f1"], labels, guesses, 2) == pytest.approx({"accuracy": 1 / 2, "f1": 2 / 3})
+    assert judge(["accuracy", "f1"], labels, np.full(4, -1), 2) == {"accuracy": 0.0, "f1": 0.0}
+
+
+def test_a_class_that_is_never_predicted_counts_as_much_as_the_others() -> None:
+    labels, guesses = np.array([0] * 9 + [1]), np.zeros(10, int)
+    assert judge(["accuracy", "f1"], labels, guesses, 2) == pytest.approx({"accuracy": 0.9, "f1": 18 / 19 / 2})
+
+
+# Means over batches, with an eval step that reads the numbers from the batch.
+
+
+@dataclasses.dataclass
+class Supervision:
+    coefficients: dict[str, float]
+    metrics: tuple[str, ...] = ()
+    decodes: bool = False
+
+
+def sums_of(params: Any, batch: Batch) -> tuple[dict[str, tuple[Any, ...]], Batch]:
+    """An eval step whose losses and hits are arrays of the batch."""
+    names = {"tokens": "weights", "next_sentence": "next_sentence_weights", "label": "label_weights"}
+    sums = {
+        name: tuple(np.sum(batch[weights] * batch.get(f"{name}_{what}", 1.0)) for what in ("loss", "hit", "one"))
+        for name, weights in names.items()
+        if weights in batch
+    }
+    return sums, {"label": batch["label_guess"]} if "label_guess" in batch else {}
+
+
+def evaluated(supervision: Supervision, batches: list[Batch], **given: Any) -> dict[str, float]:
+    arguments = {"place": lambda batch: batch, "tokenizer": None} | given
+    return evaluate(None, supervision, sums_of, {}, iter(batches), **arguments)  # type: ignore[arg-type]
+
+
+def cut(arrays: Batch, size: int) -> list[Batch]:
+    """Rows in batches of `size`, the last filled up with copies of the last row that weigh nothing."""
+    count = len(next(iter(arrays.values())))
+    batches = []
+    for first in range(0, count, size):
+        rows = np.arange(first, first + size)
+        batch = {name: array[np.minimum(rows, count - 1)].copy() for name, array in arrays.items()}
+        for name in batch:
+            if name.endswith("weights"):
+                batch[name][rows >= count] = 0
+        batches.append(batch)
+    return batches
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 16])
+def test_means_are_exact_whatever_the_batch_size(size: int) -> None:
+    rng = np.random.default_rng(0)
+    weights = rng.integers(0, 3, (7, 5)) / 2.0
+    arrays = {
+        "weights": weights, "tokens_loss": rng.random((7, 5)), "tokens_hit": rng.integers(0, 2, (7, 5)),
+        "next_sentence_weights": np.ones(7), "next_sentence_loss": rng.random(7), "next_sentence_hit": np.arange(7) > 1,
+    }  # fmt: skip
+    loss = (weights * arrays["tokens_loss"]).sum() / weights.sum()
+    expected = {
+        "loss": 0.5 * loss + 2.0 * arrays["next_sentence_loss"].mean(),
+        "perplexity": math.exp(loss),
+        "token_accuracy": (weights * arrays["tokens_hit"]).sum() / weights.sum(),
+        "next_sentence_loss": arrays["next_sentence_loss"].mean(),
+        "next_sentence_accuracy": 5 / 7,
+    }
+    supervision = Supervision({"tokens": 0.5, "next_sentence": 2.0})
+    assert evaluated(supervision, cut(arrays, size)) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
+def test_classes_are_judged_without_padding_rows(size: int) -> None:
+    arrays = {
+        "label_weights": np.ones(5), "label_loss": np.array([1.0, 2, 3, 4, 5]), "label_hit": np.array([1, 0, 1, 1, 0]),
+        "label_targets": np.array([0, 0, 1, 1, 2]), "label_guess": np.array([0, 1, 1, 1, 0]),
+    }  # fmt: skip
+    supervision = Supervision({"label": 1.0}, metrics=("accuracy", "f1"))
+    metrics = evaluated(supervision, cut(arrays, size), labels=("a", "b", "c"))
+    assert metrics == pytest.approx({"loss": 3.0, "accuracy": 3 / 5, "f1": (1 / 2 + 4 / 5) / 3})
+
+
+def test_examples_without_a_label_are_not_judged() -> None:
+    arrays = {
+        "label_weights": np.array([1.0, 0, 1]), "label_loss": np.array([1.0, 100, 3]), "label_hit": np.ones(3),
+        "label_targets": np.array([0, 0, 1]), "label_guess": np.array([0, 1, 1]),
+    }  # fmt: skip
+    metrics = evaluated(Supervision({"label": 1.0}, metrics=("accuracy",)), cut(arrays, 2), labels=("a", "b"))
+    assert metrics == {"loss": 2.0, "accuracy": 1.0}
+
+
+def test_perplexity_is_of_the_token_loss_and_never_overflows() -> None:
+    def of(loss: float) -> float:
+        arrays = {"weights": np.ones((1, 2)), "tokens_loss": np.full((1, 2), loss)}
+        return evaluated(Supervision({"tokens": 0.1}), [arrays])["perplexity"]
+
+    assert of(math.log(20.0)) == pytest.approx(20.0)
+    assert of(0.0) == 1.0
+    assert math.isfinite(of(1e6))
+
+
+def test_no_batches_give_no_metrics() -> None:
+    assert evaluated(Supervision({"tokens": 1.0}), []) == {}
+
+
+def test_a_real_model_has_one_loss_for_every_batch_size() -> None:
+    """Rows in fours, the last filled up: the loss is that of all rows at once."""
+    model = Model(dataclasses.replace(CONFIGS["gpt"], num_layers=1))
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    params = jax.tree.map(lambda leaf: (0.1 * rng.normal(size=leaf.shape)).astype(np.float32), shapes)
+    arrays = {name: np.asarray(array) for name, array in batch_of("gpt", rows=6).items()}
+
+    class Plain:
+        heads: dict[str, int] = {}
+        coefficients = {"tokens": 1.0}
+        predicts_tokens = True
+        head_dropout = label_smoothing = z_loss = 0.0
+
+    step = jax.jit(make_eval_step(model, Plain()))
+
+    def metrics(size: int) -> dict[str, float]:
+        return evaluate(model, Plain(), step, params, cut(arrays, size), place=lambda batch: batch, tokenizer=None)  # type: ignore[arg-type]
+
+    whole = metrics(6)
+    assert set(whole) == {"loss", "perplexity", "token_accuracy"}
+    assert metrics(4) == pytest.approx(whole, rel=1e-5)
+
+
+# Text to text.
+
+PAD, END = 0, 1
+WORDS = {2: "red", 3: "green", 4: "light", 5: "dark", 6: " "}
+
+
+class Tokenizer:
+    """Words by id; it lowers case and squeezes spaces, as real ones do."""
+
+    class vocabulary:
+        id = staticmethod({"pad": PAD, "end": END}.__getitem__)
+
+    def encode(self, text: str) -> np.ndarray:
+        ids = {word: number for number, word in WORDS.items()}
+        return np.array([ids[word] for word in text.lower().split()], np.int32)
+
+    def decode(self, ids: np.ndarray, skip_special: bool = True) -> str:
+        return " ".join(WORDS[int(number)] for number in ids)
+
+
+LABELS = ("red", "Light  Green", "dark green")
+
+
+def text_batch(labels: list[int], real: list[bool]) -> Batch:
+    ids = [Tokenizer().encode(LABELS[label]) for label in labels]
+    targets, weights = np.zeros((len(ids), 4), np.int32), np.zeros((len(ids), 4), np.float32)
+    sources, segments = np.zeros((len(ids), 6), np.int32), np.zeros((len(ids), 6), np.int32)
+    for row, label in enumerate(ids):
+        targets[row, : len(label) + 1] = [*label, END]
+        weights[row, : len(label) + 1] = real[row]
+        sources[row, : row + 2] = row + 2
+        segments[row, : row + 2] = 1
+    return {"targets": targets, "weights": weights, "encoder_inputs": sources, "encoder_segment_ids": segments}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """Let the model write what `answers` says, and note what it was asked."""
+    note: dict[str, Any] = {"answers": []}
+
+    def generate(model: Any, params: Any, prompts: Any, config: GenerationConfig, **given: Any) -> list[np.ndarray]:
+        note.update(prompts=[prompt.tolist() for prompt in prompts], config=config, **given)
+        return [np.array(answer, np.int32) for answer in note["answers"]]
+
+    monkeypatch.setattr(evaluation, "generate", generate)
+    yield note
+
+
+def test_text_to_text_is_judged_by_the_text(asked: dict[str, Any]) -> None:
+    batch = text_batch([0, 1, 2, 1, 2], real=[True, True, True, True, False])
+    # Right; right but for a space more; another label; no label at all; a row of padding.
+    asked["answers"] = [[2], [4, 3, 6], [2], [3, 4], [2]]
+    supervision = Supervision({"tokens": 1.0}, metrics=("accuracy", "f1"), decodes=True)
+    metrics = evaluated(supervision, [batch], tokenizer=Tokenizer(), labels=LABELS)
+    assert metrics["accuracy"] == 2 / 4
+    # red: precision 1/2, recall 1; light green: 1, 1/2; dark green: 0.
+    assert metrics["f1"] == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
+    # Every row is read without its padding and answered in as many tokens as targets have, from the pad id.
+    assert asked["prompts"][0] == [2, 2] and asked["prompts"][3] == [5, 5, 5, 5, 5]
+    assert asked["config"] == GenerationConfig(max_new_tokens=4)
+    assert (asked["end_id"], asked["start_id"], asked["min_width"]) == (END, PAD, 6)
+
+
+def test_a_label_that_the_tokenizer_rewrites_is_still_that_label(asked: dict[str, Any]) -> None:
+    """`Light  Green` comes back as `light green`: nonsense must not count as right because neither is a known label."""
+    asked["answers"] = [[5], [4, 3]]
+    supervision = Supervision({"tokens": 1.0}, metrics=("accuracy",), decodes=True)
+    batch = text_batch([1, 1], real=[True, True])
+    assert evaluated(supervision, [batch], tokenizer=Tokenizer(), labels=LABELS)["accuracy"] == 1 / 2
+
+
+def test_evaluation_values_are_checked() -> None:
+    for key, value, words in (
+        ("split", "train", "evaluation.split: 'train' is not one of validation, test"),
+        ("batch_size", -1, "evaluation.batch_size: -1 must be 0 or more"),
+        ("max_examples", -1, "evaluation.max_examples: -1 must be 0 or more"),
+    ):
+        with pytest.raises(UserError, match=words):
+            EvaluationConfig(**{key: value})

@@ -1,0 +1,227 @@
+"""Generation: the cache against recomputing everything, padding that changes nothing, ends, sampling, refusals."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import CONFIGS
+
+from jaxformer.errors import UserError
+from jaxformer.generation import GenerationConfig, generate
+from jaxformer.models.config import TransformerConfig
+from jaxformer.models.model import Model, Params
+
+Ids = np.ndarray
+NO_END = 1000  # beyond every vocabulary
+NEW = 8
+START = 3
+
+
+def tiny(name: str, **changes: Any) -> TransformerConfig:
+    return dataclasses.replace(CONFIGS[name], num_layers=2, **changes)
+
+
+MODELS = {
+    "learned": tiny("gpt", tied_embeddings=False),
+    "banded": tiny("gpt3"),
+    # As T5, it may go beyond `max_length`.
+    "relative": tiny(
+        "gpt",
+        tied_embeddings=False,
+        max_length=4,
+        position="relative",
+        norm_placement="pre",
+        relative_buckets=8,
+        relative_max_distance=16,
+    ),
+    "transformer": tiny("transformer", tied_embeddings=False),  # sinusoidal
+    "t5": tiny("t5", tied_embeddings=False),
+}
+
+
+SEEDS = {"learned": 58, "banded": 43, "relative": 6, "transformer": 21, "t5": 41}  # of models whose answers vary
+
+
+@functools.cache
+def built(name: str) -> tuple[Model, Params]:
+    """A model with parameters so large that it does not only repeat itself, drawn by numpy, which compiles nothing."""
+    model, rng = Model(MODELS[name]), np.random.default_rng(SEEDS[name])
+    sizes = {"bias": 0.05, "scale": 0.1, "positions": 2.0, "relative_bias": 3.0}
+
+    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        kind = path[-1].key
+        size = 2.0 / np.sqrt(leaf.shape[-2]) if kind == "kernel" else sizes.get(kind, 0.3)
+        return jnp.asarray((kind == "scale") + size * rng.normal(size=leaf.shape), leaf.dtype)
+
+    return model, jax.tree.map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0)))
+
+
+def prompts_of(*lengths: int, seed: int = 0) -> list[Ids]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 31, length).astype(np.int32) for length in lengths]
+
+
+PROMPTS = prompts_of(7, 1, 12, 3, 2, 9)  # whenever there are as many, the program that was compiled before is used
+
+
+@functools.cache
+def logits_after(name: str) -> Callable[[Ids, Ids], Ids]:
+    """Return a function (prompt, written) -> the next token's logits, computed without a cache, from all tokens."""
+    model, params = built(name)
+    size = 32
+    encodes = model.config.family == "encoder_decoder"
+
+    @jax.jit
+    def run(batch: dict[str, jax.Array], last: jax.Array) -> jax.Array:
+        return model.project(params, model.apply(params, batch)["hidden"][0, last])
+
+    def row(tokens: Ids) -> dict[str, jax.Array]:
+        count = len(tokens)
+        inputs = np.concatenate([tokens, np.zeros(size - count, np.int32)])
+        segments = (np.arange(size) < count).astype(np.int32)
+        arrays = {"inputs": inputs, "segment_ids": segments, "positions": np.arange(size, dtype=np.int32) * segments}
+        return {key: jnp.asarray(value)[None] for key, value in arrays.items()}
+
+    def logits(prompt: Ids, written: Ids) -> Ids:
+        decoded = np.concatenate([[START] if encodes else prompt, written]).astype(np.int32)
+        batch = row(decoded)
+        if encodes:
+            batch |= {f"encoder_{key}": value for key, value in row(prompt).items()}
+        return np.asarray(run(batch, len(decoded) - 1))
+
+    return logits
+
+
+def greedy_by_recomputing(name: str, prompt: Ids, count: int = NEW) -> list[int]:
+    written: list[int] = []
+    for _ in range(count):
+        written.append(int(np.argmax(logits_after(name)(prompt, np.array(written, np.int32)))))
+    return written
+
+
+def continued(
+    name: str, prompts: list[Ids], end_id: int = NO_END, start_id: int = START, min_width: int = 1, **config: Any
+) -> list[list[int]]:
+    model, params = built(name)
+    generation = GenerationConfig(max_new_tokens=NEW, **config)
+    answers = generate(model, params, prompts, generation, end_id=end_id, start_id=start_id, min_width=min_width)
+    return [answer.tolist() for answer in answers]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_cache_gives_what_recomputing_the_whole_prefix_gives(name: str) -> None:
+    answers = continued(name, PROMPTS)
+    assert answers == [greedy_by_recomputing(name, prompt) for prompt in PROMPTS]
+    # The test sees something: rows differ, and tokens within a row.
+    assert len(set(map(tuple, answers))) == 6 and sum(len(set(answer)) for answer in answers) > 12
+
+
+@pytest.mark.parametrize("name", ["banded", "t5"])
+def test_neighbours_and_padding_change_nothing(name: str) -> None:
+    together = continued(name, PROMPTS)
+    for prompt, answer in zip(PROMPTS, together, strict=True):
+        assert continued(name, [prompt] * 6) == [answer] * 6
+    assert continued(name, PROMPTS[::-1]) == together[::-1]
+    assert continued(name, PROMPTS[:1], min_width=33) == together[:1]
+
+
+@pytest.mark.parametrize("name", ["learned", "t5"])
+def test_the_end_stops_its_row_and_no_other(name: str) -> None:
+    free = continued(name, PROMPTS)
+    for end in sorted({token for answer in free for token in answer}):
+        expected = [answer[: answer.index(end)] if end in answer else answer for answer in free]
+        assert continued(name, PROMPTS, end_id=end) == expected
+    assert continued(name, PROMPTS[:1] * 6, end_id=free[0][0]) == [[]] * 6
+
+
+def test_an_answer_depends_on_its_start() -> None:
+    assert continued("t5", PROMPTS) != continued("t5", PROMPTS, start_id=START + 1)
+
+
+def test_greedy_ignores_the_seed() -> None:
+    assert continued("learned", PROMPTS, seed=1) == continued("learned", PROMPTS, seed=2)
+
+
+@functools.cache
+def forgetful() -> tuple[Model, Params, Ids]:
+    """A model whose final norm writes one vector whatever it read, and the logits of that vector."""
+    model, params = built("banded")
+    hidden = 2.0 * np.random.default_rng(3).normal(size=model.config.d_model).astype(np.float32)
+    norm = {"scale": jnp.zeros_like(hidden), "bias": jnp.asarray(hidden)}
+    params = params | {"decoder": params["decoder"] | {"final_norm": norm}}
+    return model, params, np.asarray(model.project(params, jnp.asarray(hidden)[None])[0])
+
+
+def sampled(**config: Any) -> Ids:
+    model, params, _ = forgetful()
+    generation = GenerationConfig(max_new_tokens=NEW, **config)
+    return np.array(generate(model, params, prompts_of(1) * 300, generation, end_id=NO_END))
+
+
+def test_sampling_follows_the_seed() -> None:
+    first = sampled(temperature=1.0, seed=1)
+    assert first.shape == (300, NEW)
+    np.testing.assert_array_equal(sampled(temperature=1.0, seed=1), first)
+    assert (sampled(temperature=1.0, seed=2) != first).mean() > 0.1
+
+
+def test_a_very_low_temperature_is_greedy() -> None:
+    assert (sampled(temperature=1e-9, seed=1) == forgetful()[2].argmax()).all()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_samples_have_the_distribution_of_the_logits(temperature: float) -> None:
+    model, _, logits = forgetful()
+    drawn = sampled(temperature=temperature, seed=5)
+    # The stored table has a row more than the vocabulary, which nobody ever draws.
+    size = model.config.vocab_size
+    assert model.config.stored_vocab_size == size + 1 and drawn.max() < size
+    expected = np.exp((logits[:size] - logits[:size].max()) / temperature)
+    expected /= expected.sum()
+    assert np.sum(expected > 0.02) >= 4
+
+    def close(observed: float | Ids, probability: float | Ids, count: int) -> bool:
+        spread = np.sqrt(np.asarray(probability) * (1 - np.asarray(probability)) / count)
+        return bool((np.abs(observed - probability) <= 4.5 * spread + 1 / count).all())
+
+    assert close(np.bincount(drawn.reshape(-1), minlength=size) / drawn.size, expected, drawn.size)
+    # Every row and every step draws for itself: two of them agree as often as chance has it.
+    chance = float(np.sum(expected**2))
+    assert close((drawn[:, 0] == drawn[:, 1]).mean(), chance, 300)
+    assert close((drawn[::2, 0] == drawn[1::2, 0]).mean(), chance, 150)
+
+
+def test_no_prompts_give_no_answers() -> None:
+    assert continued("learned", []) == []
+
+
+def refused(config: TransformerConfig, prompts: list[Ids], **generation: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        generate(Model(config), {}, prompts, GenerationConfig(**generation), end_id=NO_END)
+    return str(caught.value)
+
+
+def test_what_cannot_be_generated_is_refused() -> None:
+    assert "encoder_only" in refused(tiny("bert"), prompts_of(3))
+    for name in ("gpt", "t5"):
+        assert "the prompt is empty" in refused(tiny(name), prompts_of(3, 0))
+    learned = tiny("transformer", position="learned")
+    for config in (tiny("gpt"), learned):
+        assert "prompt: 33 tokens exceed model.max_length 32" in refused(config, prompts_of(33, 1), max_new_tokens=1)
+    too_many = "new tokens: 33 tokens exceed model.max_length 32; shorten the prompt or lower generation.max_new_tokens"
+    assert too_many in refused(tiny("gpt"), prompts_of(1, 25), max_new_tokens=8)
+    assert too_many in refused(learned, prompts_of(1), max_new_tokens=33)
+    with pytest.raises(UserError, match=r"generation.max_new_tokens: 0 must be at least 1"):
+        GenerationConfig(max_new_tokens=0)
+    with pytest.raises(UserError, match=r"generation.temperature: -1.0 must be 0 \(greedy\) or more"):
+        GenerationConfig(temperature=-1.0)
+
+
+def test_a_row_may_fill_the_position_table() -> None:
+    prompts = prompts_of(*[32 - NEW] * 6)
+    assert continued("learned", prompts) == [greedy_by_recomputing("learned", prompt) for prompt in prompts]
