@@ -27,7 +27,7 @@ from jaxformer.generation import GenerationConfig
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.presets import PRESETS
 from jaxformer.objectives import OBJECTIVES
-from jaxformer.optimizers import OPTIMIZERS
+from jaxformer.optimizers import OPTIMIZERS, schedule
 from jaxformer.sharding import ShardingConfig
 from jaxformer.step import TrainingConfig
 from jaxformer.tasks import TASKS
@@ -318,6 +318,7 @@ def _check(config: Config) -> None:
     if getattr(supervision, "next_sentence", False) and model.token_types < 2:
         raise UserError("objective.next_sentence: segment pairs need model.token_types of 2")
     training = config.training
+    schedule(config.optimizer, training.num_steps)  # refuses a warm-up that leaves no step to decay in
     if training.attention != "einsum" and model.attention_dropout > 0:
         raise UserError(
             f"training.attention: '{training.attention}' has no attention dropout; "

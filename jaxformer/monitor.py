@@ -27,7 +27,7 @@ class Meter:
 
     def __init__(
         self, config: Config, model: Model, supervision: Any, start: int, log: MetricsLog, display: Display,
-        learning_rate: Callable[[int], Any],
+        learning_rate: Callable[[int], float],
     ) -> None:  # fmt: skip
         self.training, self.workdir = config.training, log.path.parent
         self.log, self.display, self.learning_rate = log, display, learning_rate
@@ -80,7 +80,7 @@ class Meter:
         rate, step_seconds = (self.tokens - before_tokens) / seconds, seconds / max(step - done, 1)
         self._mark = (step, self.tokens, self.seconds)
         values |= {
-            "learning_rate": float(self.learning_rate(step - 1)),
+            "learning_rate": self.learning_rate(step - 1),
             "tokens": self.tokens,
             "tokens_per_second": rate,
             "step_seconds": step_seconds,

@@ -4,9 +4,11 @@ Every optimizer acts on one layer's array in the paper's shape: what is elementw
 defined per tensor (Adafactor's factoring, update clipping and parameter scale) is mapped over the layer axis of stacks.
 
 Schedules take the number of updates already done (0 before the first) and return the learning rate of the next update.
-`learning_rate` is the peak of every schedule.
+`learning_rate` is the peak of every schedule. The rate is computed outside the compiled step and given to every update,
+so that runs which differ in nothing but rates and lengths share one compiled program.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +22,7 @@ from jaxformer.parameters import flatten, mask, num_layers, unflatten
 
 BIASES_AND_NORMS = ("(.*/)?bias", ".*norm/.*")
 
-Schedule = Callable[[Any], jax.Array]
+Schedule = Callable[[int], float]
 
 
 @dataclass(frozen=True)
@@ -120,29 +122,25 @@ def schedule(config: Optimizer, num_steps: int) -> Schedule:
         key = "optimizer.decay_steps" if config.decay_steps else "training.num_steps"
         raise UserError(f"optimizer.warmup_steps: {warmup} leaves no step to decay in; it must be below {key} ({end})")
     shape = SCHEDULES[config.schedule]
-
-    def learning_rate(step: Any) -> jax.Array:
-        n = jnp.asarray(step, jnp.float32)
-        return jnp.asarray(config.learning_rate * shape(n, warmup, end, config.final_fraction), jnp.float32)
-
-    return learning_rate
+    return lambda done: config.learning_rate * shape(done, warmup, end, config.final_fraction)
 
 
-def make_optimizer(config: Optimizer, num_steps: int, params: dict[str, Any]) -> optax.GradientTransformation:
-    """Build the optimizer of `config` for a run of `num_steps` updates.
+def make_optimizer(config: Optimizer, params: dict[str, Any]) -> optax.GradientTransformationExtraArgs:
+    """Build the optimizer of `config`; its `update` takes `learning_rate`, which `schedule` gives.
 
     `params` is the tree of parameters or of their shapes. The state's trees keep each parameter's path as the end of
     their own; Adafactor keeps one entry per number of layers ("layers_12/v_row/decoder/layers/…").
 
     Raises:
-      UserError: a pattern of `decay_exclude` other than the default ones selects nothing, or `schedule` refuses.
+      UserError: a pattern of `decay_exclude` other than the default ones selects nothing.
     """
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    rate = optax.scale_by_learning_rate(schedule(config, num_steps))
     if isinstance(config, AdamW):
         adam = optax.scale_by_adam if config.bias_correction else scale_by_uncorrected_adam
         decay = [decay_weights(config.weight_decay, config.decay_exclude, params)] if config.weight_decay else []
-        return optax.chain(*clip, adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon), *decay, rate)
+        return optax.chain(
+            *clip, adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon), *decay, scale_by_given_rate()
+        )
     if isinstance(config, Adafactor):
         factored = optax.scale_by_factored_rms(
             decay_rate=config.decay_exponent,
@@ -152,16 +150,16 @@ def make_optimizer(config: Optimizer, num_steps: int, params: dict[str, Any]) ->
         scale = [optax.scale_by_param_block_rms(config.epsilon2)] if config.parameter_scale else []
         layer = optax.chain(factored, optax.clip_by_block_rms(config.clip_threshold), *scale)
         momentum = [optax.ema(config.beta1, debias=False)] if config.beta1 else []
-        return optax.chain(*clip, per_layer(layer), rate, *momentum)
+        return optax.chain(*clip, per_layer(layer), scale_by_given_rate(), *momentum)
     raise TypeError(f"no optimizer for {type(config).__name__}")
 
 
 def freeze(
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     trainable: tuple[str, ...],
     params: dict[str, Any],
     where: str = "training.trainable",
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Train only what the patterns in `trainable` select.
 
     Frozen arrays, and frozen layers of a stack, get updates of exactly zero, decay included, and their gradients do not
@@ -186,9 +184,13 @@ def freeze(
     def init(params: dict[str, Any]) -> Any:
         return optimizer.init(prune(params))
 
-    def update(gradients: dict[str, Any], state: Any, params: dict[str, Any] | None = None) -> tuple[Any, Any]:
+    def update(
+        gradients: dict[str, Any], state: Any, params: dict[str, Any] | None = None, **given: Any
+    ) -> tuple[Any, Any]:
         selected = {path: select(path, leaf) for path, leaf in flatten(prune(gradients)).items()}
-        updates, state = optimizer.update(unflatten(selected), state, None if params is None else prune(params))
+        updates, state = optimizer.update(
+            unflatten(selected), state, None if params is None else prune(params), **given
+        )
         flat = flatten(updates)
         return unflatten(
             {
@@ -197,7 +199,7 @@ def freeze(
             }
         ), state
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def per_layer(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -227,6 +229,15 @@ def per_layer(transformation: optax.GradientTransformation) -> optax.GradientTra
         return unflatten({path: flat[path] for path in flatten(updates)}), new_state
 
     return optax.GradientTransformation(init, update)
+
+
+def scale_by_given_rate() -> optax.GradientTransformationExtraArgs:
+    """Multiply by -learning_rate, an argument of every update."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, learning_rate: Any, **given: Any) -> tuple[Any, Any]:
+        return jax.tree.map(lambda update: -learning_rate * update, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
@@ -265,42 +276,42 @@ def decay_weights(
     return optax.stateless(add)
 
 
-def _linear(n: jax.Array, warmup: int, end: int, final: float) -> jax.Array:
-    return jnp.where(n < warmup, n / max(warmup, 1), _down_to(final, 1 - _progress(n, 0, end)))
+def _linear(n: int, warmup: int, end: int, final: float) -> float:
+    return n / warmup if n < warmup else _down_to(final, 1 - _progress(n, 0, end))
 
 
-def _linear_product(n: jax.Array, warmup: int, end: int, final: float) -> jax.Array:
+def _linear_product(n: int, warmup: int, end: int, final: float) -> float:
     return _constant(n, warmup, end, final) * _down_to(final, 1 - _progress(n, 0, end))
 
 
-def _linear_from_peak(n: jax.Array, warmup: int, end: int, final: float) -> jax.Array:
-    return jnp.where(n < warmup, n / max(warmup, 1), _down_to(final, 1 - _progress(n, warmup, end)))
+def _linear_from_peak(n: int, warmup: int, end: int, final: float) -> float:
+    return n / warmup if n < warmup else _down_to(final, 1 - _progress(n, warmup, end))
 
 
-def _cosine(n: jax.Array, warmup: int, end: int, final: float) -> jax.Array:
-    wave = 0.5 * (1 + jnp.cos(jnp.pi * _progress(n, warmup, end)))
-    return jnp.where(n < warmup, n / max(warmup, 1), _down_to(final, wave))
+def _cosine(n: int, warmup: int, end: int, final: float) -> float:
+    wave = 0.5 * (1 + math.cos(math.pi * _progress(n, warmup, end)))
+    return n / warmup if n < warmup else _down_to(final, wave)
 
 
-def _constant(n: jax.Array, warmup: int, end: int, final: float) -> jax.Array:
-    return jnp.where(n < warmup, n / max(warmup, 1), 1.0)
+def _constant(n: int, warmup: int, end: int, final: float) -> float:
+    return n / warmup if n < warmup else 1.0
 
 
-def _inverse_sqrt(n: jax.Array, warmup: int, end: int, final: float) -> jax.Array:
+def _inverse_sqrt(n: int, warmup: int, end: int, final: float) -> float:
     # The paper counts updates from 1.
-    return jnp.minimum((n + 1) / max(warmup, 1), jnp.sqrt(max(warmup, 1) / (n + 1)))
+    return min((n + 1) / max(warmup, 1), math.sqrt(max(warmup, 1) / (n + 1)))
 
 
-def _inverse_sqrt_flat(n: jax.Array, warmup: int, end: int, final: float) -> jax.Array:
-    return jnp.sqrt(max(warmup, 1) / jnp.maximum(n, max(warmup, 1)))
+def _inverse_sqrt_flat(n: int, warmup: int, end: int, final: float) -> float:
+    return math.sqrt(max(warmup, 1) / max(n, warmup, 1))
 
 
-def _progress(n: jax.Array, start: int, end: int) -> jax.Array:
+def _progress(n: int, start: int, end: int) -> float:
     """How far n has come from `start` to `end`, within 0 and 1."""
-    return jnp.clip((n - start) / max(end - start, 1), 0, 1)
+    return min(max((n - start) / max(end - start, 1), 0.0), 1.0)
 
 
-def _down_to(final: float, left: jax.Array) -> jax.Array:
+def _down_to(final: float, left: float) -> float:
     return final + (1 - final) * left
 
 

@@ -126,15 +126,19 @@ def num_tokens(batch: Batch) -> jax.Array:
 
 def make_train_step(
     model: Model, supervision: Supervision, optimizer: optax.GradientTransformation, accumulation_steps: int = 1
-) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
-    """Return train_step(state, batch, rng) -> (state, metrics).
+) -> Callable[[TrainState, Batch, jax.Array, jax.Array | float], tuple[TrainState, Metrics]]:
+    """Return train_step(state, batch, rng, learning_rate) -> (state, metrics).
 
     The loss is the sum over groups of coefficient x sum / count, every count taken over the whole batch before the
     backward pass, so micro-batches and shards add up to the exact gradient. `rng` is the run's; dropout draws from it
-    by step and micro-batch.
+    by step and micro-batch. `learning_rate` goes to the optimizer's update (optax's own optimizers, which have one of
+    theirs, do not read it).
     """
+    optimizer = optax.with_extra_args_support(optimizer)
 
-    def train_step(state: TrainState, batch: Batch, rng: jax.Array) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, batch: Batch, rng: jax.Array, learning_rate: jax.Array | float
+    ) -> tuple[TrainState, Metrics]:
         counts = {
             name: jnp.maximum(jnp.sum(weights), 1e-9) for name, (_, weights) in groups(supervision, batch).items()
         }
@@ -163,7 +167,7 @@ def make_train_step(
             zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
             ((loss, means), grads), _ = jax.lax.scan(add, zeros, (micros, rngs))
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, learning_rate=learning_rate)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "tokens": num_tokens(batch)}
         if len(means) > 1:

@@ -70,7 +70,8 @@ def _train(config: Config, workdir: Path, resumes: bool, display: Display, footp
     rng = jax.random.key(config.seed)
     init_rng, dropout_rng = jax.random.split(rng)
     shapes = jax.eval_shape(model.init, init_rng)
-    optimizer = freeze(make_optimizer(config.optimizer, training.num_steps, shapes), training.trainable, shapes)
+    optimizer = freeze(make_optimizer(config.optimizer, shapes), training.trainable, shapes)
+    learning_rate = schedule(config.optimizer, training.num_steps)
     num_parameters = count_parameters(model)
     if not resumes:
         tokenizer.save(workdir / "tokenizer.json")
@@ -100,7 +101,7 @@ def _train(config: Config, workdir: Path, resumes: bool, display: Display, footp
         process_count=jax.process_count(),
         workers=config.data.workers,
     )
-    meter = Meter(config, model, supervision, start, log, display, schedule(config.optimizer, training.num_steps))
+    meter = Meter(config, model, supervision, start, log, display, learning_rate)
     results: dict[str, float] = {}
 
     def judge() -> dict[str, float]:
@@ -117,7 +118,7 @@ def _train(config: Config, workdir: Path, resumes: bool, display: Display, footp
             pending: dict[str, jax.Array] | None = None
             for step in range(start + 1, training.num_steps + 1):
                 batch = place(mesh, next(batches))
-                state, metrics = train_step(state, batch, dropout_rng)
+                state, metrics = train_step(state, batch, dropout_rng, learning_rate(step - 1))
                 if pending is not None:  # the device is already at the next step while this one's numbers are read
                     meter.read(step - 1, pending)
                 pending = metrics

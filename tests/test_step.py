@@ -41,15 +41,15 @@ def test_accumulation_and_eight_devices_equal_one_step(name: str) -> None:
     batch = batch_of(name, rows=16)
     state = init_state(model, optimizer, jax.random.key(0))
     rng = jax.random.key(1)
-    whole, metrics = jax.jit(make_train_step(model, supervision, optimizer))(state, batch, rng)
-    pieces, in_four = jax.jit(make_train_step(model, supervision, optimizer, 4))(state, batch, rng)
+    whole, metrics = jax.jit(make_train_step(model, supervision, optimizer))(state, batch, rng, 0.1)
+    pieces, in_four = jax.jit(make_train_step(model, supervision, optimizer, 4))(state, batch, rng, 0.1)
 
     mesh = make_mesh(ShardingConfig(), 16)
     assert mesh.size == 8
     everywhere = replicated(mesh)
     step = jax.jit(make_train_step(model, supervision, optimizer, 2), out_shardings=(everywhere, everywhere))
     host = {key: np.asarray(value) for key, value in batch.items()}
-    sharded, in_shards = step(jax.device_put(state, everywhere), place(mesh, host), rng)
+    sharded, in_shards = step(jax.device_put(state, everywhere), place(mesh, host), rng, 0.1)
 
     for other, its in ((pieces, in_four), (sharded, in_shards)):
         for key in metrics:
@@ -67,11 +67,11 @@ def test_steps_lower_the_loss_and_dropout_follows_the_step() -> None:
     state, batch = init_state(model, optimizer, jax.random.key(0)), batch_of("gpt3")
     losses = []
     for _ in range(30):
-        state, metrics = step(state, batch, jax.random.key(1))
+        state, metrics = step(state, batch, jax.random.key(1), 0.1)
         losses.append(float(metrics["loss"]))
     assert np.mean(losses[-5:]) < 0.6 * losses[0]
     frozen = init_state(model, optimizer, jax.random.key(0))
-    two = [step(frozen._replace(step=jnp.int32(n)), batch, jax.random.key(1))[1]["loss"] for n in (0, 0, 1)]
+    two = [step(frozen._replace(step=jnp.int32(n)), batch, jax.random.key(1), 0.1)[1]["loss"] for n in (0, 0, 1)]
     assert two[0] == two[1] != two[2]
 
 
