@@ -10,7 +10,7 @@ import numpy as np
 from jaxformer.config import Config
 from jaxformer.data.batches import evaluation_batches
 from jaxformer.data.prepare import corpus_tokenizer, prepare, weighted_sources
-from jaxformer.errors import UserError
+from jaxformer.errors import EmptySplit, UserError
 from jaxformer.models.model import Model
 from jaxformer.progress import Display
 from jaxformer.step import execution
@@ -70,7 +70,7 @@ def held_out_rows(config: Config, supervision: Any, tokenizer: Tokenizer, displa
             config.data, supervision, tokenizer, config.evaluation.split, seed=config.seed, progress=display.progress
         )
         return members[0][0]
-    except UserError as error:
+    except EmptySplit as error:
         display.note(f"no evaluation during this run: {error}")
         return None
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxformer import __version__
-from jaxformer.errors import UserError
+from jaxformer.errors import Interrupted, UserError
 
 OVERRIDES = "--config.SECTION.KEY=VALUE overrides any key of the config"
 
@@ -35,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"jaxformer {args.verb}: {error}", file=sys.stderr)
         return 2
+    except Interrupted as stop:
+        print(f"jaxformer {args.verb}: {stop}", file=sys.stderr)
+        return stop.code
     except KeyboardInterrupt:
         print(f"jaxformer {args.verb}: interrupted", file=sys.stderr)
         return 130
@@ -171,16 +174,12 @@ def default_workdir(spec: str) -> Path:
 def _train(args: argparse.Namespace, overrides: list[str]) -> int:
     from jaxformer import config as configs
     from jaxformer.progress import Display
-    from jaxformer.train import Interrupted, train
+    from jaxformer.train import train
 
     config = configs.load(args.config, overrides)
     workdir = Path(args.workdir) if args.workdir else default_workdir(args.config)
     with Display(quiet=args.quiet) as display:
-        try:
-            results = train(config, workdir, allow_config_change=args.allow_config_change, display=display)
-        except Interrupted as stop:
-            display.note(str(stop))
-            return stop.code
+        results = train(config, workdir, allow_config_change=args.allow_config_change, display=display)
         words = "  ".join(f"{name} {value:.4g}" for name, value in results.items())
         display.note(f"done: {workdir}  {words}")
     return 0

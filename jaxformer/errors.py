@@ -21,6 +21,18 @@ class UserError(Exception):
     """Something the user can fix. The command line prints the message on one line and exits with code 2."""
 
 
+class EmptySplit(UserError):
+    """A split of the data holds nothing. Training needs its own; without a held-out one there is no evaluation."""
+
+
+class Interrupted(Exception):
+    """A signal stopped the run, which was saved and can go on. `code` is the exit code of the command line."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 def suggest(word: str, choices: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" for the spelling in `choices` nearest to `word`, or "" if none is near."""
     near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import jax
+import numpy as np
 from tensorboardX import SummaryWriter
 
 from jaxformer import config as configs
@@ -180,10 +181,12 @@ class LoadedRun:
     def generate(self, prompts: Sequence[str], generation: GenerationConfig | None = None) -> list[str]:
         """Return what the model writes after each prompt (or, for an encoder-decoder, in answer to it)."""
         vocabulary = self.tokenizer.vocabulary
+        # What an encoder reads ends with EOS, as in training.
+        end = [vocabulary.id("end")] * (self.model.config.family == "encoder_decoder")
         answers = generate(
             self.model,
             self.params,
-            [self.tokenizer.encode(prompt) for prompt in prompts],
+            [np.append(self.tokenizer.encode(prompt), end).astype(np.int32) for prompt in prompts],
             generation or self.config.generation,
             end_id=vocabulary.id("end"),
             start_id=vocabulary.id("pad"),

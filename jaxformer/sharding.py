@@ -21,17 +21,21 @@ class ShardingConfig:
     data: int = 0
 
 
-def make_mesh(config: ShardingConfig, batch_size: int) -> Mesh:
-    """Return the mesh; UserError when the devices are too few or the batch does not divide among them."""
+def make_mesh(config: ShardingConfig, batch_sizes: Mapping[str, int]) -> Mesh:
+    """Return the mesh for batches of these sizes, each under the name that errors call it by.
+
+    Raises UserError when the devices are too few or a batch does not divide among them.
+    """
     devices = jax.devices()
     count = config.data or len(devices)
     if count > len(devices):
         raise UserError(f"sharding.data: {count} devices wanted, {len(devices)} found; set 0 to use all")
-    if batch_size % count:
-        raise UserError(
-            f"training.batch_size: {batch_size} (after accumulation) does not divide among {count} devices; "
-            f"use a multiple of {count} or set sharding.data"
-        )
+    for name, size in batch_sizes.items():
+        if size % count:
+            raise UserError(
+                f"{name}: {size} examples do not divide among {count} devices; "
+                f"use a multiple of {count} or set sharding.data"
+            )
     return Mesh(np.array(devices[:count]), ("data",))
 
 

@@ -36,9 +36,13 @@ SENTINEL = "<extra_id_{}>"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ByteBPE:
-    """Byte-level BPE (GPT-2, section 2.2), with the special tokens of GPT's task inputs (GPT, section 3.3)."""
+    """Byte-level BPE (GPT-2, section 2.2), with the special tokens of GPT's task inputs (GPT, section 3.3).
+
+    GPT's own vocabulary is of lower-case text; GPT-2's is not.
+    """
 
     vocab_size: int = 8192
+    lowercase: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -206,6 +210,8 @@ def _byte_bpe(config: ByteBPE, texts: Iterable[str]) -> hf.Tokenizer:
     special = ["<|endoftext|>", "<|start|>", "<|delimiter|>", "<|extract|>"]
     _room(config, 256 + len(special))
     tokenizer = hf.Tokenizer(models.BPE())
+    if config.lowercase:
+        tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

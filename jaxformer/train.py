@@ -4,17 +4,19 @@ Precedence: resume the run's own workdir, else start from `init_from`, else star
 """
 
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxformer.build import bind, build_model, choose_tokenizer, held_out_batches, held_out_rows, label_names
 from jaxformer.checkpoint import Checkpoints, restore_params
 from jaxformer.config import Config
 from jaxformer.data.batches import train_batches
 from jaxformer.data.prepare import prepare
-from jaxformer.errors import disk_errors
+from jaxformer.errors import Interrupted, disk_errors
 from jaxformer.evaluation import evaluate
 from jaxformer.footprint import Footprint
 from jaxformer.models.model import count_parameters
@@ -25,15 +27,6 @@ from jaxformer.run import MetricsLog, check_unchanged, is_run, write_record
 from jaxformer.runtime import prepare_process
 from jaxformer.sharding import make_mesh, place, replicated
 from jaxformer.step import TrainState, init_state, make_eval_step, make_train_step
-
-
-class Interrupted(Exception):
-    """SIGTERM or Ctrl-C: the run was saved and can go on. `code` is the exit code."""
-
-    def __init__(self, step: int, workdir: Path, number: int) -> None:
-        name = signal.Signals(number).name
-        super().__init__(f"stopped by {name} and saved {workdir} at step {step}; run the same command to go on")
-        self.code = 130 if number == signal.SIGINT else 75
 
 
 def train(
@@ -65,7 +58,13 @@ def _train(config: Config, workdir: Path, resumes: bool, display: Display, footp
     members = prepare(config.data, supervision, tokenizer, "train", seed=config.seed, progress=display.progress)
     held_out = held_out_rows(config, supervision, tokenizer, display)
     model = build_model(config, supervision)
-    mesh = make_mesh(config.sharding, training.batch_size // training.accumulation_steps)
+    mesh = make_mesh(
+        config.sharding,
+        {
+            "training.batch_size / training.accumulation_steps": training.batch_size // training.accumulation_steps,
+            "evaluation.batch_size": config.evaluation.batch_size or training.batch_size,
+        },
+    )
 
     rng = jax.random.key(config.seed)
     init_rng, dropout_rng = jax.random.split(rng)
@@ -73,16 +72,17 @@ def _train(config: Config, workdir: Path, resumes: bool, display: Display, footp
     optimizer = freeze(make_optimizer(config.optimizer, shapes), training.trainable, shapes)
     learning_rate = schedule(config.optimizer, training.num_steps)
     num_parameters = count_parameters(model)
-    if not resumes:
-        tokenizer.save(workdir / "tokenizer.json")
-        write_record(workdir, config, labels, num_parameters)
     devices = f"{mesh.size} {jax.devices()[0].device_kind} device{'s' * (mesh.size > 1)}"
     display.note(f"{config.name}: {num_parameters:,} parameters on {devices}")
 
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
     everywhere = replicated(mesh)
     make_state = jax.jit(lambda key: init_state(model, optimizer, key), out_shardings=everywhere)
-    state = _start(config, workdir, resumes, checkpoints, make_state, init_rng, everywhere, display)
+    new_tokens = getattr(supervision, "new_token_ids", ())
+    state = _start(config, workdir, resumes, checkpoints, make_state, init_rng, everywhere, display, new_tokens)
+    if not resumes:  # only now: what failed until here has left no run that a corrected command would have to resume
+        tokenizer.save(workdir / "tokenizer.json")
+        write_record(workdir, config, labels, num_parameters)
     start = int(state.step)
     log = MetricsLog(workdir, start)
     train_step = jax.jit(
@@ -143,7 +143,9 @@ def _train(config: Config, workdir: Path, resumes: bool, display: Display, footp
                         footprint.flush()
                 if signals.received:
                     checkpoints.wait()
-                    raise Interrupted(step, workdir, signals.received)
+                    name = signal.Signals(signals.received).name
+                    what = f"stopped by {name} and saved {workdir} at step {step}; run the same command to go on"
+                    raise Interrupted(what, code=130 if signals.received == signal.SIGINT else 75)
             checkpoints.wait()
         finally:
             batches.close()
@@ -154,9 +156,10 @@ def _train(config: Config, workdir: Path, resumes: bool, display: Display, footp
 
 def _start(
     config: Config, workdir: Path, resumes: bool, checkpoints: Checkpoints, make_state: Any, rng: jax.Array,
-    sharding: jax.sharding.Sharding, display: Display,
+    sharding: jax.sharding.Sharding, display: Display, new_token_ids: Sequence[int],
 ) -> TrainState:  # fmt: skip
-    """Return the state to go on from: the newest good checkpoint, else `init_from`, else fresh."""
+    """Return the state to go on from: the newest good checkpoint, else `init_from` with fresh embeddings for the tokens
+    that it has not learnt, else fresh."""
     if resumes:
         shapes = jax.eval_shape(make_state, rng)
         target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
@@ -170,5 +173,9 @@ def _start(
             Path(config.init_from), state.params, skip=config.checkpoint.init_skip, new=config.checkpoint.init_new
         )
         display.note(table.render())
+        if new_token_ids:
+            rows = np.array(new_token_ids)
+            table_VD, fresh_VD = params["embedding"]["tokens"], state.params["embedding"]["tokens"]
+            params["embedding"]["tokens"] = jax.device_put(table_VD.at[rows].set(fresh_VD[rows]), sharding)
         state = state._replace(params=params)
     return state

@@ -44,7 +44,7 @@ def test_accumulation_and_eight_devices_equal_one_step(name: str) -> None:
     whole, metrics = jax.jit(make_train_step(model, supervision, optimizer))(state, batch, rng, 0.1)
     pieces, in_four = jax.jit(make_train_step(model, supervision, optimizer, 4))(state, batch, rng, 0.1)
 
-    mesh = make_mesh(ShardingConfig(), 16)
+    mesh = make_mesh(ShardingConfig(), {"batch": 16})
     assert mesh.size == 8
     everywhere = replicated(mesh)
     step = jax.jit(make_train_step(model, supervision, optimizer, 2), out_shardings=(everywhere, everywhere))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxformer.data.store import Store
-from jaxformer.errors import UserError, disk_errors
+from jaxformer.errors import EmptySplit, disk_errors
 
 Index = dict[str, np.ndarray]
 Row = dict[str, Any]
@@ -41,7 +41,7 @@ def build_rows(store: Store, objective: Any, seed: int, cache: bool = True) -> R
     Raises UserError when the store has no text.
     """
     if store.document_offsets[-1] == 0:
-        raise UserError("data: there is no text in this split; check the data section, or data.validation_share")
+        raise EmptySplit("data: there is no text in this split; check the data section, or data.validation_share")
     settings = dict(objective.row_settings)
     key = json.dumps([store.fingerprint, settings, seed if settings["rows"] == "segment_pairs" else 0], sort_keys=True)
     make, _, columns = KINDS[settings["rows"]]

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from jaxformer.data.records import Source
-from jaxformer.errors import UserError, disk_errors
+from jaxformer.errors import EmptySplit, disk_errors
 from jaxformer.tokenizers import Tokenizer
 
 Progress = Callable[[str, int, int], None]
@@ -115,7 +115,7 @@ def build_examples(
     store = _open_or_write(cache, key, texts, tokenizer, progress, f"tokenising {split} examples", False, labels)
     loaded = np.load(store.path / "labels.npy")
     if len(loaded) == 0:
-        raise UserError(f"data: there are no labelled examples in the {split} split")
+        raise EmptySplit(f"data: there are no labelled examples in the {split} split")
     return ExampleStore(store, tuple(fields), loaded)
 
 

@@ -96,7 +96,10 @@ class ExtractClassification(_Classification):
     """GPT's: `[start] text [extract]` or `[start] a [delimiter] b [extract]`, classified at the extract token.
 
     The model also predicts every next token of the sequence, with weight `language_model_weight` (0: not at all); that
-    loss is averaged over each sequence, then over sequences. `head_dropout` acts before the classifier.
+    loss is averaged over each sequence, then over sequences. `head_dropout` acts before the classifier. With
+    `fresh_tokens` the embeddings of start, delimiter and extract are random when the run starts from a checkpoint, as
+    in the paper: pretraining has seen them only as tokens that never come next. Set it to False to start from a run
+    that was fine-tuned with them.
     """
 
     name: ClassVar[str] = "extract_classification"
@@ -107,6 +110,7 @@ class ExtractClassification(_Classification):
 
     language_model_weight: float = 0.5
     head_dropout: float = 0.1
+    fresh_tokens: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,6 +123,13 @@ class ExtractClassification(_Classification):
         task = dataclasses.replace(self, vocabulary=vocabulary, labels=tuple(labels))
         task._ids("pad", "start", "extract", *["delimiter"] * (len(self.text_fields) - 1))
         return task
+
+    @property
+    def new_token_ids(self) -> list[int]:
+        """The tokens that pretraining has not taught."""
+        vocabulary = self.vocabulary
+        special = vocabulary.special if vocabulary is not None and self.fresh_tokens else {}
+        return [special[role] for role in ("start", "delimiter", "extract") if role in special]
 
     @property
     def predicts_tokens(self) -> bool:
@@ -165,6 +176,7 @@ class PooledClassification(_Classification):
     z_loss: ClassVar[float] = 0.0
     decodes: ClassVar[bool] = False
     predicts_tokens: ClassVar[bool] = False
+    new_token_ids: ClassVar[tuple[int, ...]] = ()
     coefficients: ClassVar[dict[str, float]] = {"label": 1.0}
 
     head_dropout: float = 0.1
@@ -207,6 +219,7 @@ class TextToTextClassification(_Classification):
     head_dropout: ClassVar[float] = 0.0
     coefficients: ClassVar[dict[str, float]] = {"tokens": 1.0}
     decodes: ClassVar[bool] = True
+    new_token_ids: ClassVar[tuple[int, ...]] = ()
 
     prefix: str = ""
     target_length: int = 8

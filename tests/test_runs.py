@@ -1,0 +1,266 @@
+"""Whole runs as users make them: pretraining that survives kills, fine-tuning, evaluation, generation, mistakes."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import jaxformer
+from jaxformer.checkpoint import finished_steps
+from jaxformer.cli import main
+from jaxformer.errors import UserError
+from jaxformer.parameters import flatten
+from jaxformer.run import read_metrics
+
+FAMILIES = ("gpt", "bert", "t5")
+SIZES = {"d_model": 16, "d_ff": 32, "num_heads": 2, "head_dim": 8, "num_layers": 2, "max_length": 32, "vocab_size": 420}
+ROW = {"gpt": "sequence_length", "bert": "sequence_length", "t5": "input_length"}
+TOPICS = {"animals": "cat dog horse bird fish sheep", "numbers": "one two three four five six seven"}
+# Numbers that differ from run to run.
+TIMES = ("train/seconds", "train/step_seconds", "train/tokens_per_second")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with documents (text) and labelled sentences (JSON lines), each sentence about one topic."""
+    folder, draw = tmp_path_factory.mktemp("corpus"), random.Random(0)
+    documents, examples = [], []
+    for _ in range(240):
+        topic = draw.choice(sorted(TOPICS))
+        words = TOPICS[topic].split()
+        sentences = [f"The {draw.choice(words)} and the {draw.choice(words)} came." for _ in range(draw.randint(2, 7))]
+        documents.append(" ".join(sentences))
+        examples.append({"text": sentences[0], "label": topic})
+    (folder / "documents.txt").write_text("\n\n".join(documents))
+    (folder / "labelled.jsonl").write_text("".join(json.dumps(example) + "\n" for example in examples))
+    return folder
+
+
+def pretraining(family: str, corpus: Path, workdir: Path, **overrides: object) -> list[str]:
+    """The arguments of a tiny pretraining run, dropout on."""
+    keys: dict[str, object] = {f"model.{name}": size for name, size in SIZES.items()}
+    keys |= {"model.dropout": 0.1, "tokenizer.vocab_size": 420, f"objective.{ROW[family]}": 24}
+    keys |= {"data.name": "text", "data.path": corpus / "documents.txt"}
+    keys |= {"training.num_steps": 40, "training.batch_size": 8, "training.log_every": 1, "training.eval_every": 100}
+    keys |= {"checkpoint.every": 20, "optimizer.warmup_steps": 5, "evaluation.max_examples": 16}
+    keys |= {"objective.max_predictions": 4} if family == "bert" else {}
+    return arguments("train", f"{family}:smoke", workdir, keys | overrides)
+
+
+def fine_tuning(family: str, corpus: Path, workdir: Path, base: Path, **overrides: object) -> list[str]:
+    keys: dict[str, object] = {f"model.{name}": size for name, size in SIZES.items()}
+    keys |= {"init_from": base, "task.sequence_length": 24}
+    keys |= {"data.name": "json_lines", "data.path": corpus / "labelled.jsonl", "data.label_field": "label"}
+    keys |= {"training.num_steps": 40, "training.batch_size": 8, "training.eval_every": 0, "checkpoint.every": 0}
+    keys |= {"optimizer.warmup_steps": 0, "optimizer.schedule": "constant", "optimizer.learning_rate": 0.01}
+    keys |= {"footprint.enabled": False}
+    return arguments("train", f"finetune_area:{family},smoke", workdir, keys | overrides)
+
+
+def arguments(verb: str, config: str, workdir: Path, keys: dict[str, object]) -> list[str]:
+    return [verb, f"--config={config}", f"--workdir={workdir}", *(f"--config.{key}={keys[key]}" for key in keys)]
+
+
+def logged(workdir: Path) -> list[dict[str, float]]:
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in read_metrics(workdir)]
+
+
+def start(words: list[str], cwd: Path) -> "subprocess.Popen[str]":
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-m", "jaxformer", *words]
+    return subprocess.Popen(command, cwd=cwd, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def stop_after(step: int, process: "subprocess.Popen[str]", workdir: Path, number: signal.Signals) -> int:
+    """Signal the process once `step` is logged and a checkpoint is there; return its exit code."""
+    for _ in range(3000):
+        steps = [line["step"] for line in read_metrics(workdir)]
+        if steps and steps[-1] >= step and finished_steps(workdir / "checkpoints"):
+            break
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    return process.returncode
+
+
+@pytest.fixture(scope="module")
+def unbroken(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """Finished pretraining runs, made when first asked for."""
+
+    class Runs(dict[str, Path]):
+        def __missing__(self, family: str) -> Path:
+            folder = tmp_path_factory.mktemp(f"unbroken-{family}")
+            words = pretraining(family, corpus, folder / "run", **{"training.num_steps": 200})
+            with start(words, folder) as process:
+                errors = process.communicate(timeout=300)[1]
+            assert process.returncode == 0, errors
+            self[family] = folder / "run"
+            return self[family]
+
+    yield Runs()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_run_stopped_and_killed_equals_an_unbroken_one(
+    family: str, corpus: Path, unbroken: dict[str, Path], tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    words = pretraining(family, corpus, workdir, **{"training.num_steps": 200})
+    with start(words, tmp_path) as process:
+        assert stop_after(25, process, workdir, signal.SIGKILL) == -signal.SIGKILL
+    with start(words, tmp_path) as process:
+        assert stop_after(60, process, workdir, signal.SIGTERM) == 75
+    stopped = read_metrics(workdir)[-1]["step"]
+    assert stopped in finished_steps(workdir / "checkpoints") and stopped < 200
+    with start(words, tmp_path) as process:
+        errors = process.communicate(timeout=300)[1]
+    assert process.returncode == 0 and f"at step {stopped}" in errors
+    # The evaluations of an unbroken run, and the one line that a stop adds: the step it saved.
+    assert logged(workdir) == logged(unbroken[family])
+    ours, theirs = (flatten(jaxformer.load(run).params) for run in (workdir, unbroken[family]))
+    assert all(np.array_equal(ours[path], theirs[path]) for path in theirs) and ours.keys() == theirs.keys()
+    assert len(list((workdir / "emissions").glob("*.csv"))) == 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fine_tuning_from_a_run_beats_chance_and_can_be_used(
+    family: str, corpus: Path, unbroken: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = tmp_path / "tuned"
+    assert main(fine_tuning(family, corpus, workdir, unbroken[family])) == 0
+    shown = capsys.readouterr().err
+    assert "Parameters from" in shown and "embedding/tokens" in shown
+    if family != "t5":
+        assert "row_heads/label/kernel" in shown and "new" in shown
+    assert main(["evaluate", f"--workdir={workdir}", "--json"]) == 0
+    metrics = json.loads(capsys.readouterr().out)
+    assert metrics["accuracy"] > 0.8 and metrics["f1"] > 0.8
+    stored = json.loads((workdir / "results" / "evaluate-validation.json").read_text())
+    assert stored["metrics"] == metrics and stored["step"] == 40
+    run = jaxformer.load(workdir)
+    assert run.labels == tuple(sorted(TOPICS)) and run.step == 40
+    if family == "t5":
+        assert run.generate(["area text: The cat and the dog came."]) == ["animals"]
+
+
+def test_text_comes_from_a_run_on_the_command_line(
+    unbroken: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["generate", f"--workdir={unbroken['gpt']}", "--max-new-tokens=8"]
+    assert main([*words, "The cat"]) == 0
+    greedy = capsys.readouterr().out
+    assert greedy.startswith("The cat ") and len(greedy.split()) > 3
+    assert main([*words, "--json", "--temperature=1", "--seed=3", "The cat"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert main([*words, "--json", "--temperature=1", "--seed=3", "The cat"]) == 0
+    assert json.loads(capsys.readouterr().out) == first and first["prompt"] == "The cat"
+    assert main(["generate", f"--workdir={unbroken['bert']}", "The cat"]) == 2
+    assert "cannot generate" in capsys.readouterr().err
+
+
+def test_the_report_shows_a_run(unbroken: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(unbroken["gpt"]), f"--output={tmp_path / 'page'}"]) == 0
+    assert "Best eval loss" in capsys.readouterr().out
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert "<svg" in page and "kWh" in page and list((tmp_path / "page").glob("*.png"))
+
+
+def test_a_finished_run_trains_no_further_and_a_longer_one_goes_on(
+    corpus: Path, unbroken: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(unbroken["gpt"], workdir)
+    before = logged(workdir)
+    assert main(pretraining("gpt", corpus, workdir, **{"training.num_steps": 200})) == 0
+    assert logged(workdir) == before
+    assert main(pretraining("gpt", corpus, workdir, **{"training.num_steps": 210})) == 0
+    assert logged(workdir)[: len(before)] == before and logged(workdir)[-1]["step"] == 210
+    capsys.readouterr()
+    assert main(pretraining("gpt", corpus, workdir, seed=1)) == 2
+    shown = capsys.readouterr().err
+    assert "another config (seed: 0 -> 1)" in shown and "--allow-config-change" in shown
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(
+    corpus: Path, unbroken: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = tmp_path / "run"
+    assert main(pretraining("gpt", corpus, workdir, **{"training.num_steps": 10})) == 0
+    words = pretraining("gpt", corpus, workdir, **{"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 0})
+    capsys.readouterr()
+    assert main([*words, "--allow-config-change"]) == 2
+    shown = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "the loss is nan" in shown and "lower optimizer.learning_rate" in shown
+    assert finished_steps(workdir / "checkpoints") == [10] and jaxformer.load(workdir).step == 10
+
+
+def test_damaged_checkpoints_are_set_aside_at_home_and_refused_elsewhere(
+    corpus: Path, unbroken: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(unbroken["gpt"], workdir)
+    newest = workdir / "checkpoints" / "200"
+    victim = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    assert main(fine_tuning("gpt", corpus, tmp_path / "tuned", workdir)) == 2
+    assert "is damaged" in capsys.readouterr().err.strip().splitlines()[-1] and newest.exists()
+    assert main(pretraining("gpt", corpus, workdir, **{"training.num_steps": 200})) == 0
+    assert "resuming" in capsys.readouterr().err and (workdir / "checkpoints" / "200.damaged-1").exists()
+    assert logged(workdir) == logged(unbroken["gpt"]) and 200 in finished_steps(workdir / "checkpoints")
+
+
+def test_mistakes_end_in_one_line_and_leave_nothing_behind(
+    corpus: Path, unbroken: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir, base = tmp_path / "run", unbroken["gpt"]
+    other = tmp_path / "tokenizer.json"
+    assert main(["tokenizer", "train", "--config=gpt:smoke", "--config.tokenizer.vocab_size=300", f"--output={other}",
+                 "--config.data.name=text", f"--config.data.path={corpus / 'documents.txt'}"]) == 0  # fmt: skip
+    capsys.readouterr()
+    file = {"tokenizer.name": "file", "tokenizer.path": other}
+    mistakes = {
+        "no file": pretraining("gpt", corpus, workdir, **{"data.path": tmp_path / "nowhere"}),
+        "is not the tokenizer of": fine_tuning("gpt", corpus, workdir, base, **file),
+        "are not the model's": fine_tuning("bert", corpus, workdir, base),
+        "the tokenizer has no 'mask' token": pretraining("bert", corpus, workdir, **file),
+        "do not divide among 8 devices": pretraining("gpt", corpus, workdir, **{"training.batch_size": 12}),
+        "evaluation.batch_size": pretraining("gpt", corpus, workdir, **{"evaluation.batch_size": 3}),
+        "is not a run": fine_tuning("gpt", corpus, workdir, tmp_path),
+    }
+    for message, words in mistakes.items():
+        keys = [word for word in words if not word.startswith("--config.tokenizer.vocab_size")]
+        assert main(keys if any("tokenizer.path" in word for word in words) else words) == 2, message
+        shown = capsys.readouterr().err
+        assert message in shown and "Traceback" not in shown, message
+    assert not finished_steps(workdir / "checkpoints")
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(corpus: Path, tmp_path: Path) -> None:
+    """A file size limit stands for the disk: the same failure on every file that grows beyond it."""
+    words = pretraining("gpt", corpus, tmp_path / "run", **{"footprint.enabled": False})
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    command = ["bash", "-c", 'ulimit -f 24; exec "$@"', "bash", sys.executable, "-m", "jaxformer", *words]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stderr
+    assert "would exceed the size limit" in done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_damaged_config_is_refused(tmp_path: Path, unbroken: dict[str, Path]) -> None:
+    shutil.copytree(unbroken["gpt"], tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text("{")
+    with pytest.raises(UserError, match="config.json is damaged"):
+        jaxformer.load(tmp_path / "run")
