@@ -49,8 +49,7 @@ def generate(
     for encoder-only models, empty prompts, and lengths beyond a learned position table.
     """
     family = model.config.family
-    if family == "encoder_only":
-        raise UserError("an encoder_only model cannot generate text: it predicts masked tokens; use gpt or t5")
+    require_generator(family)
     if not prompts:
         return []
     if min(len(prompt) for prompt in prompts) == 0:
@@ -84,6 +83,12 @@ def generate(
     tokens = np.asarray(run(params, batch, jax.random.key(config.seed), max(config.temperature, 1e-6), end_id))
     ends = [np.flatnonzero(row == end_id) for row in tokens]
     return [row[: end[0]] if end.size else row for row, end in zip(tokens, ends, strict=True)]
+
+
+def require_generator(family: str) -> None:
+    """Raise UserError for a family that cannot write text."""
+    if family == "encoder_only":
+        raise UserError("an encoder_only model cannot generate text: it predicts masked tokens; use gpt or t5")
 
 
 def _pad(rows: list[np.ndarray], width: int, left: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -24,7 +24,7 @@ from jaxformer.config import Config
 from jaxformer.data.prepare import prepare
 from jaxformer.errors import UserError, disk_errors
 from jaxformer.evaluation import evaluate
-from jaxformer.generation import GenerationConfig, generate
+from jaxformer.generation import GenerationConfig, generate, require_generator
 from jaxformer.models.model import Model, Params
 from jaxformer.runtime import prepare_process
 from jaxformer.step import make_eval_step
@@ -180,6 +180,7 @@ class LoadedRun:
 
     def generate(self, prompts: Sequence[str], generation: GenerationConfig | None = None) -> list[str]:
         """Return what the model writes after each prompt (or, for an encoder-decoder, in answer to it)."""
+        require_generator(self.model.config.family)
         vocabulary = self.tokenizer.vocabulary
         # What an encoder reads ends with EOS, as in training.
         end = [vocabulary.id("end")] * (self.model.config.family == "encoder_decoder")

@@ -82,6 +82,8 @@ def quiet_orbax() -> None:
     if _not_from_orbax in logger.filters:
         return
     logger.addFilter(_not_from_orbax)
+    # When a save fails at several arrays, asyncio reports those that Orbax did not wait for.
+    logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
     report = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
