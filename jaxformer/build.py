@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxformer.checkpoint import finished_steps
 from jaxformer.config import Config
 from jaxformer.data.batches import evaluation_batches
 from jaxformer.data.prepare import corpus_tokenizer, prepare, weighted_sources
@@ -20,13 +21,16 @@ from jaxformer.tokenizers import Tokenizer, load_tokenizer
 def choose_tokenizer(config: Config, workdir: Path, resumes: bool, display: Display) -> Tokenizer:
     """Return the run's own tokenizer when it resumes, that of `init_from` when it starts there, else the config's.
 
-    Raises UserError when a tokenizer file is named that is not the checkpoint's.
+    Raises UserError when `init_from` is no run, or a tokenizer file is named that is not the checkpoint's.
     """
     own = workdir / "tokenizer.json"
     if resumes and own.exists():
         return load_tokenizer(own)
     if config.init_from:
-        tokenizer = load_tokenizer(Path(config.init_from) / "tokenizer.json")
+        base = Path(config.init_from)
+        if not finished_steps(base / "checkpoints"):  # said now, before a corpus is tokenised
+            raise UserError(f"init_from: {base} is not a run with a checkpoint; give a folder that `train` wrote")
+        tokenizer = load_tokenizer(base / "tokenizer.json")
         if config.selected["tokenizer"] == "file":
             wanted = load_tokenizer(Path(config.tokenizer.path))
             if wanted.fingerprint != tokenizer.fingerprint:

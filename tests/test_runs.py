@@ -242,7 +242,7 @@ def test_mistakes_end_in_one_line_and_leave_nothing_behind(
         "the tokenizer has no 'classify' token": pretraining("bert", corpus, workdir, **file),
         "do not divide among 8 devices": pretraining("gpt", corpus, workdir, **{"training.batch_size": 12}),
         "evaluation.batch_size": pretraining("gpt", corpus, workdir, **{"evaluation.batch_size": 3}),
-        "is not a run": fine_tuning("gpt", corpus, workdir, tmp_path),
+        "is not a run with a checkpoint": fine_tuning("gpt", corpus, workdir, tmp_path),
     }
     for message, words in mistakes.items():
         keys = [word for word in words if not word.startswith("--config.tokenizer.vocab_size")]
