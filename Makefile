@@ -11,6 +11,8 @@
 
 SHELL := /bin/sh
 FAMILY ?= bert
+# One process a core; four take all the memory that a laptop can spare.
+PYTEST := -m pytest -n auto --maxprocesses 4 --dist worksteal
 PYTHON ?= $(shell .ci/find-python 3 3.11 3.13 3.12 3.14)
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 
@@ -43,13 +45,13 @@ demo: .venv/installed
 	.venv/bin/jaxformer demo --family=$(FAMILY)
 
 test: .venv/installed
-	.venv/bin/python -m pytest -m "not slow"
+	.venv/bin/python $(PYTEST) -m "not slow"
 
 # The whole suite comes last, so that its summary is what one reads.
 test-all: .venv/installed
 	$(MAKE) test-second
 	$(MAKE) demo
-	.venv/bin/python -m pytest
+	.venv/bin/python $(PYTEST)
 
 # Evaluated when test-second runs, by which time .venv is there. No line both calls make and tests: make -n obeys.
 FIRST = $(shell .venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -58,7 +60,7 @@ SECOND = $(shell $(SECOND_PYTHON) -c 'import sys; print("%d.%d" % sys.version_in
 
 test-second: .venv/installed
 	$(if $(SECOND_PYTHON),$(MAKE) .venv-$(SECOND)/installed,@echo "NO SECOND PYTHON beside $(FIRST): its tests are left out" >&2)
-	$(if $(SECOND_PYTHON),.venv-$(SECOND)/bin/python -m pytest -m "not slow")
+	$(if $(SECOND_PYTHON),.venv-$(SECOND)/bin/python $(PYTEST) -m "not slow")
 
 lint: .venv/installed
 	.venv/bin/ruff check .

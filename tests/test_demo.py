@@ -1,0 +1,58 @@
+"""The demonstration, at a size where it shows nothing but that it works."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from jaxformer import demo
+from jaxformer.errors import UserError
+
+TINY = ("model.d_model=16", "model.d_ff=32", "model.num_heads=2", "model.head_dim=8", "model.num_layers=1")
+
+
+def shrunk(plan: demo.Plan) -> demo.Plan:
+    return dataclasses.replace(
+        plan,
+        pretraining_steps=60,
+        pretraining=(*plan.pretraining, *TINY, "training.batch_size=8", "evaluation.max_examples=8"),
+        fine_tuning=(*plan.fine_tuning, *TINY),
+        rates={arm: rates[:2] for arm, rates in plan.rates.items()},
+        steps={20: 10, 40: 10},
+        seeds=(1, 2),
+    )
+
+
+def times(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("metrics.jsonl")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", demo.PLANS)
+def test_both_arms_are_trained_judged_and_shown(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = shrunk(demo.PLANS[family])
+    monkeypatch.setitem(demo.PLANS, family, plan)
+    demo.demo(family, tmp_path)
+    shown = capsys.readouterr().out
+    assert "pretrained" in shown and "scratch" in shown and "kWh" in shown or "Wh" in shown
+    study = json.loads((tmp_path / family / "study.json").read_text())
+    points = {(point["labels"], point["arm"]): point for point in study["points"]}
+    assert points.keys() == {(labels, arm) for labels in plan.steps for arm in demo.ARMS}
+    for (_, arm), point in points.items():
+        assert len(point["seeds"]) == 2 and all(0 <= accuracy <= 1 for accuracy in point["seeds"])
+        assert point["learning_rate"] in plan.rates[arm]
+    assert study["pretraining"]["energy_wh"] > 0
+    assert "<svg" in (tmp_path / family / "report.html").read_text()
+    assert list((tmp_path / family).glob("*.png"))
+
+    before = times(tmp_path)
+    assert len(before) == 1 + 4 + 2 * 2 * 2
+    demo.demo(family, tmp_path)
+    assert times(tmp_path) == before, "a second demonstration trains nothing anew"
+
+    monkeypatch.setitem(demo.PLANS, family, dataclasses.replace(plan, fine_tuning=(*plan.fine_tuning, "seed=7")))
+    with pytest.raises(UserError, match="another config"):
+        demo.demo(family, tmp_path)
