@@ -57,13 +57,12 @@ class WordPiece:
 class Unigram:
     """SentencePiece's unigram model (T5), with `num_sentinels` sentinels as the last ids, descending.
 
-    The library sums its expectations in the order of a hash map, so two trainings on one text agree in their tokens,
-    but neither in the last digits of the scores nor in the order of ids that tie. The first one is kept, in the cache
-    and in every run that used it.
+    As there, white space of any kind and length is one space. T5's own vocabulary has upper and lower case.
     """
 
     vocab_size: int = 8192
     num_sentinels: int = 100
+    lowercase: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -175,7 +174,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
 
 
 def train_tokenizer(config: Any, texts: Iterable[str]) -> Tokenizer:
-    """Train the tokenizer that `config` describes; equal texts give equal tokenizers (but see `Unigram`).
+    """Train the tokenizer that `config` describes; equal texts give equal tokenizers.
 
     A small corpus may give fewer tokens than `vocab_size`. Raises UserError when the size leaves no room for the
     special tokens or the characters of the text, or there is no text.
@@ -262,7 +261,8 @@ def _unigram(config: Unigram, texts: Iterable[str]) -> hf.Tokenizer:
         raise UserError(f"tokenizer.num_sentinels: {config.num_sentinels} must be 0 or more")
     _room(config, len(special) + config.num_sentinels)
     tokenizer = hf.Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.NFKC()
+    steps = [normalizers.NFKC(), normalizers.Replace(hf.Regex(r"\s+"), " "), normalizers.Strip()]
+    tokenizer.normalizer = normalizers.Sequence([*steps, *([normalizers.Lowercase()] if config.lowercase else [])])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     trainer = trainers.UnigramTrainer(
@@ -279,6 +279,18 @@ def _unigram(config: Unigram, texts: Iterable[str]) -> hf.Tokenizer:
         raise UserError(
             f"tokenizer.vocab_size: {config.vocab_size} is too small for the characters of this text"
         ) from error
+    # The library sums in the order of a hash map, and in that order gives rare characters scores just above the lowest,
+    # 0.0001 apart: rounded, levelled and sorted, equal texts give equal scores and ids.
+    state = json.loads(tokenizer.to_str())
+    pieces = state["model"]["vocab"]
+    found = pieces[len(special) :]
+    lowest = min((score for token, score in found if len(token) > 1), default=0.0)
+    scores = {token: score if len(token) > 1 or score > lowest + 0.1 else lowest - 1 for token, score in found}
+    found = sorted(
+        ((token, round(score, 6)) for token, score in scores.items()), key=lambda piece: (-piece[1], piece[0])
+    )
+    state["model"]["vocab"] = [*pieces[: len(special)], *found]
+    tokenizer = hf.Tokenizer.from_str(json.dumps(state))
     # The largest number first, so that <extra_id_0> is the last id, as in T5.
     names = [SENTINEL.format(number) for number in reversed(range(config.num_sentinels))]
     tokenizer.add_special_tokens([hf.AddedToken(name, normalized=False, special=True) for name in names])
