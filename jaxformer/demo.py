@@ -32,7 +32,7 @@ class Plan:
     pretraining: tuple[str, ...]
     fine_tuning: tuple[str, ...]
     rates: dict[str, tuple[float, ...]]
-    steps: dict[int, int] = dataclasses.field(default_factory=lambda: {50: 60, 200: 100, 800: 200})
+    steps: dict[int, int] = dataclasses.field(default_factory=lambda: {50: 60, 200: 100, 800: 160})
     seeds: tuple[int, ...] = (1, 2, 3)
 
 

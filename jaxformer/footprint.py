@@ -121,6 +121,7 @@ class Footprint:
         self._claims: list[socket.socket] = []
         self._tracker: Any = None
         self._written = False
+        self._writing = threading.Lock()
         self._ready = threading.Event()
         self._thread: threading.Thread | None = None
         if config.enabled:
@@ -221,11 +222,13 @@ class Footprint:
         writer = csv.DictWriter(text, row.keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerow(row)
-        # CodeCarbon's own writer overwrites in place: a kill in that moment would lose the whole segment.
+        # CodeCarbon's own writer overwrites in place: a kill in that moment would lose the whole segment. Its measuring
+        # thread calls this too, and would show a traceback for a full disk.
         partial = self._path.with_name(self._path.name + ".partial")
-        partial.write_text(text.getvalue())
-        partial.replace(self._path)
-        self._written = True
+        with self._writing, contextlib.suppress(OSError):
+            partial.write_text(text.getvalue())
+            partial.replace(self._path)
+            self._written = True
 
 
 def next_segment(run_dir: Path, process_index: int) -> int:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -73,6 +74,21 @@ def test_a_kill_loses_only_the_time_since_the_last_flush(tmp_path):
     assert sorted(path.name for path in (tmp_path / "run" / "emissions").iterdir()) == ["1-0.csv", "2-0.csv"]
     total = read_emissions(tmp_path / "run")
     assert total.segments == 2 and total.energy_kwh > emissions.energy_kwh and total.seconds > emissions.seconds
+
+
+def test_flushing_while_codecarbon_measures_disturbs_neither(tmp_path, monkeypatch):
+    failures = []
+    monkeypatch.setattr(threading, "excepthook", failures.append)
+    measured = Footprint(tmp_path / "run", FootprintConfig(measure_power_secs=0.001))
+    measured._ready.wait(30)
+    threads = [threading.Thread(target=lambda: [measured.flush() for _ in range(100)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    measured.stop()
+    assert not failures
+    assert read_emissions(tmp_path / "run").segments == 1
 
 
 def test_a_run_that_ends_at_once_is_silent_and_leaves_one_file(tmp_path):
