@@ -204,8 +204,7 @@ def load(run: str | Path) -> LoadedRun:
     tokenizer = load_tokenizer(workdir / "tokenizer.json")
     labels = tuple(record["labels"])
     model = build_model(config, bind(config, tokenizer, labels))
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    params, table = restore_params(workdir, shapes)
+    params, table = restore_params(workdir, model.shapes)
     return LoadedRun(model, params, tokenizer, config, labels, table.step)
 
 

@@ -68,8 +68,7 @@ def _train(config: Config, workdir: Path, resumes: bool, display: Display, footp
 
     rng = jax.random.key(config.seed)
     init_rng, dropout_rng = jax.random.split(rng)
-    shapes = jax.eval_shape(model.init, init_rng)
-    optimizer = freeze(make_optimizer(config.optimizer, shapes), training.trainable, shapes)
+    optimizer = freeze(make_optimizer(config.optimizer, model.shapes), training.trainable, model.shapes)
     learning_rate = schedule(config.optimizer, training.num_steps)
     num_parameters = count_parameters(model)
     devices = f"{mesh.size} {jax.devices()[0].device_kind} device{'s' * (mesh.size > 1)}"

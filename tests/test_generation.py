@@ -58,7 +58,7 @@ def built(name: str) -> tuple[Model, Params]:
         size = 2.0 / np.sqrt(leaf.shape[-2]) if kind == "kernel" else sizes.get(kind, 0.3)
         return jnp.asarray((kind == "scale") + size * rng.normal(size=leaf.shape), leaf.dtype)
 
-    return model, jax.tree.map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0)))
+    return model, jax.tree.map_with_path(draw, model.shapes)
 
 
 def prompts_of(*lengths: int, seed: int = 0) -> list[Ids]:

@@ -117,7 +117,7 @@ def test_flops_agree_with_the_compiler() -> None:
     )  # fmt: skip
     model = Model(config)
     batch = batch_of("bert", rows=2, length=64)
-    params = jax.eval_shape(model.init, jax.random.key(0))
+    params = model.shapes
 
     def loss(params: dict) -> jax.Array:
         return jnp.sum(model.project(params, model.apply(params, batch)["hidden"]))

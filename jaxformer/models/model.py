@@ -34,6 +34,11 @@ class Model:
         family: type[Family] = FAMILIES[self.config.family]
         return family(self.config, self.execution, self.heads, self.head_dropout, self.predicts_tokens)
 
+    @functools.cached_property
+    def shapes(self) -> Params:
+        """The parameters' shapes and dtypes; allocates nothing."""
+        return jax.eval_shape(self.init, jax.random.key(0))
+
     def init(self, rng: jax.Array, batch: Batch | None = None) -> Params:
         """Return fresh parameters. Their values do not depend on the batch; its shapes are only needed for tracing."""
         return self.module.init(rng, example_batch(self) if batch is None else batch)["params"]
@@ -72,9 +77,8 @@ def example_batch(model: Model) -> dict[str, jax.Array]:
 
 def count_parameters(model: Model) -> int:
     """Return the model's exact number of parameters, rows beyond `vocab_size` left out; allocates nothing."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.shapes))
     extra = model.config.stored_vocab_size - model.config.vocab_size
-    vocabulary = shapes.get("vocabulary", {})
+    vocabulary = model.shapes.get("vocabulary", {})
     columns = model.config.d_model * (1 + ("kernel" in vocabulary)) + ("bias" in vocabulary)
     return total - extra * columns
