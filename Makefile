@@ -12,7 +12,7 @@
 SHELL := /bin/sh
 FAMILY ?= bert
 # One process a core; four take all the memory that a laptop can spare.
-PYTEST := -m pytest -n auto --maxprocesses 4 --dist worksteal
+PYTEST := -m pytest -n auto --maxprocesses 4 --dist worksteal --durations 12
 PYTHON ?= $(shell .ci/find-python 3 3.11 3.13 3.12 3.14)
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 

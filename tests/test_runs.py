@@ -113,25 +113,26 @@ def unbroken(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_run_stopped_and_killed_equals_an_unbroken_one(
+def test_a_killed_run_equals_an_unbroken_one(
     family: str, corpus: Path, unbroken: dict[str, Path], tmp_path: Path
 ) -> None:
     workdir = tmp_path / "run"
     words = pretraining(family, corpus, workdir, **{"training.num_steps": 200})
     with start(words, tmp_path) as process:
         assert stop_after(25, process, workdir, signal.SIGKILL) == -signal.SIGKILL
-    with start(words, tmp_path) as process:
-        assert stop_after(60, process, workdir, signal.SIGTERM) == 75
-    stopped = read_metrics(workdir)[-1]["step"]
-    assert stopped in finished_steps(workdir / "checkpoints") and stopped < 200
+    if family == "gpt":  # and once more, politely
+        with start(words, tmp_path) as process:
+            assert stop_after(60, process, workdir, signal.SIGTERM) == 75
+        stopped = read_metrics(workdir)[-1]["step"]
+        assert stopped in finished_steps(workdir / "checkpoints") and stopped < 200
+    newest = finished_steps(workdir / "checkpoints")[-1]
     with start(words, tmp_path) as process:
         errors = process.communicate(timeout=300)[1]
-    assert process.returncode == 0 and f"at step {stopped}" in errors
-    # The evaluations of an unbroken run, and the one line that a stop adds: the step it saved.
+    assert process.returncode == 0 and f"at step {newest}" in errors
     assert logged(workdir) == logged(unbroken[family])
     ours, theirs = (flatten(jaxformer.load(run).params) for run in (workdir, unbroken[family]))
     assert all(np.array_equal(ours[path], theirs[path]) for path in theirs) and ours.keys() == theirs.keys()
-    assert len(list((workdir / "emissions").glob("*.csv"))) == 3
+    assert len(list((workdir / "emissions").glob("*.csv"))) == (3 if family == "gpt" else 2)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
