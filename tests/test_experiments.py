@@ -69,7 +69,7 @@ def test_a_smoke_run_learns_more_than_how_often_tokens_come(family: str, smoke: 
     ]
     tenth = len(logged) // 10
     entropy, loss = unigram_entropy_and_loss(jaxformer.load(workdir))
-    assert np.mean(logged[-tenth:]) < np.mean(logged[:tenth]) - 1
+    assert np.mean(logged[-tenth:]) < np.mean(logged[:tenth]) - 0.5
     assert np.mean(logged[-tenth:]) <= entropy and loss <= entropy
 
 

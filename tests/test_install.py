@@ -11,7 +11,12 @@ from jaxformer import report
 from jaxformer.run import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
-SHORT = ["--config.training.num_steps=12", "--config.training.batch_size=8", "--config.evaluation.max_examples=8"]
+SHORT = [
+    "--config.training.num_steps=12",
+    "--config.optimizer.warmup_steps=2",
+    "--config.training.batch_size=8",
+    "--config.evaluation.max_examples=8",
+]
 OWN = '''
 """My BERT."""
 
