@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from jaxformer import report
 from jaxformer.run import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,6 +55,5 @@ def test_an_installed_wheel_trains_in_any_folder(tmp_path: Path) -> None:
     run(command, "train", "--config=mine.py:smoke", *SHORT)
     for name in ("bert-smoke", "mine-smoke"):
         assert read_metrics(elsewhere / "runs" / name)[-1]["step"] == 12
-    assert [report.read_run(elsewhere / "runs" / name).num_parameters > 0 for name in ("bert-smoke", "mine-smoke")]
     run(command, "report", "runs/bert-smoke", "runs/mine-smoke")
     assert (elsewhere / "report" / "report.html").exists()
