@@ -80,5 +80,5 @@ def test_a_smoke_run_can_be_fine_tuned(family: str, smoke: Any, run_cli: Any, tm
     config = f"finetune_area:{family},smoke"
     done = run_cli("train", f"--config={config}", f"--config.init_from={base}", "--workdir=tuned", timeout=900)
     assert done.returncode == 0, done.stderr
-    # Ten areas, the largest of them a quarter of the corpus.
+    # Ten areas, the largest of them a fifth of the corpus.
     assert read_metrics(tmp_path / "tuned")[-1]["eval/accuracy"] > 0.4
