@@ -33,7 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
         common.shrink(config, scale)
         config.model.max_length = config.objective.sequence_length = 128
         config.objective.max_predictions = 20
-        config.training.batch_size = {"smoke": 32, "small": 16}[scale]
+        config.training.batch_size = {"smoke": 24, "small": 16}[scale]
         rate = {"smoke": 2e-3, "small": 1e-3}[scale]
         config.optimizer.update({"learning_rate": rate, "warmup_steps": 50, "bias_correction": True})
     return config
