@@ -113,8 +113,10 @@ class Footprint:
     since the last one. Call `stop()` in a `finally`. Without `config.enabled` it does nothing.
     """
 
-    def __init__(self, run_dir: Path, config: FootprintConfig, process_index: int = 0) -> None:
-        self._begun = time.perf_counter()
+    def __init__(
+        self, run_dir: Path, config: FootprintConfig, process_index: int = 0, begun: float | None = None
+    ) -> None:
+        self._begun = time.perf_counter() if begun is None else begun  # when what is charged to the run began
         self._run_dir = run_dir
         self._config = config
         self._process_index = process_index

@@ -4,6 +4,7 @@ Precedence: resume the run's own workdir, else start from `init_from`, else star
 """
 
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from jaxformer.build import bind, build_model, choose_tokenizer, held_out_batche
 from jaxformer.checkpoint import Checkpoints, restore_params
 from jaxformer.config import Config
 from jaxformer.data.batches import train_batches
-from jaxformer.data.prepare import prepare
+from jaxformer.data.prepare import Member, prepare
 from jaxformer.errors import Interrupted, disk_errors
 from jaxformer.evaluation import evaluate
 from jaxformer.footprint import Footprint
@@ -27,6 +28,7 @@ from jaxformer.run import MetricsLog, check_unchanged, is_run, write_record
 from jaxformer.runtime import prepare_process
 from jaxformer.sharding import make_mesh, place, replicated
 from jaxformer.step import TrainState, init_state, make_eval_step, make_train_step
+from jaxformer.tokenizers import Tokenizer
 
 
 def train(
@@ -43,20 +45,25 @@ def train(
         workdir.mkdir(parents=True, exist_ok=True)
     prepare_process()
     display = display or Display(quiet=True)
-    footprint = Footprint(workdir, config.footprint, jax.process_index())
-    try:
-        return _train(config, workdir, resumes, display, footprint)
-    finally:
-        footprint.stop()
-
-
-def _train(config: Config, workdir: Path, resumes: bool, display: Display, footprint: Footprint) -> dict[str, float]:
-    training = config.training
+    began = time.perf_counter()
     tokenizer = choose_tokenizer(config, workdir, resumes, display)
     labels = label_names(config)
     supervision = bind(config, tokenizer, labels)
     members = prepare(config.data, supervision, tokenizer, "train", seed=config.seed, progress=display.progress)
     held_out = held_out_rows(config, supervision, tokenizer, display)
+    # Measured from here, charged from the beginning: TFDS, while it loads itself, patches the import of all threads.
+    footprint = Footprint(workdir, config.footprint, jax.process_index(), began)
+    try:
+        return _train(config, workdir, resumes, display, footprint, tokenizer, labels, supervision, members, held_out)
+    finally:
+        footprint.stop()
+
+
+def _train(
+    config: Config, workdir: Path, resumes: bool, display: Display, footprint: Footprint, tokenizer: Tokenizer,
+    labels: tuple[str, ...], supervision: Any, members: list[Member], held_out: Any,
+) -> dict[str, float]:  # fmt: skip
+    training = config.training
     model = build_model(config, supervision)
     mesh = make_mesh(
         config.sharding,
