@@ -3,6 +3,7 @@
 Precedence: resume the run's own workdir, else start from `init_from`, else start fresh.
 """
 
+import contextlib
 import signal
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from jaxformer.build import bind, build_model, choose_tokenizer, held_out_batche
 from jaxformer.checkpoint import Checkpoints, restore_params
 from jaxformer.config import Config
 from jaxformer.data.batches import train_batches
-from jaxformer.data.prepare import Member, prepare
+from jaxformer.data.prepare import prepare
 from jaxformer.errors import Interrupted, disk_errors
 from jaxformer.evaluation import evaluate
 from jaxformer.footprint import Footprint
@@ -28,7 +29,6 @@ from jaxformer.run import MetricsLog, check_unchanged, is_run, write_record
 from jaxformer.runtime import prepare_process
 from jaxformer.sharding import make_mesh, place, replicated
 from jaxformer.step import TrainState, init_state, make_eval_step, make_train_step
-from jaxformer.tokenizers import Tokenizer
 
 
 def train(
@@ -45,6 +45,13 @@ def train(
         workdir.mkdir(parents=True, exist_ok=True)
     prepare_process()
     display = display or Display(quiet=True)
+    with contextlib.ExitStack() as cleanup:
+        return _train(config, workdir, resumes, display, cleanup)
+
+
+def _train(
+    config: Config, workdir: Path, resumes: bool, display: Display, cleanup: contextlib.ExitStack
+) -> dict[str, float]:
     began = time.perf_counter()
     tokenizer = choose_tokenizer(config, workdir, resumes, display)
     labels = label_names(config)
@@ -53,16 +60,8 @@ def train(
     held_out = held_out_rows(config, supervision, tokenizer, display)
     # Measured from here, charged from the beginning: TFDS, while it loads itself, patches the import of all threads.
     footprint = Footprint(workdir, config.footprint, jax.process_index(), began)
-    try:
-        return _train(config, workdir, resumes, display, footprint, tokenizer, labels, supervision, members, held_out)
-    finally:
-        footprint.stop()
+    cleanup.callback(footprint.stop)
 
-
-def _train(
-    config: Config, workdir: Path, resumes: bool, display: Display, footprint: Footprint, tokenizer: Tokenizer,
-    labels: tuple[str, ...], supervision: Any, members: list[Member], held_out: Any,
-) -> dict[str, float]:  # fmt: skip
     training = config.training
     model = build_model(config, supervision)
     mesh = make_mesh(

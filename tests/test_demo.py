@@ -18,7 +18,6 @@ def shrunk(plan: demo.Plan) -> demo.Plan:
         pretraining_steps=70,  # beyond the warm-up
         pretraining=(*plan.pretraining, *TINY, "training.batch_size=8", "evaluation.max_examples=8"),
         fine_tuning=(*plan.fine_tuning, *TINY),
-        rates={arm: rates[:2] for arm, rates in plan.rates.items()},
         steps={20: 10, 40: 10},
         seeds=(1, 2),
     )
