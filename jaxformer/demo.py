@@ -29,6 +29,7 @@ class Plan:
     """How long to pretrain, and which fine-tunings to compare: {labels: steps}, seeds, learning rates per arm."""
 
     pretraining_steps: int
+    model: tuple[str, ...]  # keys of the config in both
     pretraining: tuple[str, ...]
     fine_tuning: tuple[str, ...]
     rates: dict[str, tuple[float, ...]]
@@ -44,51 +45,32 @@ PLANS = {
         # Next-sentence prediction learns little and slows the masked LM down; with it left out, 30 % of the tokens
         # masked give twice the signal per step. N(0, 0.02) is small for so narrow a model: from it, [CLS] hardly sees
         # the other tokens at first, and the arm from scratch does not get off the ground in these few steps.
+        model=("model.max_length=64", "model.initialization=transformer"),
         pretraining=(
-            "model.max_length=64",
-            "model.initialization=transformer",
             "objective.sequence_length=64",
             "objective.max_predictions=20",
             "objective.masking_rate=0.3",
             "objective.next_sentence=False",
             "training.batch_size=16",
         ),
-        fine_tuning=(
-            "model.max_length=64",
-            "model.initialization=transformer",
-            "task.sequence_length=64",
-            "checkpoint.init_skip=vocabulary/.*",
-        ),
+        fine_tuning=("task.sequence_length=64", "checkpoint.init_skip=vocabulary/.*"),
         rates={"pretrained": (1e-3, 2e-3), "scratch": (1e-3, 2e-3)},
     ),
     "gpt": Plan(
         pretraining_steps=1500,
         # One layer learns more in the same time than two; the auxiliary language model takes capacity from the
         # classifier (in the paper's Table 5, too, the average without it is the higher one).
-        pretraining=(
-            "model.max_length=64",
-            "model.num_layers=1",
-            "objective.sequence_length=64",
-            "optimizer.learning_rate=2e-3",
-        ),
-        fine_tuning=(
-            "model.max_length=64",
-            "model.num_layers=1",
-            "task.sequence_length=64",
-            "task.language_model_weight=0",
-        ),
+        model=("model.max_length=64", "model.num_layers=1"),
+        pretraining=("objective.sequence_length=64", "optimizer.learning_rate=2e-3"),
+        fine_tuning=("task.sequence_length=64", "task.language_model_weight=0"),
         rates={"pretrained": (1e-3, 3e-3), "scratch": (1e-3, 3e-3)},
     ),
     "t5": Plan(
         pretraining_steps=1000,
         # 40 % of the tokens corrupted: more to predict per step, and little worse in the paper's Table 6 (25 %, 50 %).
-        pretraining=(
-            "model.num_layers=1",
-            "objective.input_length=64",
-            "objective.noise_density=0.4",
-            "optimizer.learning_rate=0.06",
-        ),
-        fine_tuning=("model.num_layers=1", "task.sequence_length=64"),
+        model=("model.num_layers=1",),
+        pretraining=("objective.input_length=64", "objective.noise_density=0.4", "optimizer.learning_rate=0.06"),
+        fine_tuning=("task.sequence_length=64",),
         rates={"pretrained": (1e-2, 2e-2), "scratch": (1e-2, 2e-2)},
     ),
 }
@@ -107,7 +89,8 @@ def _study(family: str, plan: Plan, output: Path) -> None:
     number = sum(map(len, plan.rates.values())) + sum(1 for _ in seeds)
     with Display() as display:
         display.note(f"1. {family}: train a tokenizer and pretrain on the documentation of the standard library")
-        overrides = [f"training.num_steps={plan.pretraining_steps}", "training.eval_every=0", *plan.pretraining]
+        overrides = [f"training.num_steps={plan.pretraining_steps}", "training.eval_every=0"]
+        overrides += [*plan.model, *plan.pretraining]
         _train_once(configs.load(f"{family}:smoke", overrides), base, display)
 
         done = itertools.count(1)
@@ -172,6 +155,7 @@ def _fine_tuning(
         "evaluation.max_examples=0",
         "evaluation.batch_size=64",
         f"evaluation.split={split}",
+        *plan.model,
         *plan.fine_tuning,
     ]
     if arm == "pretrained":

@@ -16,8 +16,8 @@ def shrunk(plan: demo.Plan) -> demo.Plan:
     return dataclasses.replace(
         plan,
         pretraining_steps=70,  # beyond the warm-up
-        pretraining=(*plan.pretraining, *TINY, "training.batch_size=8", "evaluation.max_examples=8"),
-        fine_tuning=(*plan.fine_tuning, *TINY),
+        model=(*plan.model, *TINY),
+        pretraining=(*plan.pretraining, "training.batch_size=8", "evaluation.max_examples=8"),
         steps={20: 10, 40: 10},
         seeds=(1, 2),
     )
