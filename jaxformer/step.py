@@ -16,7 +16,7 @@ from jaxformer.errors import UserError, suggest
 from jaxformer.losses import cross_entropy, weighted
 from jaxformer.models.attention import IMPLEMENTATIONS
 from jaxformer.models.config import Execution
-from jaxformer.models.layers import REMAT_POLICIES
+from jaxformer.models.stack import REMAT_POLICIES
 from jaxformer.models.model import Model, Params
 
 Batch = Mapping[str, jax.Array]

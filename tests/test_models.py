@@ -11,9 +11,10 @@ import pytest
 from tiny import CONFIGS, batch_of, model_of, supervision_of
 
 from jaxformer.errors import UserError
-from jaxformer.models.attention import attend, relative_buckets, visibility_mask
+from jaxformer.models.attention import attend, visibility_mask
 from jaxformer.models.config import Execution, TransformerConfig
 from jaxformer.models.model import Model, count_parameters
+from jaxformer.models.positions import relative_buckets
 from jaxformer.models.presets import PRESETS
 from jaxformer.parameters import flatten
 from jaxformer.step import group_sums

@@ -1,9 +1,8 @@
-"""Attention: who sees whom (`visibility_mask`), relative position buckets, and one function that attends.
+"""Attention: who sees whom (`visibility_mask`), and one function that attends.
 
-Shape suffixes: B batch, T queries, S keys, H heads, K head size, N buckets.
+Shape suffixes: B batch, T queries, S keys, H heads, K head size.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -39,24 +38,6 @@ def visibility_mask(
     if window is not None:
         mask_BTS = mask_BTS & (jnp.abs(query_T1 - key_1S) < window)[None]
     return mask_BTS[:, None]
-
-
-def relative_buckets(
-    relative: jax.Array, *, bidirectional: bool, num_buckets: int = 32, max_distance: int = 128
-) -> jax.Array:
-    """Map key place minus query place to T5's buckets (T5, section 2.1): exact when near, logarithmic when far."""
-    offset = jnp.zeros_like(relative)
-    if bidirectional:
-        num_buckets //= 2
-        offset = jnp.where(relative > 0, num_buckets, 0)
-        distance = jnp.abs(relative)
-    else:
-        distance = jnp.maximum(-relative, 0)
-    exact = num_buckets // 2
-    # The logarithm of 0 is never used: distances below `exact` take the other branch.
-    ratio = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / math.log(max_distance / exact)
-    far = jnp.minimum(exact + (ratio * (num_buckets - exact)).astype(jnp.int32), num_buckets - 1)
-    return offset + jnp.where(distance < exact, distance, far)
 
 
 def attend(

@@ -14,16 +14,17 @@ SLOTS: dict[str, tuple[str, ...]] = {
     "family": FAMILIES,
     "norm": ("layer_norm", "rms_norm"),
     "norm_placement": ("pre", "post"),
-    "position": ("learned", "sinusoidal", "relative", "none"),
-    "activation": ("relu", "gelu", "gelu_tanh"),
+    "position": ("learned", "sinusoidal", "sinusoidal_tensor2tensor", "relative", "rotary", "none"),
+    "activation": ("relu", "gelu", "gelu_tanh", "silu"),
     "biases": ("all", "feed_forward", "none"),
     "embedding_scale": ("none", "sqrt_d_model"),
     "attention_scale": ("inverse_sqrt_head_dim", "none"),
     "logit_scale": ("none", "inverse_sqrt_d_model"),
     "attention_pattern": ("dense", "banded", "dense_first", "banded_first"),
     "visibility": ("full", "causal", "prefix"),
-    "output_head": ("linear", "transform"),
-    "pooler": ("none", "tanh", "relu"),
+    "output_head": ("linear", "biased", "transform"),
+    "pooler": ("none", "tanh", "relu", "dropout_tanh"),
+    "decoder_start": ("pad", "end"),
     "initialization": ("gpt", "gpt2", "bert", "transformer", "t5"),
 }
 
@@ -39,13 +40,15 @@ class TransformerConfig:
     num_heads: int
     head_dim: int
     num_layers: int
-    max_length: int  # rows of the learned position table, and the longest sequence that data may ask for
+    max_length: int  # places that the learned position table knows, and the longest sequence that data may ask for
     vocab_multiple: int = 1  # stored rows are rounded up to this; the extra ones are masked out of softmax and loss
     norm: str = "layer_norm"
     norm_placement: str = "pre"  # post: norm(x + f(x)), no final norm; pre: x + f(norm(x)), final norm per stack
     norm_epsilon: float = 1e-5
     embedding_norm: bool = False  # a norm after the summed embeddings (BERT, BART)
     position: str = "learned"
+    position_offset: int = 0  # unused rows of the learned position table before place 0 (BART: 2)
+    rotary_base: float = 10_000.0
     relative_buckets: int = 32
     relative_max_distance: int = 128
     token_types: int = 0  # rows of the segment table (BERT: 2)
@@ -59,11 +62,14 @@ class TransformerConfig:
     attention_pattern: str = "dense"  # dense_first, banded_first: layers alternate (GPT-3)
     attention_window: int = 256  # a banded layer sees this many positions, its own included, on each visible side
     visibility: str = "causal"  # of the only stack, or of the decoder; an encoder-decoder's encoder is always full
-    output_head: str = "linear"  # transform: Dense, activation, norm, projection, bias (BERT's masked-LM head)
-    pooler: str = "none"  # a dense layer with this activation before every per-row head
+    output_head: str = "linear"  # biased: and a bias; transform: Dense, activation, norm, projection, bias (BERT)
+    pooler: str = "none"  # a dense layer with this activation before every per-row head; dropout_tanh: dropout, too
+    head_bias: bool = True  # of the per-row heads' classifiers
+    decoder_start: str = "pad"  # the token that an encoder-decoder's decoder reads first
     initialization: str = "gpt"
     dropout: float = 0.1  # embeddings and sublayer outputs
     attention_dropout: float = 0.1  # attention probabilities
+    attention_output_dropout: float | None = None  # None: as `dropout` (DistilBERT: none)
     hidden_dropout: float = 0.0  # inside the feed-forward layer (T5)
     final_dropout: float = 0.0  # after a stack's final norm (T5)
 
@@ -78,9 +84,15 @@ class TransformerConfig:
         for size in sizes:
             if getattr(self, size) < 1:
                 raise UserError(f"model.{size}: {getattr(self, size)} must be at least 1")
-        for rate in ("dropout", "attention_dropout", "hidden_dropout", "final_dropout"):
-            if not 0.0 <= getattr(self, rate) < 1.0:
+        for rate in ("dropout", "attention_dropout", "attention_output_dropout", "hidden_dropout", "final_dropout"):
+            if getattr(self, rate) is not None and not 0.0 <= getattr(self, rate) < 1.0:
                 raise UserError(f"model.{rate}: {getattr(self, rate)} must be in [0, 1)")
+        if self.position_offset < 0:
+            raise UserError(f"model.position_offset: {self.position_offset} must be 0 or more")
+        if self.position == "rotary" and self.head_dim % 2:
+            raise UserError(f"model.head_dim: {self.head_dim} must be even for rotary positions")
+        if self.position.startswith("sinusoidal") and self.d_model % 2:
+            raise UserError(f"model.d_model: {self.d_model} must be even for sinusoidal positions")
         if self.family == "encoder_decoder" and self.visibility != "causal":
             raise UserError(f"model.visibility: an encoder_decoder's decoder is causal, not '{self.visibility}'")
         if self.family == "decoder_only" and self.visibility == "full":

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxformer.models.config import Execution, TransformerConfig
 from jaxformer.models.heads import RowHeads, TokenTable, VocabularyHead
-from jaxformer.models.layers import Cache, Stack
+from jaxformer.models.stack import Cache, Stack
 
 Batch = Mapping[str, Any]
 

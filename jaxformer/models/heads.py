@@ -47,7 +47,7 @@ class VocabularyHead(nn.Module):
         else:
             kernel = self.param("kernel", initializer(config, "softmax"), (config.d_model, config.stored_vocab_size))
             logits = jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
-        if config.output_head == "transform":
+        if config.output_head in ("transform", "biased"):
             bias = self.param("bias", nn.initializers.zeros, (config.stored_vocab_size,))
             logits = logits + jnp.expand_dims(bias, range(logits.ndim - 1))
         if config.stored_vocab_size > config.vocab_size:
@@ -77,7 +77,10 @@ class RowHeads(nn.Module):
             else:
                 pooled_BD = hidden_BTD[:, 0]
             if pooler is not None:
-                pooled_BD = ACTIVATIONS[config.pooler](pooler(pooled_BD))
+                before, _, activation = config.pooler.rpartition("_")
+                pooled_BD = dropout(self, pooled_BD, self.dropout_rate if before else 0.0)
+                pooled_BD = ACTIVATIONS[activation](pooler(pooled_BD))
             pooled_BD = dropout(self, pooled_BD, self.dropout_rate)
-            logits[head] = Linear(config, num_classes, "classifier", name=head)(pooled_BD).astype(jnp.float32)
+            classifier = Linear(config, num_classes, "classifier", config.head_bias, name=head)
+            logits[head] = classifier(pooled_BD).astype(jnp.float32)
         return logits
