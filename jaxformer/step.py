@@ -16,8 +16,8 @@ from jaxformer.errors import UserError, suggest
 from jaxformer.losses import cross_entropy, weighted
 from jaxformer.models.attention import IMPLEMENTATIONS
 from jaxformer.models.config import Execution
-from jaxformer.models.stack import REMAT_POLICIES
 from jaxformer.models.model import Model, Params
+from jaxformer.models.stack import REMAT_POLICIES
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
