@@ -133,6 +133,23 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--output", default="report", metavar="DIR", help="where the page goes (default: report)")
     report.add_argument("--json", action="store_true", help="print the table as JSON and write nothing")
 
+    imports = add(
+        "import", _import, "make a run of weights in Hugging Face format",
+        "import FOLDER --workdir=runs/imported   (or a hub's name, as google-bert/bert-base-uncased)",
+    )  # fmt: skip
+    imports.add_argument("source", metavar="FOLDER|NAME", help="config.json, safetensors and tokenizer files")
+    imports.add_argument("--workdir", required=True, metavar="DIR", help="the new run directory")
+    imports.add_argument("--tokenizer", metavar="FILE|DIR", help="tokenizer files, where the folder has none")
+    imports.add_argument("--revision", metavar="NAME", help="a branch, tag or commit of the hub's repository")
+
+    export = add(
+        "export", _export, "write a run's newest checkpoint in Hugging Face format",
+        "export --workdir=runs/gpt-smoke gpt-smoke",
+    )  # fmt: skip
+    export.add_argument("out", metavar="OUT", help="the new folder")
+    export.add_argument("--workdir", required=True, metavar="DIR", help="the run directory")
+    export.add_argument("--format", default="huggingface", choices=("huggingface",), help="default: huggingface")
+
     tokenizer = verbs.add_parser(
         "tokenizer",
         help="train and try tokenizers",
@@ -222,6 +239,23 @@ def _report(args: argparse.Namespace, overrides: list[str]) -> int:
     page = report.write_report([Path(run) for run in args.runs], Path(args.output))
     report.print_summary(runs)
     print(f"report: {page}")
+    return 0
+
+
+def _import(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer.interop import import_run
+
+    tokenizer = Path(args.tokenizer) if args.tokenizer else None
+    count = import_run(args.source, Path(args.workdir), tokenizer, revision=args.revision)
+    print(f"{args.workdir}: {count:,} parameters of {args.source}")
+    return 0
+
+
+def _export(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer.interop import export_run
+
+    name = export_run(Path(args.workdir), Path(args.out))
+    print(f"{args.out}: {name}.from_pretrained loads it")
     return 0
 
 

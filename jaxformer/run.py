@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import jax
 import numpy as np
@@ -195,16 +195,29 @@ class LoadedRun:
         return [self.tokenizer.decode(ids) for ids in answers]
 
 
-def load(run: str | Path) -> LoadedRun:
-    """Load a run directory: its newest good checkpoint, tokenizer and config. Raises UserError for anything missing."""
-    workdir = Path(run)
+class OpenRun(NamedTuple):
+    """What a run directory says of its model, parameters apart."""
+
+    model: Model
+    tokenizer: Tokenizer
+    config: Config
+    labels: tuple[str, ...]
+
+
+def open_run(workdir: Path) -> OpenRun:
+    """Read a run directory's config and tokenizer. Raises UserError for anything missing."""
     record = read_record(workdir)
     prepare_process()
     config = configs.resolve(record["config"], name=record["name"])
     tokenizer = load_tokenizer(workdir / "tokenizer.json")
     labels = tuple(record["labels"])
-    model = build_model(config, bind(config, tokenizer, labels))
-    params, table = restore_params(workdir, model.shapes)
+    return OpenRun(build_model(config, bind(config, tokenizer, labels)), tokenizer, config, labels)
+
+
+def load(run: str | Path) -> LoadedRun:
+    """Load a run directory: its newest good checkpoint, tokenizer and config. Raises UserError for anything missing."""
+    model, tokenizer, config, labels = open_run(Path(run))
+    params, table = restore_params(Path(run), model.shapes)
     return LoadedRun(model, params, tokenizer, config, labels, table.step)
 
 

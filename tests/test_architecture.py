@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[int, tuple[str, ...]], ...] = (
     (3, ("config", "progress", "runtime")),
     (4, ("build",)),
     (4, ("run", "report")),
-    (4, ("monitor",)),
+    (4, ("monitor", "interop")),
     (4, ("train",)),
     (5, ("demo",)),
     (5, ("cli",)),

@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from jaxformer.checkpoint.digest import (
+    PARAMS,
     Shape,
     array_paths,
     best_step,
@@ -173,17 +174,13 @@ class Checkpoints:
         """Delete what a failed save has written, and turn a full disk and the like into a UserError."""
         try:
             yield
-        except BaseException as error:
+        except BaseException:
             if jax.process_index() == 0:
                 with contextlib.suppress(OSError):
                     for path in self.directory.glob(f"{step}{UNFINISHED}*"):
                         shutil.rmtree(path, ignore_errors=True)
             self._newest = None
-            # TensorStore's errors are ValueErrors that carry the system's number in their text.
-            number = re.search(r"os_error_code='(\d+)'", str(error))
-            with disk_errors(self._folder(step)):
-                if number:
-                    raise OSError(int(number[1]), os.strerror(int(number[1])), str(self._folder(step))) from error
+            with disk_errors(self._folder(step)), _system_errors(self._folder(step)):
                 raise
 
     def _choose(self) -> int | None:
@@ -242,6 +239,36 @@ class Checkpoints:
             aside = self._folder(step, f".damaged-{number}")
             self._folder(step).rename(aside)
             _log.warning("checkpoint %s is damaged: %s; set aside as %s", self._folder(step), damage, aside.name)
+
+
+def save_params(directory: Path, params: Mapping[str, Any], step: int = 0) -> None:
+    """Write a checkpoint of parameters alone (numpy arrays), from which a run can start but not go on.
+
+    Arrays that begin at a multiple of 64 bytes are not copied. Raises UserError for a full disk and the like.
+    """
+    quiet_orbax()
+    state = {PARAMS.rstrip("/"): jax.tree.map(jax.dlpack.from_dlpack, dict(params))}
+    folder = Path(directory).absolute() / f"{step}{UNFINISHED}"
+    arrays = {path: (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in array_paths(state).items()}
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(_make_orbax(state)) as orbax, _system_errors(folder):
+            orbax.save(folder, args=ocp.args.PyTreeSave(state), force=True)
+            orbax.wait_until_finished()
+        write_digest(folder, step, arrays, {})
+        folder.rename(folder.with_name(str(step)))
+
+
+@contextlib.contextmanager
+def _system_errors(path: Path) -> Iterator[None]:
+    """Raise what TensorStore reports of the file system as OSError: its ValueErrors carry the number in their text."""
+    try:
+        yield
+    except Exception as error:
+        number = re.search(r"os_error_code='(\d+)'", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def _make_orbax(state: Any) -> ocp.AsyncCheckpointer:

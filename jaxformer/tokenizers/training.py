@@ -1,37 +1,16 @@
-"""Tokenizers: byte-level BPE, WordPiece and Unigram trained on a corpus, or any saved `tokenizer.json`.
-
-Encoding adds no special token: objectives and tasks place them, by role. `Vocabulary` is what those need of a
-tokenizer, as plain numpy.
-"""
+"""Tokenizers trained on a corpus: byte-level BPE, WordPiece and Unigram."""
 
 import dataclasses
-import functools
-import hashlib
 import json
-import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import tokenizers as hf
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from jaxformer.errors import UserError, disk_errors
-
-# What special tokens are for, by the spellings of the released vocabularies and of ours.
-ROLES: dict[str, tuple[str, ...]] = {
-    "pad": ("[PAD]", "<pad>"),
-    "unknown": ("[UNK]", "<unk>"),
-    "classify": ("[CLS]",),
-    "separator": ("[SEP]",),
-    "mask": ("[MASK]", "<mask>"),
-    "end": ("</s>", "<|endoftext|>"),
-    "start": ("<|start|>", "<s>"),
-    "delimiter": ("<|delimiter|>",),
-    "extract": ("<|extract|>",),
-}
-SENTINEL = "<extra_id_{}>"
+from jaxformer.errors import UserError
+from jaxformer.tokenizers.templates import bert_template, t5_template
+from jaxformer.tokenizers.tokenizer import SENTINEL, Tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +46,7 @@ class Unigram:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerFile:
-    """A saved `tokenizer.json`."""
+    """A `tokenizer.json`, another released file such as `vocab.txt` or `spiece.model`, or a folder that holds one."""
 
     path: str
 
@@ -78,99 +57,6 @@ TOKENIZERS: dict[str, type] = {
     "unigram": Unigram,
     "file": TokenizerFile,
 }
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Vocabulary:
-    """A tokenizer's ids as plain numpy: small, picklable, all that objectives and tasks see of it."""
-
-    size: int
-    special: Mapping[str, int]  # role -> id
-    sentinels: np.ndarray  # int32: the ids of <extra_id_0>, <extra_id_1>, …
-    is_special: np.ndarray  # bool [size]
-    word_starts: np.ndarray  # bool [size]: the token begins a word
-
-    def id(self, role: str) -> int:
-        """Return the id of a role's token. Raises UserError when the tokenizer has none."""
-        if role not in self.special:
-            spellings = " or ".join(ROLES[role])
-            raise UserError(f"the tokenizer has no '{role}' token ({spellings}), needed here; choose another")
-        return self.special[role]
-
-
-class Tokenizer:
-    """A trained tokenizer: text to int32 ids and back."""
-
-    def __init__(self, backend: hf.Tokenizer) -> None:
-        backend.no_truncation()  # saved tokenizers may cut or pad what they encode; here the data does that
-        backend.no_padding()
-        self.backend = backend
-        self.vocab_size = 1 + max(backend.get_vocab().values(), default=-1)  # a saved one may leave ids out
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """16 hexadecimal digits that name exactly this tokenizer."""
-        canonical = json.dumps(json.loads(self.backend.to_str()), sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-    @functools.cached_property
-    def vocabulary(self) -> Vocabulary:
-        ids = self.backend.get_vocab()
-        special = {
-            role: ids[spelling] for role, spellings in ROLES.items() for spelling in spellings[::-1] if spelling in ids
-        }
-        if "pad" not in special and "end" in special:
-            special["pad"] = special["end"]  # GPT-2 has no padding token; what stands in padding is never seen
-        sentinels: list[int] = []
-        while SENTINEL.format(len(sentinels)) in ids:
-            sentinels.append(ids[SENTINEL.format(len(sentinels))])
-        is_special = np.zeros(self.vocab_size, bool)
-        is_special[[number for number, token in self.backend.get_added_tokens_decoder().items() if token.special]] = (
-            True
-        )
-        word_starts = is_special.copy()
-        wordpiece = isinstance(self.backend.model, models.WordPiece)
-        for token, number in ids.items():
-            word_starts[number] |= not token.startswith("##") if wordpiece else token.startswith(("Ġ", "▁"))
-        return Vocabulary(self.vocab_size, special, np.array(sentinels, np.int32), is_special, word_starts)
-
-    def encode(self, text: str) -> np.ndarray:
-        """Return the int32 ids of a text, without any special token."""
-        return np.array(self.backend.encode(text, add_special_tokens=False).ids, np.int32)
-
-    def decode(self, ids: Sequence[int] | np.ndarray, skip_special: bool = True) -> str:
-        """Return the text of ids."""
-        return self.backend.decode([int(number) for number in ids], skip_special_tokens=skip_special)
-
-    def tokens(self, ids: Sequence[int] | np.ndarray) -> list[str]:
-        """Return each id's spelling in the vocabulary."""
-        return [self.backend.id_to_token(int(number)) for number in ids]
-
-    def save(self, path: Path | str) -> None:
-        """Write a `tokenizer.json`, whole or not at all."""
-        path = Path(path)
-        with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # several processes may save it at once
-            temporary.write_text(self.backend.to_str(pretty=True), encoding="utf-8")
-            temporary.replace(path)
-
-
-def load_tokenizer(path: Path | str) -> Tokenizer:
-    """Read a `tokenizer.json`. Raises UserError when it is missing or damaged."""
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise UserError(f"no tokenizer file {path}; give a tokenizer.json") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no tokenizer.json: it is not text ({error.reason})") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        return Tokenizer(hf.Tokenizer.from_str(text))
-    except Exception as error:  # the library raises a bare Exception for whatever it cannot parse
-        raise UserError(f"{path} is damaged or no tokenizer.json: {str(error).splitlines()[0]}") from error
 
 
 def train_tokenizer(config: Any, texts: Iterable[str]) -> Tokenizer:
@@ -252,6 +138,7 @@ def _wordpiece(config: WordPiece, texts: Iterable[str]) -> hf.Tokenizer:
         raise UserError(f"tokenizer.vocab_size: {config.vocab_size} is too small for the characters of this text")
     tokenizer = fresh(vocabulary)
     tokenizer.add_special_tokens([hf.AddedToken(token, normalized=False, special=True) for token in special])
+    tokenizer.post_processor = bert_template(tokenizer)
     return tokenizer
 
 
@@ -294,4 +181,5 @@ def _unigram(config: Unigram, texts: Iterable[str]) -> hf.Tokenizer:
     # The largest number first, so that <extra_id_0> is the last id, as in T5.
     names = [SENTINEL.format(number) for number in reversed(range(config.num_sentinels))]
     tokenizer.add_special_tokens([hf.AddedToken(name, normalized=False, special=True) for name in names])
+    tokenizer.post_processor = t5_template(tokenizer)
     return tokenizer

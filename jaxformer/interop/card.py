@@ -1,0 +1,60 @@
+"""The model card of an export: what the model is, what it learnt from, how good it is, and what it cost."""
+
+from pathlib import Path
+from typing import Any
+
+from jaxformer.models.model import count_parameters
+from jaxformer.report import read_run
+from jaxformer.run import OpenRun
+
+_LINES = {"num_layers": "layers per stack", "d_model": "d_model", "num_heads": "heads", "d_ff": "d_ff"}
+
+
+def model_card(workdir: Path, run: OpenRun, loader: str) -> str:
+    """Return the README.md of an export, from what the run directory holds; nothing is claimed that it does not say."""
+    found, config = read_run(workdir), run.config.to_dict()
+    model, kind = config["model"], "task" if config.get("task") else "objective"
+    sizes = ", ".join(f"{model[key]} {words}" for key, words in _LINES.items())
+    lines = [
+        "---", "library_name: transformers", "tags: [jaxformer]", "---", "",
+        f"# {found.name}", "",
+        f"A {model['family'].replace('_', '-')} Transformer (preset `{model['preset']}`: {sizes}) with "
+        f"{count_parameters(run.model):,} parameters and a vocabulary of {model['vocab_size']:,}, "
+        "exported by jaxformer.",
+        "",
+        "```python", f"from transformers import {loader}, AutoTokenizer", "",
+        f'model = {loader}.from_pretrained("PATH")', 'tokenizer = AutoTokenizer.from_pretrained("PATH")', "```", "",
+        "## Training", "", f"Config: `{found.record['name']}`.", "",
+        "| | |", "| --- | --- |",
+        f"| {kind} | {config[kind]['name']} |",
+    ]  # fmt: skip
+    lines += [f"| {name} | {value} |" for name, value in _training(found, config).items()]
+    if run.labels:
+        lines += ["", "## Labels", "", ", ".join(f"{n}: {label}" for n, label in enumerate(run.labels)) + "."]
+    evaluations = {name: result for name, result in found.results.items() if isinstance(result, dict)}
+    rows = [
+        f"| {name} | {metric} | {value:.4g} |"
+        for name, result in evaluations.items()
+        for metric, value in (result.get("metrics") or {}).items()
+        if isinstance(value, int | float)
+    ]
+    if rows:
+        lines += ["", "## Evaluation", "", "| what | metric | value |", "| --- | --- | --- |", *rows]
+    lines += ["", "## Limits", "", "Use it for what its training data covers; its biases are those of that text."]
+    return "\n".join(lines) + "\n"
+
+
+def _training(found: Any, config: dict[str, Any]) -> dict[str, Any]:
+    """Return what is known of the training; of imported weights that is nothing."""
+    last = max((line.get("step", 0) for line in found.metrics), default=0)
+    if not last:
+        return {"weights": "imported; their own card says how they were trained"}
+    emissions = found.emissions
+    return {
+        "data": config["data"]["name"],
+        "steps": f"{last:,} of batch size {config['training']['batch_size']}",
+        "optimizer": f"{config['optimizer']['name']}, learning rate {config['optimizer']['learning_rate']:g}",
+        "started from": config["init_from"] or "scratch",
+        "last training loss": f"{found.last('train/loss') or float('nan'):.4g}",
+        "energy": f"{emissions.energy_kwh:.4g} kWh, {emissions.emissions_kg:.4g} kg CO2eq",
+    }

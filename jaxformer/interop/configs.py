@@ -1,0 +1,179 @@
+"""config.json, read as a `TransformerConfig` and written from one."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxformer.errors import UserError, suggest
+from jaxformer.interop.layouts import LAYOUTS, Layout
+from jaxformer.models.config import TransformerConfig
+from jaxformer.models.presets import PRESETS
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file. Raises UserError when it is missing, damaged or no object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} has no {path.name}; give a folder in Hugging Face format") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: it holds no object")
+    return content
+
+
+def layout_of(theirs: Mapping[str, Any], where: Path) -> Layout:
+    """Return the layout of a config's model type. Raises UserError for one that is not among ours."""
+    model_type = theirs.get("model_type")
+    if not isinstance(model_type, str):
+        raise UserError(f"{where} names no model_type; there are {', '.join(LAYOUTS)}")
+    if model_type not in LAYOUTS:
+        hint = suggest(model_type, LAYOUTS)
+        raise UserError(f"{where}: model type '{model_type}' cannot be imported{hint}; there are {', '.join(LAYOUTS)}")
+    return LAYOUTS[model_type]
+
+
+def read_config(
+    layout: Layout, theirs: Mapping[str, Any], where: Path, *, untied: bool, biased: bool
+) -> TransformerConfig:
+    """Return the model that config.json describes.
+
+    The weights say two things better than it does: whether there is an output matrix of its own (`untied`), and biases
+    of the logits (`biased`). Raises UserError for a missing size, and for what no model here computes.
+    """
+    for key, wanted in layout.required.items():
+        if theirs.get(key, wanted) not in (wanted, None):
+            raise UserError(
+                f"{where}: {key} = {theirs[key]!r} is not supported for {layout.model_type}, only {wanted!r}"
+            )
+    fields = dict(PRESETS[layout.preset])
+    for name, keys in layout.keys.items():
+        found = {key: theirs[key] for key in keys if theirs.get(key) is not None}
+        if len(set(map(str, found.values()))) > 1 and name not in ("dropout",):
+            words = ", ".join(f"{key} {value}" for key, value in found.items())
+            raise UserError(f"{where}: {words}: stacks of unequal sizes are not supported")
+        if found:
+            fields[name] = _value(name, next(iter(found.values())), layout, where)
+        elif name in ("vocab_size", "d_model", "num_heads", "num_layers"):
+            raise UserError(f"{where} has no {keys[0]}")
+    if layout.model_type in ("gpt2", "openai-gpt") and theirs.get("n_inner") is None:
+        fields["d_ff"] = 4 * fields["d_model"]
+    if "head_dim" not in layout.keys:
+        if fields["d_model"] % fields["num_heads"]:
+            raise UserError(f"{where}: {fields['d_model']} dimensions cannot be shared by {fields['num_heads']} heads")
+        fields["head_dim"] = fields["d_model"] // fields["num_heads"]
+    if layout.model_type == "t5":
+        fields |= _t5_fields(theirs, where, untied)
+        fields |= dict.fromkeys(("attention_dropout", "hidden_dropout", "final_dropout"), fields["dropout"])
+    if biased:
+        fields["output_head"] = "biased"
+    start = theirs.get("decoder_start_token_id")
+    if start is not None and fields["family"] == "encoder_decoder":
+        roles = {theirs.get("eos_token_id"): "end", theirs.get("pad_token_id"): "pad"}
+        if start not in roles:
+            raise UserError(f"{where}: decoder_start_token_id {start} is neither padding nor end: not supported")
+        fields["decoder_start"] = roles[start]
+    try:
+        return TransformerConfig(**fields)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _value(name: str, value: Any, layout: Layout, where: Path) -> Any:
+    """Return the value of our field `name`, checked for its type: config.json is another's file."""
+    if name == "activation":
+        if value not in layout.activations:
+            raise UserError(f"{where}: activation '{value}' is not one of {', '.join(layout.activations)}")
+        return layout.activations[value]
+    if name == "embedding_scale":
+        return "sqrt_d_model" if value else "none"
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    whole = not isinstance(getattr(TransformerConfig, name, 0), float)
+    if not number or (whole and value != int(value)):
+        key = layout.keys[name][0]
+        raise UserError(f"{where}: {key} = {value!r} is not a {'whole ' if whole else ''}number")
+    return int(value) if whole else float(value)
+
+
+def _t5_fields(theirs: Mapping[str, Any], where: Path, untied: bool) -> dict[str, Any]:
+    gate, _, activation = str(theirs.get("feed_forward_proj") or "relu").rpartition("-")
+    # This type's gated "gelu" is the tanh form.
+    names = {**LAYOUTS["t5"].activations, **({"gelu": "gelu_tanh"} if gate else {})}
+    if gate not in ("", "gated") or activation not in names:
+        raise UserError(f"{where}: feed_forward_proj '{theirs['feed_forward_proj']}' is not supported")
+    # v1.1 says so by a False here; transformers 5 writes True whatever it does, and the truth under another key.
+    scales = theirs.get("scale_decoder_outputs", theirs.get("tie_word_embeddings", True)) is not False
+    return {
+        "activation": names[activation],
+        "gated": bool(gate),
+        "tied_embeddings": not untied,
+        "logit_scale": "inverse_sqrt_d_model" if scales else "none",
+    }
+
+
+def find_layout(config: TransformerConfig, classes: tuple[str, ...]) -> Layout:
+    """Return the layout of the one model type that computes what this model computes.
+
+    Raises UserError, with the slots in which the nearest type differs, when there is none.
+    """
+    reasons = {}
+    for layout in LAYOUTS.values():
+        differing = {name: value for name, value in layout.slots.items() if getattr(config, name) != value}
+        if len(classes) == 1 and classes[0] == "tokens":  # nothing is pooled
+            differing.pop("pooler", None), differing.pop("head_bias", None)
+        if layout.model_type != "t5" and config.head_dim * config.num_heads != config.d_model:
+            differing["head_dim"] = config.d_model // config.num_heads
+        if layout.model_type == "openai-gpt" and config.d_ff != 4 * config.d_model:
+            differing["d_ff"] = 4 * config.d_model
+        if layout.model_type == "t5":
+            differing |= _t5_differences(config)
+        if not differing and classes in layout.classes:
+            return layout
+        if "family" not in differing:
+            reasons[layout] = differing
+    nearest = min(reasons, key=lambda layout: len(reasons[layout]))
+    if not reasons[nearest]:
+        raise UserError(f"Hugging Face's {nearest.model_type} has no class with {' and '.join(classes)}")
+    words = ", ".join(
+        f"model.{name} is {getattr(config, name)!r}, not {value!r}" for name, value in reasons[nearest].items()
+    )
+    raise UserError(f"no class of Hugging Face computes this model; the nearest is {nearest.model_type}, but {words}")
+
+
+def _t5_differences(config: TransformerConfig) -> dict[str, Any]:
+    differing: dict[str, Any] = {}
+    scale = "inverse_sqrt_d_model" if config.tied_embeddings else "none"
+    if config.logit_scale != scale:
+        differing["logit_scale"] = scale
+    return differing
+
+
+def write_config(layout: Layout, config: TransformerConfig) -> dict[str, Any]:
+    """Return what config.json says of the model's sizes and slots; ids and labels are the exporter's to add."""
+    spelled: dict[str, str] = {}
+    for theirs, ours in layout.activations.items():
+        spelled.setdefault(ours, theirs)
+    if config.gated:
+        spelled = {"relu": "gated-relu", "silu": "gated-silu", "gelu_tanh": "gated-gelu"}
+    if config.activation not in spelled:
+        gated = "gated " * config.gated
+        raise UserError(f"Hugging Face's {layout.model_type} has no {gated}activation '{config.activation}'")
+    values: dict[str, Any] = {"model_type": layout.model_type}
+    values |= {key: value for key, value in layout.required.items() if value is not False}
+    for name, keys in layout.keys.items():
+        value = getattr(config, name)
+        if name == "activation":
+            value = spelled[value]
+        elif name == "embedding_scale":
+            value = value == "sqrt_d_model"
+        values |= dict.fromkeys(keys, value)
+    if layout.model_type == "t5":
+        scales = dict.fromkeys(("tie_word_embeddings", "scale_decoder_outputs"), config.tied_embeddings)
+        values |= {"feed_forward_proj": spelled[config.activation]} | scales
+    if config.family == "encoder_decoder":
+        values["is_encoder_decoder"] = True
+    return values

@@ -1,0 +1,131 @@
+"""A run becomes a folder in Hugging Face format: config.json, safetensors, tokenizer files, a model card."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxformer.checkpoint import read_params_in_groups
+from jaxformer.interop.card import model_card
+from jaxformer.interop.configs import find_layout, write_config
+from jaxformer.interop.folders import check_new, whole_or_not_at_all
+from jaxformer.interop.layouts import Layout, Piece, pieces
+from jaxformer.interop.weights import SHARD_BYTES, Shape, TensorWriter
+from jaxformer.models.model import Model
+from jaxformer.parameters import flatten
+from jaxformer.run import OpenRun, open_run
+from jaxformer.tokenizers import Tokenizer
+
+# What their tokenizer files call the roles of our special tokens.
+_SPECIAL = {
+    "pad_token": "pad", "unk_token": "unknown", "cls_token": "classify", "sep_token": "separator", "mask_token": "mask",
+    "eos_token": "end", "bos_token": "start",
+}  # fmt: skip
+
+
+def export_run(workdir: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> str:
+    """Write a run's newest checkpoint as a Hugging Face folder and return the name of the class that loads it.
+
+    Rows beyond `vocab_size` are left out. At no time is more than one stack of kernels in memory. Raises UserError for
+    a model that no class there computes, and leaves nothing behind.
+    """
+    check_new(out, "OUT")
+    run = open_run(workdir)
+    model = run.model
+    classes = (*(("tokens",) if model.predicts_tokens else ()), *(head for head, _ in model.heads))
+    layout = find_layout(model.config, classes)
+    name, prefix = layout.classes[classes]
+    with whole_or_not_at_all(out) as temporary:
+        write_tensors(layout, model, prefix, workdir, temporary, shard_bytes, zeros="tokens" in classes)
+        theirs = {"architectures": [name]} | write_config(layout, model.config) | _ids(run, layout)
+        theirs |= {"dtype": "float32"} | _labels(run.labels if "label" in classes else ())
+        _write_json(temporary / "config.json", theirs)
+        run.tokenizer.save(temporary / "tokenizer.json")
+        _write_json(temporary / "tokenizer_config.json", _tokenizer_config(run.tokenizer, model))
+        (temporary / "README.md").write_text(model_card(workdir, run, name), encoding="utf-8")
+    return name
+
+
+def write_tensors(
+    layout: Layout, model: Model, prefix: str, workdir: Path, folder: Path, shard_bytes: int, *, zeros: bool
+) -> None:
+    """Write all arrays of a run's newest checkpoint, those that share one of their tensors together."""
+    config = model.config
+    shapes = {path: tuple(leaf.shape) for path, leaf in flatten(model.shapes).items()}
+    groups: dict[str, list[Piece]] = {}
+    theirs: dict[str, Shape] = {}
+    for piece in pieces(layout, config, shapes, prefix):
+        shape = _cut(piece.path, shapes[piece.path], config.vocab_size)[piece.layer is not None :]
+        if piece.third is not None:
+            shape = (*shape[:-1], 3 * shape[-1])
+        theirs[piece.name] = shape[::-1] if piece.transposed else shape
+        groups.setdefault(piece.name, []).append(piece)
+    buffers = dict.fromkeys(layout.zeros if zeros else (), (1, config.vocab_size))
+    writer = TensorWriter(folder, theirs | buffers, shard_bytes)
+    writer.write((name, np.zeros(shape, np.float32)) for name, shape in buffers.items() if name not in theirs)
+    together: dict[tuple[str, ...], list[str]] = {}
+    for name, parts in groups.items():
+        together.setdefault(tuple(sorted({piece.path for piece in parts})), []).append(name)
+
+    def tensors(names: list[str], arrays: dict[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+        for name in names:
+            parts = [
+                _take(arrays[piece.path], piece, config.vocab_size) for piece in sorted(groups[name], key=_by_third)
+            ]
+            array = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+            yield name, array.reshape((theirs | buffers)[name])
+
+    for paths, arrays in read_params_in_groups(workdir, list(together)):
+        writer.write(tensors(together[paths], arrays))
+
+
+def _by_third(piece: Piece) -> int:
+    return piece.third or 0
+
+
+def _take(array: np.ndarray, piece: Piece, vocab_size: int) -> np.ndarray:
+    if piece.layer is not None:
+        return array[piece.layer].T if piece.transposed else array[piece.layer]
+    cut = array[tuple(slice(n) for n in _cut(piece.path, array.shape, vocab_size))]
+    return cut.T if piece.transposed else cut
+
+
+def _cut(path: str, shape: Shape, vocab_size: int) -> Shape:
+    """Return the shape without the rows beyond the vocabulary."""
+    if path in ("embedding/tokens", "vocabulary/bias"):
+        return (vocab_size, *shape[1:])
+    return (shape[0], vocab_size) if path == "vocabulary/kernel" else shape
+
+
+def _ids(run: OpenRun, layout: Layout) -> dict[str, Any]:
+    special = run.tokenizer.vocabulary.special
+    # A GPT starts a text as it ends it.
+    start = "end" if layout.model_type in ("gpt2", "openai-gpt") else "start"
+    names = {"pad_token_id": "pad", "eos_token_id": "end", "bos_token_id": start}
+    ids = {name: special[role] for name, role in names.items() if role in special}
+    if run.model.config.family == "encoder_decoder":
+        ids["decoder_start_token_id"] = special[run.model.config.decoder_start]
+    return ids
+
+
+def _labels(labels: tuple[str, ...]) -> dict[str, Any]:
+    if not labels:
+        return {}
+    return {"id2label": {str(n): label for n, label in enumerate(labels)},
+            "label2id": {label: n for n, label in enumerate(labels)}}  # fmt: skip
+
+
+def _tokenizer_config(tokenizer: Tokenizer, model: Model) -> dict[str, Any]:
+    special = tokenizer.vocabulary.special
+    names = {key: tokenizer.tokens([special[role]])[0] for key, role in _SPECIAL.items() if role in special}
+    return names | {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": model.config.max_length,
+        "model_input_names": ["input_ids", *(["token_type_ids"] if model.config.token_types else []), "attention_mask"],
+    }
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

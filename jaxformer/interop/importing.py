@@ -1,0 +1,207 @@
+"""A Hugging Face folder, or a model of its hub, becomes a run directory: config.json, tokenizer.json, a checkpoint."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxformer import config as configs
+from jaxformer.build import bind, build_model
+from jaxformer.checkpoint import save_params
+from jaxformer.errors import UserError
+from jaxformer.interop.configs import layout_of, read_config, read_json
+from jaxformer.interop.folders import check_new, source_folder, whole_or_not_at_all
+from jaxformer.interop.layouts import Layout, Piece, pieces
+from jaxformer.interop.weights import Shape, StoredTensor, as_float32, stored_tensors
+from jaxformer.models.config import TransformerConfig
+from jaxformer.models.model import Model, Params, count_parameters
+from jaxformer.parameters import flatten, unflatten
+from jaxformer.run import write_record
+from jaxformer.runtime import prepare_process
+from jaxformer.tokenizers import Tokenizer, load_tokenizer
+
+_SHOWN = 3  # names in an error
+
+
+def import_run(source: str, workdir: Path, tokenizer: Path | None = None, *, revision: str | None = None) -> int:
+    """Write a run directory from a Hugging Face folder, or a hub name, and return the number of parameters.
+
+    `tokenizer`: a tokenizer file or folder, where the source has none. Raises UserError, and leaves nothing behind, for
+    whatever the folder lacks or holds too much of.
+    """
+    check_new(workdir, "--workdir")
+    folder = source_folder(source, revision)
+    prepare_process()
+    theirs = read_json(folder / "config.json")
+    layout = layout_of(theirs, folder / "config.json")
+    tensors = named(layout, stored_tensors(folder))
+    config, heads = describe(layout, theirs, folder / "config.json", tensors)
+    words = load_tokenizer(tokenizer or folder)
+    labels = _labels(theirs, tensors, heads, layout)
+    with whole_or_not_at_all(workdir) as temporary:
+        experiment = _experiment(config, layout.preset, heads, words, workdir)
+        resolved = configs.resolve(experiment, name=f"import {source}")
+        model = build_model(resolved, bind(resolved, words, labels))
+        params = read_params(layout, model, tensors, folder)
+        words.save(temporary / "tokenizer.json")
+        save_params(temporary / "checkpoints", params)
+        count = count_parameters(model)
+        write_record(temporary, resolved, labels, count)
+    return count
+
+
+def named(layout: Layout, stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Return the tensors by their names in a bare body: classes with a head put a prefix before them."""
+    prefixes = {prefix for _, prefix in layout.classes.values()}
+    named: dict[str, StoredTensor] = {}
+    for name, tensor in stored.items():
+        prefix = next((prefix for prefix in prefixes if prefix and name.startswith(prefix)), "")
+        plain = name.removeprefix(prefix)
+        if plain.endswith((".gamma", ".beta")):  # as TensorFlow named them
+            plain = plain.removesuffix(".gamma").removesuffix(".beta") + (
+                ".weight" if "gamma" in plain[-6:] else ".bias"
+            )
+        if plain in named:
+            raise UserError(f"{tensor.file} holds {plain} twice, with and without '{prefix}'")
+        named[plain] = tensor
+    return named
+
+
+def describe(
+    layout: Layout, theirs: Mapping[str, Any], where: Path, tensors: Mapping[str, StoredTensor]
+) -> tuple[TransformerConfig, tuple[str, ...]]:
+    """Return the model, and what stands on its body, by the tensors that are there."""
+    untied = "lm_head.weight" in tensors and not _is_copy(tensors, "lm_head.weight", "shared.weight")
+    biased = any(name in tensors and np.any(as_float32(name, tensors[name])) for name in layout.zeros)
+    config = read_config(layout, theirs, where, untied=untied, biased=biased)
+    heads = [head for head in ("next_sentence", "label") if _has(layout, f"row_heads/{head}", tensors)]
+    predicts = config.family != "encoder_only" or _has(layout, "vocabulary/transform", tensors)
+    classes = (*(("tokens",) if predicts and "label" not in heads else ()), *heads)
+    if classes not in layout.classes:
+        known = ", ".join(name for name, _ in layout.classes.values())
+        architecture = (theirs.get("architectures") or ["this"])[0]
+        raise UserError(f"{where.parent}: {architecture} has no head that can be imported; supported are {known}")
+    return config, classes
+
+
+def _experiment(
+    config: TransformerConfig, preset: str, heads: tuple[str, ...], words: Tokenizer, workdir: Path
+) -> dict[str, Any]:
+    """Return the sections of a config that fits the model; its data is the built-in corpus until another is named."""
+    length = min(config.max_length, 512)
+    sections: dict[str, Any] = {
+        "seed": 0,
+        "init_from": "",
+        "model": {"preset": preset} | vars(config),
+        "tokenizer": {"name": "file", "path": str(workdir / "tokenizer.json")},
+        "data": {"name": "stdlib_docs"},
+        "optimizer": {"name": "adamw", "learning_rate": 1e-4},
+        "training": {"num_steps": 1, "batch_size": 16},
+        **{name: {} for name in ("sharding", "checkpoint", "evaluation", "generation", "footprint")},
+    }
+    vocabulary = words.vocabulary
+    if "label" in heads:
+        names = {"encoder_only": "pooled", "decoder_only": "extract", "encoder_decoder": "decoder"}
+        task: dict[str, Any] = {"name": f"{names[config.family]}_classification", "sequence_length": min(length, 128)}
+        if config.family == "decoder_only":
+            task |= {"language_model_weight": 0.0, "special_tokens": "extract" in vocabulary.special}
+        return sections | {"task": task}
+    if config.family == "decoder_only":
+        return sections | {"objective": {"name": "causal_lm", "sequence_length": length}}
+    if config.family == "encoder_only":
+        objective = {"name": "masked_lm", "sequence_length": length, "max_predictions": max(1, round(0.15 * length))}
+        return sections | {"objective": objective | {"next_sentence": "next_sentence" in heads}}
+    if len(vocabulary.sentinels):
+        return sections | {"objective": {"name": "span_corruption", "input_length": length}}
+    return sections | {"task": {"name": "text_to_text_classification", "sequence_length": min(length, 128)}}
+
+
+def _has(layout: Layout, head: str, tensors: Mapping[str, StoredTensor]) -> bool:
+    return head in layout.heads and f"{layout.heads[head]}.weight" in tensors
+
+
+def _is_copy(tensors: Mapping[str, StoredTensor], name: str, original: str) -> bool:
+    """Whether two tensors are equal, or the original is not there to compare with."""
+    if original not in tensors:
+        return True
+    one, other = tensors[name], tensors[original]
+    return one.shape == other.shape and bool(np.array_equal(one.read(), other.read()))
+
+
+def _labels(
+    theirs: Mapping[str, Any], tensors: Mapping[str, StoredTensor], heads: tuple[str, ...], layout: Layout
+) -> tuple[str, ...]:
+    if "label" not in heads:
+        return ()
+    count = tensors[f"{layout.heads['row_heads/label']}.weight"].shape[0]
+    names = theirs.get("id2label") or {}
+    named = [str(names.get(str(number), f"LABEL_{number}")) for number in range(count)]
+    return tuple(named if len(set(named)) == count else [f"LABEL_{number}" for number in range(count)])
+
+
+def read_params(layout: Layout, model: Model, tensors: Mapping[str, StoredTensor], folder: Path) -> Params:
+    """Return the model's parameters as numpy arrays, stacked. `tensors`: by their names in a bare body.
+
+    Raises UserError, before anything is read, when a tensor is missing, left over or of another shape.
+    """
+    shapes = {path: tuple(leaf.shape) for path, leaf in flatten(model.shapes).items()}
+    places = list(pieces(layout, model.config, shapes))
+    wanted: dict[str, Shape] = {}
+    for piece in places:
+        shape = shapes[piece.path][piece.layer is not None :]
+        shape = shape if piece.third is None else (*shape[:-1], 3 * shape[-1])
+        wanted[piece.name] = shape[::-1] if piece.transposed else shape
+    _compare(layout, wanted, {piece.path: piece.name for piece in places}, tensors, folder)
+    params = {path: _aligned(shape) for path, shape in shapes.items()}
+    by_name: dict[str, list[Piece]] = {}
+    for piece in places:
+        by_name.setdefault(piece.name, []).append(piece)
+    for name, parts in by_name.items():
+        array = as_float32(name, tensors[name]).reshape(wanted[name])
+        for piece in parts:
+            values = array.T if piece.transposed else array
+            if piece.third is not None:
+                width = values.shape[-1] // 3
+                values = values[..., piece.third * width : (piece.third + 1) * width]
+            params[piece.path][... if piece.layer is None else piece.layer] = values
+    return unflatten(params)
+
+
+def _compare(
+    layout: Layout,
+    wanted: Mapping[str, Shape],
+    names: Mapping[str, str],
+    tensors: Mapping[str, StoredTensor],
+    folder: Path,
+) -> None:
+    missing = [name for name in wanted if name not in tensors]
+    if missing:
+        raise UserError(f"{folder}: the weights lack {_listed(missing)}")
+    copies = {copy: names[ours] for ours, found in layout.tied.items() for copy in found if ours in names}
+    allowed = (*wanted, *copies, *layout.zeros)
+    patterns = re.compile("|".join(layout.ignored) or "(?!)")
+    extra = [name for name in tensors if name not in allowed and not patterns.fullmatch(name)]
+    if extra:
+        raise UserError(f"{folder}: the weights hold more than the model of config.json: {_listed(extra)}")
+    for name, shape in wanted.items():
+        found = tensors[name].shape
+        if tuple(n for n in found if n != 1) != tuple(n for n in shape if n != 1):
+            raise UserError(f"{tensors[name].file}: {name} has shape {list(found)}, the model's is {list(shape)}")
+    for copy, original in copies.items():
+        if copy in tensors and copy not in wanted and not _is_copy(tensors, copy, original):
+            raise UserError(f"{folder}: {copy} differs from {original}, which {layout.model_type} shares with it")
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
+
+
+def _aligned(shape: Shape) -> np.ndarray:
+    """Return an empty float32 array that JAX takes over without a copy: it starts at a multiple of 64 bytes."""
+    count = int(np.prod(shape))
+    raw = np.empty(4 * count + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + 4 * count].view(np.float32).reshape(shape)

@@ -1,0 +1,77 @@
+"""Which tokenizer a path means: a `tokenizer.json`, a released file, or a folder that holds one of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import tokenizers as hf
+
+from jaxformer.errors import UserError
+from jaxformer.tokenizers import released
+from jaxformer.tokenizers.files import read_text
+from jaxformer.tokenizers.sentencepieces import t5
+from jaxformer.tokenizers.tokenizer import Tokenizer
+
+# Files that only say something together, and what reads them. An earlier line wins where files are shared.
+_TOGETHER: dict[tuple[str, ...], Callable[..., hf.Tokenizer]] = {
+    ("dict.txt", "encoder.json", "vocab.bpe"): released.fairseq_bart,
+    ("encoder.json", "vocab.bpe"): released.gpt2,
+    ("encoder_bpe_40000.json", "vocab_40000.bpe"): released.gpt,
+    ("vocab.json", "merges.txt"): released.by_content,
+}
+# Files that say everything, by the ends of their names.
+_ALONE: dict[str, Callable[[Path], hf.Tokenizer]] = {"vocab.txt": released.bert, ".model": t5}
+KNOWN = (
+    "tokenizer.json, vocab.txt (BERT), spiece.model (T5), vocab.json with merges.txt (GPT, GPT-2, BART), "
+    "encoder_bpe_40000.json with vocab_40000.bpe (GPT), encoder.json with vocab.bpe (GPT-2) and dict.txt (BART)"
+)
+
+
+def load_tokenizer(path: Path | str) -> Tokenizer:
+    """Read a `tokenizer.json`, a released vocabulary with the files that belong to it, or a folder with either.
+
+    A folder's `tokenizer.json` comes first. Files beside a vocabulary count where they are named as Hugging Face names
+    them: tokenizer_config.json, added_tokens.json, special_tokens_map.json. Raises UserError when files are missing,
+    damaged or do not fit each other, or a folder holds several tokenizers.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "tokenizer.json" if (path / "tokenizer.json").exists() else _released_in(path)
+    for ending, read in _ALONE.items():
+        if path.name.endswith(ending):
+            return _as_saved(read(path))
+    for names, together in _TOGETHER.items():
+        if path.name in (names if names[0] != "dict.txt" else names[:1]) and path.exists():
+            return _as_saved(together(*_all_of(path, names)))
+    text = read_text(path)
+    try:
+        return Tokenizer(hf.Tokenizer.from_str(text))
+    except Exception as error:  # the library raises a bare Exception for whatever it cannot parse
+        raise UserError(f"{path} is damaged or no tokenizer.json: {str(error).splitlines()[0]}") from error
+
+
+def _released_in(folder: Path) -> Path:
+    """Return a file of the one released tokenizer in a folder."""
+    names = {file.name for file in folder.iterdir() if file.is_file()}
+    found = sorted(name for name in names if name.endswith(tuple(_ALONE)))
+    for group in _TOGETHER:
+        first = next((name for name in group if name in names), None)
+        if first is not None and (group[0] != "dict.txt" or first == "dict.txt"):
+            found.append(first)
+            names -= set(group)
+    if not found:
+        raise UserError(f"no tokenizer files in {folder}; known are {KNOWN}")
+    if len(found) > 1:
+        raise UserError(f"{folder} holds several tokenizers: {', '.join(found)}; give the path of one of these files")
+    return folder / found[0]
+
+
+def _all_of(path: Path, names: tuple[str, ...]) -> list[Path]:
+    files = [path.with_name(name) for name in names]
+    if missing := [file.name for file in files if not file.exists()]:
+        raise UserError(f"{path} needs {' and '.join(missing)} beside it; add what is missing from the same release")
+    return files
+
+
+def _as_saved(backend: hf.Tokenizer) -> Tokenizer:
+    # As it will be read back: what a tokenizer.json says counts, so that the fingerprint stays.
+    return Tokenizer(hf.Tokenizer.from_str(backend.to_str()))

@@ -1,0 +1,113 @@
+"""A tokenizer over the Rust library, and what objectives and tasks see of one: its vocabulary as plain numpy."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers as hf
+from tokenizers import models
+
+from jaxformer.errors import UserError, disk_errors
+
+# What special tokens are for, by the spellings of the released vocabularies and of ours.
+ROLES: dict[str, tuple[str, ...]] = {
+    "pad": ("[PAD]", "<pad>"),
+    "unknown": ("[UNK]", "<unk>"),
+    "classify": ("[CLS]",),
+    "separator": ("[SEP]",),
+    "mask": ("[MASK]", "<mask>"),
+    "end": ("</s>", "<|endoftext|>"),
+    "start": ("<|start|>", "<s>"),
+    "delimiter": ("<|delimiter|>",),
+    "extract": ("<|extract|>",),
+}
+SENTINEL = "<extra_id_{}>"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """A tokenizer's ids as plain numpy: small, picklable, all that objectives and tasks see of it."""
+
+    size: int
+    special: Mapping[str, int]  # role -> id
+    sentinels: np.ndarray  # int32: the ids of <extra_id_0>, <extra_id_1>, …
+    is_special: np.ndarray  # bool [size]
+    word_starts: np.ndarray  # bool [size]: the token begins a word wherever it stands; none of GPT's does for certain
+
+    def id(self, role: str) -> int:
+        """Return the id of a role's token. Raises UserError when the tokenizer has none."""
+        if role not in self.special:
+            spellings = " or ".join(ROLES[role])
+            raise UserError(f"the tokenizer has no '{role}' token ({spellings}), needed here; choose another")
+        return self.special[role]
+
+
+class Tokenizer:
+    """A tokenizer: text to int32 ids and back."""
+
+    def __init__(self, backend: hf.Tokenizer) -> None:
+        backend.no_truncation()  # saved tokenizers may cut or pad what they encode; here the data does that
+        backend.no_padding()
+        self.backend = backend
+        self.vocab_size = 1 + max(backend.get_vocab().values(), default=-1)  # a saved one may leave ids out
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that name exactly this tokenizer."""
+        canonical = json.dumps(json.loads(self.backend.to_str()), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary:
+        ids = self.backend.get_vocab()
+        special = {
+            role: ids[spelling] for role, spellings in ROLES.items() for spelling in spellings[::-1] if spelling in ids
+        }
+        # GPT-2 has no padding token and GPT no end token either; what stands in padding is never seen.
+        special.setdefault("pad", special.get("end", 0))
+        sentinels: list[int] = []
+        while SENTINEL.format(len(sentinels)) in ids:
+            sentinels.append(ids[SENTINEL.format(len(sentinels))])
+        is_special = np.zeros(self.vocab_size, bool)
+        is_special[[number for number, token in self.backend.get_added_tokens_decoder().items() if token.special]] = (
+            True
+        )
+        word_starts, model = is_special.copy(), self.backend.model
+        for token, number in ids.items():
+            word_starts[number] |= _begins_word(model, token)
+        return Vocabulary(self.vocab_size, special, np.array(sentinels, np.int32), is_special, word_starts)
+
+    def encode(self, text: str, special: bool = False) -> np.ndarray:
+        """Return the int32 ids of a text; with `special`, also the tokens that its kind puts around one."""
+        return np.array(self.backend.encode(text, add_special_tokens=special).ids, np.int32)
+
+    def decode(self, ids: Sequence[int] | np.ndarray, skip_special: bool = True) -> str:
+        """Return the text of ids."""
+        return self.backend.decode([int(number) for number in ids], skip_special_tokens=skip_special)
+
+    def tokens(self, ids: Sequence[int] | np.ndarray) -> list[str]:
+        """Return each id's spelling in the vocabulary."""
+        return [self.backend.id_to_token(int(number)) for number in ids]
+
+    def save(self, path: Path | str) -> None:
+        """Write a `tokenizer.json`, whole or not at all."""
+        path = Path(path)
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # several processes may save it at once
+            temporary.write_text(self.backend.to_str(pretty=True), encoding="utf-8")
+            temporary.replace(path)
+
+
+def _begins_word(model: models.Model, token: str) -> bool:
+    if isinstance(model, models.WordPiece):
+        return not token.startswith("##")
+    if isinstance(model, models.Unigram):
+        return token.startswith("▁")
+    # With a suffix at the ends of words (GPT), the token before says whether one begins here: no token surely does.
+    return not getattr(model, "end_of_word_suffix", None) and token.startswith(("Ġ", "▁"))

@@ -1,0 +1,64 @@
+"""Every system against the reference: logits, hidden states, loss, every gradient, ten steps of AdamW."""
+
+from pathlib import Path
+
+import comparison
+import numpy as np
+import pytest
+
+FOLDERS = sorted(path for path in (Path(__file__).parent / "golden" / "reference").iterdir() if path.is_dir())
+
+
+@pytest.fixture(scope="module", params=FOLDERS, ids=lambda path: path.name)
+def reference(request: pytest.FixtureRequest) -> comparison.Reference:
+    return comparison.read(request.param)
+
+
+def test_logits_and_hidden_states(reference: comparison.Reference) -> None:
+    errors = comparison.output_errors(reference)
+    layers = reference.model.config.num_layers
+    stacks = 2 if reference.model.config.family == "encoder_decoder" else 1
+    assert len(errors) >= 1 + stacks * layers
+    assert {name: value for name, value in errors.items() if value > 1e-5} == {}
+
+
+def test_the_gradient_of_every_parameter(reference: comparison.Reference) -> None:
+    for path, (difference, norm, total) in comparison.gradient_errors(reference).items():
+        assert difference <= max(1e-4 * norm, 1e-6 * total), path
+
+
+def test_ten_steps_of_adamw(reference: comparison.Reference) -> None:
+    expected = reference.expected["losses"]
+    found = comparison.losses(reference)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
+    assert abs(found[0] - expected[0]) <= 1e-5 * expected[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "slots"),
+    [
+        ("transformer", {"embedding_scale": "none"}),
+        ("transformer", {"position": "sinusoidal_tensor2tensor"}),
+        ("transformer", {"norm_epsilon": 1e-3}),
+        ("gpt", {"activation": "gelu"}),
+        ("gpt2", {"attention_scale": "none"}),
+        ("bert", {"activation": "gelu_tanh"}),
+        ("bert", {"norm_epsilon": 1e-5}),
+        ("bert", {"visibility": "causal"}),
+        ("distilbert", {"attention_scale": "none"}),
+        ("bart", {"activation": "gelu_tanh"}),
+        ("bart", {"position_offset": 1, "max_length": 25}),
+        ("t5", {"attention_scale": "inverse_sqrt_head_dim"}),
+        ("t5", {"logit_scale": "none"}),
+        ("t5", {"relative_max_distance": 64}),
+        ("t5_1_1", {"activation": "gelu"}),
+        ("t5_1_1", {"logit_scale": "inverse_sqrt_d_model"}),
+        ("gpt3", {"attention_pattern": "banded", "attention_window": 3}),
+        ("gpt3_banded", {"attention_pattern": "banded_first"}),
+    ],
+    ids=str,
+)
+def test_another_value_of_a_slot_is_noticed(name: str, slots: dict) -> None:
+    reference = comparison.read(next(folder for folder in FOLDERS if folder.name == name), **slots)
+    assert max(comparison.output_errors(reference, differentiates=False).values()) > 1e-5
