@@ -100,6 +100,9 @@ def bind(config: Config, tokenizer: Tokenizer, labels: Sequence[str]) -> Any:
             f"model.vocab_size: {config.model.vocab_size}, but the tokenizer has {tokenizer.vocab_size} ids; "
             "use the tokenizer that belongs to the model, or a larger vocab_size"
         )
+    vocabulary = tokenizer.vocabulary
+    if config.model.family == "encoder_decoder":
+        vocabulary = vocabulary.starting(config.model.decoder_start)
     if config.task is None:
-        return config.objective.bind(tokenizer.vocabulary)
-    return config.task.bind(tokenizer.vocabulary, tuple(labels), tokenizer.encode)
+        return config.objective.bind(vocabulary)
+    return config.task.bind(vocabulary, tuple(labels), tokenizer.encode)

@@ -176,6 +176,10 @@ def _parser() -> argparse.ArgumentParser:
             action.add_argument(words[0], nargs="+", metavar=words[1], type=int if name == "decode" else str)
         action.add_argument("--json", action="store_true", help="print JSON")
 
+    models = add("models", _models, "list the presets of the eight systems", "models --plot=models.png")
+    models.add_argument("--json", action="store_true", help="print JSON")
+    models.add_argument("--plot", metavar="FILE", help="draw sizes over time instead: .png, .svg or .pdf")
+
     demo = add("demo", _demo, "show what pretraining is worth, on the built-in corpus", "demo --family=bert")
     demo.add_argument("--family", default="bert", choices=("bert", "gpt", "t5", "all"), help="default: bert")
     demo.add_argument("--output", default="runs/demo", metavar="DIR", help="where it all goes (default: runs/demo)")
@@ -315,6 +319,26 @@ def _tokenizer_show(args: argparse.Namespace, overrides: list[str]) -> int:
     for name, value in facts.items():
         for key, entry in value.items() if isinstance(value, dict) else [("", value)]:
             print(f"{name:12} {key:10} {entry}" if key else f"{name:12} {entry}")
+    return 0
+
+
+def _models(args: argparse.Namespace, overrides: list[str]) -> int:
+    # Counting computes nothing: an accelerator would take seconds to start, or be somebody else's.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from jaxformer import catalog
+
+    picture = None if args.plot is None else Path(args.plot)
+    if picture:
+        catalog.check_format(picture)
+    entries = catalog.entries()
+    if picture:
+        catalog.plot(entries, picture)
+    if args.json:
+        print(json.dumps(entries))
+    elif picture:
+        print(f"plot: {picture}")
+    else:
+        catalog.print_table(entries)
     return 0
 
 

@@ -93,7 +93,7 @@ def _written(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return true and written classes of the batch's real rows; -1 where the model wrote no label's text."""
     real = batch["weights"].sum(axis=1) > 0
-    end_id, pad_id = tokenizer.vocabulary.id("end"), tokenizer.vocabulary.id("pad")
+    end_id = tokenizer.vocabulary.id("end")
     rows = zip(batch["encoder_inputs"], batch["encoder_segment_ids"], strict=True)
     # Every row is generated, padding too, so that all batches have one shape.
     answers = generate(
@@ -102,7 +102,7 @@ def _written(
         [inputs[segments > 0] for inputs, segments in rows],
         GenerationConfig(max_new_tokens=batch["targets"].shape[1]),
         end_id=end_id,
-        start_id=pad_id,
+        start_id=tokenizer.vocabulary.id(model.config.decoder_start),
         min_width=batch["encoder_inputs"].shape[1],
     )
     # As the tokenizer writes them: it may have normalised case or spaces.

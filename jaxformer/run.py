@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import jax
-import numpy as np
 from tensorboardX import SummaryWriter
 
 from jaxformer import config as configs
@@ -181,16 +180,15 @@ class LoadedRun:
     def generate(self, prompts: Sequence[str], generation: GenerationConfig | None = None) -> list[str]:
         """Return what the model writes after each prompt (or, for an encoder-decoder, in answer to it)."""
         require_generator(self.model.config.family)
-        vocabulary = self.tokenizer.vocabulary
-        # What an encoder reads ends with EOS, as in training.
-        end = [vocabulary.id("end")] * (self.model.config.family == "encoder_decoder")
+        vocabulary, reads = self.tokenizer.vocabulary, self.model.config.family == "encoder_decoder"
         answers = generate(
             self.model,
             self.params,
-            [np.append(self.tokenizer.encode(prompt), end).astype(np.int32) for prompt in prompts],
+            # What an encoder reads has the tokens around it that it had in training.
+            [self.tokenizer.encode(prompt, special=reads) for prompt in prompts],
             generation or self.config.generation,
-            end_id=vocabulary.id("end"),
-            start_id=vocabulary.id("pad"),
+            end_id=vocabulary.special.get("end", -1),  # GPT's own vocabulary has no end: it writes on
+            start_id=vocabulary.id(self.model.config.decoder_start),
         )
         return [self.tokenizer.decode(ids) for ids in answers]
 
@@ -221,15 +219,34 @@ def load(run: str | Path) -> LoadedRun:
     return LoadedRun(model, params, tokenizer, config, labels, table.step)
 
 
+@dataclasses.dataclass(frozen=True)
+class Relabelled:
+    """Examples whose classes are renumbered: imported weights may number the labels in another order than ours."""
+
+    examples: Any
+    classes: Sequence[int]  # ours by the data's
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        example = self.examples[number]
+        label = int(example["label"])
+        return example | {"label": self.classes[label] if label >= 0 else label}
+
+
 def evaluate_run(workdir: Path, split: str, overrides: Sequence[str] = ()) -> dict[str, float]:
     """Judge a run's newest checkpoint on a split of its data (or of the data that the overrides name) and write the
     result to `results/evaluate-SPLIT.json`."""
     run = load(workdir)
     config = configs.resolve(run.config.to_dict(), overrides, name=run.config.name)
     supervision = bind(config, run.tokenizer, run.labels)
-    if config.task is not None and label_names(config) != run.labels:
-        raise UserError(f"data: its labels {label_names(config)} are not those that the run learnt, {run.labels}")
+    names = label_names(config)
+    if config.task is not None and set(names) != set(run.labels):
+        raise UserError(f"data: its labels {names} are not those that the run learnt, {run.labels}")
     (rows, _), *_ = prepare(config.data, supervision, run.tokenizer, split, seed=config.seed)
+    if names != run.labels:
+        rows = Relabelled(rows, [run.labels.index(name) for name in names])
     metrics = evaluate(
         run.model,
         supervision,

@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[int, tuple[str, ...]], ...] = (
     (3, ("config", "progress", "runtime")),
     (4, ("build",)),
     (4, ("run", "report")),
-    (4, ("monitor", "interop")),
+    (4, ("catalog", "interop", "monitor")),
     (4, ("train",)),
     (5, ("demo",)),
     (5, ("cli",)),
@@ -215,7 +215,7 @@ TEXTS = [
     path
     for pattern in ("*.md", "*.toml", "Makefile", "jaxformer/**/*", "experiments/**/*", "tests/**/*", "constraints/*")
     for path in sorted(ROOT.glob(pattern))
-    if path.is_file() and path.suffix not in {".pyc", ".png", ".npz"} and path != Path(__file__).resolve()
+    if path.is_file() and path.suffix not in {".pyc", ".png", ".npz", ".safetensors"} and path != Path(__file__).resolve()
 ]
 
 

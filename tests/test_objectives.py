@@ -114,7 +114,7 @@ def test_members_the_step_and_the_data_read(objective):
 
 @pytest.mark.parametrize(
     ("member", "role"),
-    [(CausalLM(), "end"), (MaskedLM(), "mask"), (MaskedLM(), "classify"), (SpanCorruption(), "end")],
+    [(CausalLM(packing="documents"), "end"), (MaskedLM(), "mask"), (MaskedLM(), "classify"), (SpanCorruption(), "end")],
 )
 def test_a_vocabulary_without_a_role_is_refused(member, role):
     special = {name: number for name, number in SPECIAL.items() if name != role}

@@ -114,6 +114,29 @@ def test_encoding_adds_no_special_token(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode("").shape == (0,)
 
 
+@pytest.mark.parametrize(
+    ("name", "single", "pair"),
+    [
+        ("byte_bpe", "{a}", "{a} {b}"),
+        ("wordpiece", "[CLS] {a} [SEP]", "[CLS] {a} [SEP] {b} [SEP]"),
+        ("unigram", "{a} </s>", "{a} </s> {b} </s>"),
+    ],
+)
+def test_special_tokens_stand_where_the_kind_has_them(name: str, single: str, pair: str, tmp_path: Path) -> None:
+    TRAINED[name].save(tmp_path / "tokenizer.json")
+    for tokenizer in (TRAINED[name], load_tokenizer(tmp_path / "tokenizer.json")):
+        a, b = (" ".join(tokenizer.tokens(tokenizer.encode(text))) for text in ("lazy dog", "quick fox"))
+        assert tokenizer.tokens(tokenizer.encode("lazy dog", special=True)) == single.format(a=a).split()
+        both = tokenizer.backend.encode("lazy dog", "quick fox")
+        assert both.tokens == pair.format(a=a, b=b).split()
+        if name == "wordpiece":
+            assert both.type_ids == [0] * (len(a.split()) + 2) + [1] * (len(b.split()) + 1)
+
+
+def test_a_tokenizer_without_any_end_pads_with_its_first_token() -> None:
+    assert by_hand(a=1).vocabulary.special == {"pad": 0, "unknown": 0}
+
+
 def test_no_id_reaches_the_vocabulary_size(tokenizer: Tokenizer) -> None:
     vocabulary = tokenizer.vocabulary
     ids = tokenizer.backend.get_vocab().values()
@@ -267,7 +290,7 @@ def test_a_saved_tokenizer_that_cuts_and_pads_does_neither_here(tmp_path: Path) 
     backend.save(str(tmp_path / "tokenizer.json"))
     loaded = load_tokenizer(tmp_path / "tokenizer.json")
     np.testing.assert_array_equal(loaded.encode(TEXTS[0]), TRAINED["wordpiece"].encode(TEXTS[0]))
-    assert len(loaded.backend.encode_batch(["the", TEXTS[0]])[0].ids) == 1
+    assert len(loaded.backend.encode_batch(["the", TEXTS[0]], add_special_tokens=False)[0].ids) == 1
     assert loaded.fingerprint == TRAINED["wordpiece"].fingerprint
 
 

@@ -120,36 +120,35 @@ def find_layout(config: TransformerConfig, classes: tuple[str, ...]) -> Layout:
 
     Raises UserError, with the slots in which the nearest type differs, when there is none.
     """
-    reasons = {}
-    for layout in LAYOUTS.values():
-        differing = {name: value for name, value in layout.slots.items() if getattr(config, name) != value}
-        if len(classes) == 1 and classes[0] == "tokens":  # nothing is pooled
-            differing.pop("pooler", None), differing.pop("head_bias", None)
-        if layout.model_type != "t5" and config.head_dim * config.num_heads != config.d_model:
-            differing["head_dim"] = config.d_model // config.num_heads
-        if layout.model_type == "openai-gpt" and config.d_ff != 4 * config.d_model:
-            differing["d_ff"] = 4 * config.d_model
-        if layout.model_type == "t5":
-            differing |= _t5_differences(config)
-        if not differing and classes in layout.classes:
-            return layout
-        if "family" not in differing:
-            reasons[layout] = differing
-    nearest = min(reasons, key=lambda layout: len(reasons[layout]))
-    if not reasons[nearest]:
-        raise UserError(f"Hugging Face's {nearest.model_type} has no class with {' and '.join(classes)}")
-    words = ", ".join(
-        f"model.{name} is {getattr(config, name)!r}, not {value!r}" for name, value in reasons[nearest].items()
-    )
-    raise UserError(f"no class of Hugging Face computes this model; the nearest is {nearest.model_type}, but {words}")
+    differing = {name: _differences(layout, config, classes) for name, layout in LAYOUTS.items()}
+    candidates = [name for name, slots in differing.items() if "family" not in slots]
+    nearest = min(candidates, key=lambda name: len(differing[name]) + (classes not in LAYOUTS[name].classes) / 2)
+    if differing[nearest]:
+        words = ", ".join(
+            f"model.{name} is {getattr(config, name)!r}, not {value!r}" for name, value in differing[nearest].items()
+        )
+        raise UserError(f"no class of Hugging Face computes this model; the nearest is {nearest}, but {words}")
+    if classes not in LAYOUTS[nearest].classes:
+        raise UserError(f"Hugging Face's {nearest} has no class with {' and '.join(classes)}")
+    return LAYOUTS[nearest]
 
 
-def _t5_differences(config: TransformerConfig) -> dict[str, Any]:
-    differing: dict[str, Any] = {}
-    scale = "inverse_sqrt_d_model" if config.tied_embeddings else "none"
-    if config.logit_scale != scale:
-        differing["logit_scale"] = scale
-    return differing
+def _differences(layout: Layout, config: TransformerConfig, classes: tuple[str, ...]) -> dict[str, Any]:
+    """Return {field: the value it would need} of what keeps a model from being of this type."""
+    wanted = dict(layout.slots)
+    if classes == ("tokens",):  # nothing is pooled
+        del wanted["pooler"], wanted["head_bias"]
+    if layout.zeros and config.output_head not in ("linear", "biased"):
+        wanted["output_head"] = "linear"
+    if layout.model_type == "t5":
+        wanted["logit_scale"] = "inverse_sqrt_d_model" if config.tied_embeddings else "none"
+    else:
+        wanted["head_dim"] = config.d_model // config.num_heads
+    if layout.model_type == "bert":
+        wanted["token_types"] = max(1, config.token_types)
+    if layout.model_type == "openai-gpt":
+        wanted["d_ff"] = 4 * config.d_model
+    return {name: value for name, value in wanted.items() if getattr(config, name) != value}
 
 
 def write_config(layout: Layout, config: TransformerConfig) -> dict[str, Any]:

@@ -19,7 +19,8 @@ class CausalLM:
 
     `packing` "windows" cuts the stream of documents into contiguous rows in which attention crosses documents, as GPT,
     GPT-2 and GPT-3 do. "documents" packs documents into rows in which none sees another: positions restart, and the
-    last token of a document predicts nothing. End-of-text stands after every document and is an ordinary target.
+    last token of a document predicts nothing. End-of-text stands after every document, if the tokenizer has
+    one (GPT's does not), and is an ordinary target.
     """
 
     name: ClassVar[str] = "causal_lm"
@@ -44,8 +45,8 @@ class CausalLM:
             raise UserError(f"objective.packing: '{self.packing}' is not {choices}{suggest(self.packing, PACKINGS)}")
 
     def bind(self, vocabulary: Vocabulary) -> Self:
-        """Return a copy that knows the ids. Raises UserError when the tokenizer has no end-of-text."""
-        for role in ("pad", "end"):
+        """Return a copy that knows the ids. Raises UserError when documents are packed and there is no end-of-text."""
+        for role in ("pad", *(["end"] if self.packing == "documents" else [])):
             vocabulary.id(role)
         return dataclasses.replace(self, vocabulary=vocabulary)
 
@@ -54,8 +55,8 @@ class CausalLM:
         return PACKINGS[self.packing]
 
     @property
-    def separator(self) -> int:
-        return bound(self.vocabulary).id("end")
+    def separator(self) -> int | None:
+        return bound(self.vocabulary).special.get("end")
 
     @property
     def row_length(self) -> int:

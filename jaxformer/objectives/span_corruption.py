@@ -111,7 +111,8 @@ class SpanCorruption:
             "targets": padded(target, self.target_length, fill=pad),
             "weights": padded(np.ones(len(target)), self.target_length, FLOAT),
         }
-        sides = ("encoder_", source, self.input_length), ("", shifted_right(target, pad), self.target_length)
+        read = shifted_right(target, vocabulary.decoder_start)
+        sides = ("encoder_", source, self.input_length), ("", read, self.target_length)
         for side, ids, length in sides:
             arrays |= {
                 f"{side}inputs": padded(ids, length, fill=pad),

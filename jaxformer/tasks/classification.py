@@ -71,6 +71,11 @@ class _Classification:
             raise TypeError("this task has no vocabulary yet; call bind first")
         return [self.vocabulary.id(role) for role in roles]
 
+    def _start(self) -> int:
+        if self.vocabulary is None:
+            raise TypeError("this task has no vocabulary yet; call bind first")
+        return self.vocabulary.decoder_start
+
     def _texts(self, example: Mapping[str, Any], room: int) -> list[np.ndarray]:
         return cut([np.asarray(example[field], INT) for field in self.text_fields], room)
 
@@ -99,7 +104,7 @@ class ExtractClassification(_Classification):
     loss is averaged over each sequence, then over sequences. `head_dropout` acts before the classifier. With
     `fresh_tokens` the embeddings of start, delimiter and extract are random when the run starts from a checkpoint, as
     in the paper: pretraining has seen them only as tokens that never come next. Set it to False to start from a run
-    that was fine-tuned with them.
+    that was fine-tuned with them. Without `special_tokens` the row is the text alone, classified at its last token.
     """
 
     name: ClassVar[str] = "extract_classification"
@@ -111,9 +116,12 @@ class ExtractClassification(_Classification):
     language_model_weight: float = 0.5
     head_dropout: float = 0.1
     fresh_tokens: bool = True
+    special_tokens: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.special_tokens and len(self.text_fields) > 1:
+            raise UserError("task.special_tokens: two texts need a delimiter between them; set it to true")
         if self.language_model_weight < 0:
             raise UserError(f"task.language_model_weight: {self.language_model_weight} must not be negative")
         _check_dropout(self.head_dropout)
@@ -121,14 +129,16 @@ class ExtractClassification(_Classification):
     def bind(self, vocabulary: Vocabulary, labels: tuple[str, ...], encode: Encode) -> Self:
         """Return a copy that knows ids and labels. Raises UserError when the tokenizer lacks GPT's special tokens."""
         task = dataclasses.replace(self, vocabulary=vocabulary, labels=tuple(labels))
-        task._ids("pad", "start", "extract", *["delimiter"] * (len(self.text_fields) - 1))
+        special = ("start", "extract") if self.special_tokens else ()
+        task._ids("pad", *special, *["delimiter"] * (len(self.text_fields) - 1))
         return task
 
     @property
     def new_token_ids(self) -> list[int]:
         """The tokens that pretraining has not taught."""
         vocabulary = self.vocabulary
-        special = vocabulary.special if vocabulary is not None and self.fresh_tokens else {}
+        fresh = vocabulary is not None and self.fresh_tokens and self.special_tokens
+        special = vocabulary.special if vocabulary is not None and fresh else {}
         return [special[role] for role in ("start", "delimiter", "extract") if role in special]
 
     @property
@@ -150,16 +160,21 @@ class ExtractClassification(_Classification):
 
     def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Return the arrays of `shapes`; draws nothing from `rng`."""
-        pad, start, extract = self._ids("pad", "start", "extract")
-        first, *second = self._texts(example, self.sequence_length - 1 - len(self.text_fields))
-        parts = [[start], first, *[part for text in second for part in (self._ids("delimiter"), text)], [extract]]
-        tokens = np.concatenate(parts)
+        (pad,) = self._ids("pad")
+        if self.special_tokens:
+            start, extract = self._ids("start", "extract")
+            first, *second = self._texts(example, self.sequence_length - 1 - len(self.text_fields))
+            parts = [[start], first, *[part for text in second for part in (self._ids("delimiter"), text)], [extract]]
+            tokens = np.concatenate(parts)
+        else:
+            (tokens,) = self._texts(example, self.sequence_length)
+            tokens = tokens if len(tokens) else np.array([pad], INT)
         arrays = self._sequence(tokens) | _label(example)
         arrays["label_positions"] = np.array(len(tokens) - 1, INT)
         if self.predicts_tokens:
             predictions = len(tokens) - 1
             arrays["targets"] = padded(tokens[1:], self.sequence_length, fill=pad)
-            arrays["weights"] = padded(np.full(predictions, 1 / predictions), self.sequence_length, FLOAT)
+            arrays["weights"] = padded(np.full(predictions, 1 / max(predictions, 1)), self.sequence_length, FLOAT)
         return arrays
 
 
@@ -203,6 +218,58 @@ class PooledClassification(_Classification):
         tokens = np.concatenate([[classify], first, [separator], *[np.append(text, separator) for text in second]])
         types = padded(np.arange(len(tokens)) >= len(first) + 2, self.sequence_length)
         return self._sequence(tokens) | {"token_types": types} | _label(example)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderClassification(_Classification):
+    """BART's: encoder and decoder read the same text, `<s> a </s>` or `<s> a </s></s> b </s>`, the decoder one place
+    later, and its state at the last place is classified (BART, section 3.1). Without <s> in the vocabulary (T5) none.
+
+    `head_dropout` acts before the classifier, and before the pooler where the model's pooler says so.
+    """
+
+    name: ClassVar[str] = "decoder_classification"
+    families: ClassVar[tuple[str, ...]] = ("encoder_decoder",)
+    label_smoothing: ClassVar[float] = 0.0
+    z_loss: ClassVar[float] = 0.0
+    decodes: ClassVar[bool] = False
+    predicts_tokens: ClassVar[bool] = False
+    new_token_ids: ClassVar[tuple[int, ...]] = ()
+    coefficients: ClassVar[dict[str, float]] = {"label": 1.0}
+
+    head_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_dropout(self.head_dropout)
+
+    def bind(self, vocabulary: Vocabulary, labels: tuple[str, ...], encode: Encode) -> Self:
+        """Return a copy that knows ids and labels. Raises UserError when the tokenizer lacks padding or EOS."""
+        task = dataclasses.replace(self, vocabulary=vocabulary, labels=tuple(labels))
+        task._ids("pad", "end")
+        return task
+
+    @property
+    def num_input_tokens(self) -> int:
+        return 2 * self.sequence_length
+
+    @property
+    def shapes(self) -> Shapes:
+        names = ("inputs", "segment_ids", "positions")
+        rows = {f"{side}{name}": ((self.sequence_length,), INT) for side in ("", "encoder_") for name in names}
+        return rows | _LABEL | {"label_positions": ((), INT)}
+
+    def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Return the arrays of `shapes`; draws nothing from `rng`."""
+        (end,) = self._ids("end")
+        start = [self.vocabulary.id("start")] if self.vocabulary and "start" in self.vocabulary.special else []
+        between = [end, end] if start else [end]
+        pair = len(self.text_fields) == 2
+        first, *second = self._texts(example, self.sequence_length - len(start) - 1 - len(between) * pair)
+        tokens = np.concatenate([start, first, *[part for text in second for part in (between, text)], [end]])
+        arrays = self._sequence(np.append(self._start(), tokens[:-1])) | _label(example)
+        arrays["label_positions"] = np.array(len(tokens) - 1, INT)
+        return arrays | {f"encoder_{name}": array for name, array in self._sequence(tokens).items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -289,7 +356,7 @@ class TextToTextClassification(_Classification):
         label, length = int(example["label"]), self.target_length
         target = np.append(self.label_ids[label], end) if label >= 0 else np.array([end])
         return {f"encoder_{name}": array for name, array in source.items()} | {
-            "inputs": padded(np.append(pad, target[:-1]), length, fill=pad),
+            "inputs": padded(np.append(self._start(), target[:-1]), length, fill=pad),
             "segment_ids": padded(np.ones(len(target)), length),
             "positions": padded(np.arange(len(target)), length),
             "targets": padded(target, length, fill=pad),

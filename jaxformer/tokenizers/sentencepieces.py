@@ -22,9 +22,9 @@ def t5(path: Path) -> hf.Tokenizer:
     """Read `spiece.model`: SentencePiece's unigram model, then 100 sentinels, `<extra_id_0>` the last id.
 
     tokenizer_config.json may state another number as `extra_ids`; a file that has sentinels of its own gets no more.
-    The steps are those of `SentencePieceProcessor.encode`, except where the library cannot: it normalises whole
-    characters with their accents, so that a base letter of two bytes or more with marks behind it may stay apart where
-    SentencePiece joins them, and it finds special tokens that are spelled out in a text, as Hugging Face's does.
+    The steps are those of `SentencePieceProcessor.encode`, except where the library, and so Hugging Face's tokenizer,
+    does otherwise: of several marks on one letter it may lose all but the first, a carriage return and a new line are
+    one space, and special tokens that are spelled out in a text are found.
     Raises UserError for a damaged file and for models that are not unigram models of T5's kind.
     """
     proto, beside = _parse(path), companions(path.parent)
@@ -89,7 +89,10 @@ def _follow(tokenizer: hf.Tokenizer, proto: Any) -> None:
     steps: list[Any] = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
     if spec.remove_extra_whitespaces:
         # Only spaces: the map has made those of the other white space that SentencePiece takes for it.
-        steps += [normalizers.Replace(hf.Regex(r"\A +| +\z"), ""), normalizers.Replace(hf.Regex(" {2,}"), " ")]
+        steps += [normalizers.Replace(hf.Regex(r"\A +|[ ▁]+\z"), ""), normalizers.Replace(hf.Regex(" {2,}"), " ")]
+    if spec.add_dummy_prefix:
+        # The library marks no first word that begins with a space or a mark itself; SentencePiece does.
+        steps += [normalizers.Replace(hf.Regex(rf"\A{start}"), f"▁{start}") for start in ("▁", " ")]
     scheme = "always" if spec.add_dummy_prefix else "never"
     tokenizer.normalizer = normalizers.Sequence(steps)
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(

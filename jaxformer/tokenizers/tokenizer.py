@@ -46,6 +46,15 @@ class Vocabulary:
             raise UserError(f"the tokenizer has no '{role}' token ({spellings}), needed here; choose another")
         return self.special[role]
 
+    @property
+    def decoder_start(self) -> int:
+        """The id that a decoder reads first: padding, unless `starting` said otherwise."""
+        return self.special.get("decoder_start", self.id("pad"))
+
+    def starting(self, role: str) -> "Vocabulary":
+        """Return a copy whose decoder starts from the token of this role (`model.decoder_start`)."""
+        return dataclasses.replace(self, special={**self.special, "decoder_start": self.id(role)})
+
 
 class Tokenizer:
     """A tokenizer: text to int32 ids and back."""

@@ -1,0 +1,82 @@
+"""Small run directories of every system, with random weights: made without training."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxformer import config as configs
+from jaxformer.build import bind, build_model
+from jaxformer.checkpoint import save_params
+from jaxformer.run import write_record
+from jaxformer.tokenizers import ByteBPE, Tokenizer, Unigram, WordPiece, train_tokenizer
+
+LABELS = ("concurrency", "data", "files")
+_TEXT = [
+    "Return the number of items in the queue.", "Open the file and read every line of it, one at a time.",
+    "A thread may wait until another thread has released the lock.", "Parse the text, then print what was found.",
+] * 5  # fmt: skip
+_TOKENIZERS = {
+    "bpe": ByteBPE(vocab_size=290), "wordpiece": WordPiece(vocab_size=100),
+    "unigram": Unigram(vocab_size=90, num_sentinels=20),
+}  # fmt: skip
+_SIZES = {"d_model": 16, "d_ff": 24, "num_heads": 2, "head_dim": 8, "num_layers": 3, "max_length": 64}
+_CAUSAL = {"objective": {"name": "causal_lm", "sequence_length": 32}}
+_MASKED = {"objective": {"name": "masked_lm", "sequence_length": 32, "max_predictions": 5, "next_sentence": False}}
+_WRITES = {"task": {"name": "text_to_text_classification", "sequence_length": 32, "target_length": 16}}
+_SPANS = {"objective": {"name": "span_corruption", "input_length": 32}}
+_EXTRACT = {"task": {"name": "extract_classification", "sequence_length": 32}}
+_DECODER = {"task": {"name": "decoder_classification", "sequence_length": 32}}
+
+# Name -> (preset, tokenizer, slots, the objective or task). Every head that can be exported, for every system.
+CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
+    "transformer": ("transformer_base", "unigram", {}, _WRITES),
+    "gpt": ("gpt", "bpe", {"d_ff": 64}, _CAUSAL),
+    "gpt_label": ("gpt", "bpe", {"d_ff": 64}, _EXTRACT),
+    "bert": ("bert_base", "wordpiece", {}, {"objective": _MASKED["objective"] | {"next_sentence": True}}),
+    "bert_masked": ("bert_base", "wordpiece", {}, _MASKED),
+    "bert_label": ("bert_base", "wordpiece", {}, {"task": {"name": "pooled_classification", "sequence_length": 32}}),
+    "gpt2": ("gpt2_124m", "bpe", {}, _CAUSAL),
+    "gpt2_label": ("gpt2_124m", "bpe", {}, {"task": _EXTRACT["task"] | {"special_tokens": False}}),
+    "distilbert": ("distilbert_base", "wordpiece", {}, _MASKED),
+    "distilbert_label": (
+        "distilbert_base", "wordpiece", {}, {"task": {"name": "pooled_classification", "sequence_length": 32}},
+    ),
+    "bart": ("bart_base", "unigram", {}, _WRITES),
+    "bart_label": ("bart_base", "unigram", {}, _DECODER),
+    "t5": ("t5_base", "unigram", {"num_heads": 3}, _SPANS),
+    "t5_label": ("t5_base", "unigram", {"num_heads": 3}, _DECODER),
+    "t5_1_1": ("t5_1_1_base", "unigram", {}, _SPANS),
+    "t5_1_1_label": ("t5_1_1_base", "unigram", {}, _DECODER),
+    "gpt3": ("gpt3_125m", "bpe", {"attention_pattern": "dense"}, _CAUSAL),
+}  # fmt: skip
+
+
+@functools.cache
+def tokenizer_of(kind: str) -> Tokenizer:
+    return train_tokenizer(_TOKENIZERS[kind], _TEXT)
+
+
+def make_run(name: str, workdir: Path, **slots: Any) -> Path:
+    """Write the run directory of a case, its parameters random and all different; return it."""
+    preset, kind, own, supervised = CASES[name]
+    tokenizer = tokenizer_of(kind)
+    model = {"preset": preset, **_SIZES, "vocab_size": tokenizer.vocab_size, **own, **slots}
+    sections = {
+        "seed": 0, "init_from": "", "model": model, "tokenizer": {"name": "file", "path": "tokenizer.json"},
+        "data": {"name": "stdlib_docs"}, "optimizer": {"name": "adamw", "learning_rate": 1e-3},
+        "training": {"num_steps": 1, "batch_size": 8}, "sharding": {}, "checkpoint": {}, "evaluation": {},
+        "generation": {"max_new_tokens": 8}, "footprint": {"enabled": False}, **supervised,
+    }  # fmt: skip
+    config = configs.resolve(sections, name=name)
+    labels = LABELS if "task" in supervised else ()
+    built = build_model(config, bind(config, tokenizer, labels))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.normal(0.5, 0.3, leaf.shape).astype(np.float32), built.shapes)
+    workdir.mkdir(parents=True)
+    tokenizer.save(workdir / "tokenizer.json")
+    save_params(workdir / "checkpoints", params, step=7)
+    write_record(workdir, config, labels, 0)
+    return workdir
