@@ -282,8 +282,7 @@ def _tokenizer_train(args: argparse.Namespace, overrides: list[str]) -> int:
 def _tokenizer(where: str) -> Any:
     from jaxformer.tokenizers import load_tokenizer
 
-    path = Path(where)
-    return load_tokenizer(path / "tokenizer.json" if path.is_dir() else path)
+    return load_tokenizer(Path(where))
 
 
 def _tokenizer_encode(args: argparse.Namespace, overrides: list[str]) -> int:

@@ -213,9 +213,15 @@ def _override(given: dict[str, Any], overrides: Sequence[str]) -> None:
                 raise UserError(f"--config.{key}: this experiment has a section '{other}', not '{section}'")
             keys = given.setdefault(section, {})
             if field == SELECTORS.get(section) and keys.get(field) != value:
-                # Another choice keeps only those of the experiment's keys that it also has.
-                fields = _fields(_dataclass(section, value, SECTIONS[section]))
-                given[section] = keys = {name: keys[name] for name in keys if name in fields}
+                # Another choice keeps only those of the experiment's keys that it also has, and of a resolved config
+                # (which gives every field) only those that are not what the old choice says by itself.
+                fields, old = (
+                    _fields(_dataclass(section, value, SECTIONS[section])),
+                    _defaults(section, keys.get(field)),
+                )
+                given[section] = keys = {
+                    name: entry for name, entry in keys.items() if name in fields and old.get(name, fields) != entry
+                }
             keys[field] = value
         else:
             known = [*SCALARS, *SECTIONS]
@@ -228,6 +234,14 @@ def _dataclass(section: str, choice: str, room: Any) -> type:
     if choice not in room:
         raise UserError(f"{section}.name: no '{choice}'{suggest(choice, room)}; there are {', '.join(room)}")
     return room[choice]
+
+
+def _defaults(section: str, choice: Any) -> dict[str, Any]:
+    """Return the default values of a section's choice; of a model's preset, none."""
+    room = SECTIONS[section]
+    if not isinstance(room, dict) or choice not in room:
+        return {}
+    return {name: field.default for name, field in _fields(room[choice]).items()}
 
 
 def _select(section: str, keys: dict[str, Any]) -> str:

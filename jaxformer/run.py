@@ -240,13 +240,14 @@ def evaluate_run(workdir: Path, split: str, overrides: Sequence[str] = ()) -> di
     result to `results/evaluate-SPLIT.json`."""
     run = load(workdir)
     config = configs.resolve(run.config.to_dict(), overrides, name=run.config.name)
-    supervision = bind(config, run.tokenizer, run.labels)
     names = label_names(config)
-    if config.task is not None and set(names) != set(run.labels):
-        raise UserError(f"data: its labels {names} are not those that the run learnt, {run.labels}")
+    labels = run.labels or names  # imported weights that write their labels know none before they see the data
+    if set(names) != set(labels):
+        raise UserError(f"data: its labels {names} are not those that the run learnt, {labels}")
+    supervision = bind(config, run.tokenizer, labels)
     (rows, _), *_ = prepare(config.data, supervision, run.tokenizer, split, seed=config.seed)
-    if names != run.labels:
-        rows = Relabelled(rows, [run.labels.index(name) for name in names])
+    if names != labels:
+        rows = Relabelled(rows, [labels.index(name) for name in names])
     metrics = evaluate(
         run.model,
         supervision,
@@ -255,7 +256,7 @@ def evaluate_run(workdir: Path, split: str, overrides: Sequence[str] = ()) -> di
         held_out_batches(config, supervision, rows),
         place=lambda batch: batch,
         tokenizer=run.tokenizer,
-        labels=run.labels,
+        labels=labels,
     )
     write_json(workdir / "results" / f"evaluate-{split}.json", {"step": run.step, "split": split, "metrics": metrics})
     return metrics

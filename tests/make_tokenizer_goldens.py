@@ -69,7 +69,7 @@ def write_bpe(vocabulary: Path, merges: Path, tokens: list[str], pairs: list[tup
 
 
 def gpt_pieces() -> tuple[list[str], list[tuple[str, str]]]:
-    letters = list("abcdefghijklmnopqrstuvwxyz0123456789学") + PUNCTUATION
+    letters = list("abcdefghijklmnopqrstuvwxyz0123456789学▁") + PUNCTUATION
     words = [word for word in WORDS if word.isascii()]
     pairs = left_to_right([*word[:-1], word[-1] + "</w>"] for word in [*words, "don", "...", "aaaa"])
     pairs += left_to_right(list(word) for word in ("token", "the", "aa"))
@@ -77,7 +77,8 @@ def gpt_pieces() -> tuple[list[str], list[tuple[str, str]]]:
 
 
 def gpt2_pieces() -> tuple[list[str], list[tuple[str, str]]]:
-    words = [*(f" {word}" for word in [*WORDS, *ENGLISH.split()]), *WORDS, *ENGLISH.split(), "'t", "'ll", "  ", "\n\n"]
+    words = [*(f" {word}" for word in [*WORDS, *ENGLISH.split()]), *WORDS, *ENGLISH.split(), "'t", "'ll", "##"]
+    words += ["  ", "\n\n"]
     pairs = left_to_right(list(spelled(word)) for word in words)
     return [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, pairs), "<|endoftext|>"], pairs
 

@@ -20,7 +20,7 @@ _TEXT = [
 ] * 5  # fmt: skip
 _TOKENIZERS = {
     "bpe": ByteBPE(vocab_size=290), "wordpiece": WordPiece(vocab_size=100),
-    "unigram": Unigram(vocab_size=90, num_sentinels=20),
+    "unigram": Unigram(vocab_size=90, num_sentinels=20), "plain": Unigram(vocab_size=70, num_sentinels=0),
 }  # fmt: skip
 _SIZES = {"d_model": 16, "d_ff": 24, "num_heads": 2, "head_dim": 8, "num_layers": 3, "max_length": 64}
 _CAUSAL = {"objective": {"name": "causal_lm", "sequence_length": 32}}
@@ -32,7 +32,7 @@ _DECODER = {"task": {"name": "decoder_classification", "sequence_length": 32}}
 
 # Name -> (preset, tokenizer, slots, the objective or task). Every head that can be exported, for every system.
 CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
-    "transformer": ("transformer_base", "unigram", {}, _WRITES),
+    "transformer": ("transformer_base", "plain", {}, _WRITES),
     "gpt": ("gpt", "bpe", {"d_ff": 64}, _CAUSAL),
     "gpt_label": ("gpt", "bpe", {"d_ff": 64}, _EXTRACT),
     "bert": ("bert_base", "wordpiece", {}, {"objective": _MASKED["objective"] | {"next_sentence": True}}),
@@ -44,8 +44,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "distilbert_label": (
         "distilbert_base", "wordpiece", {}, {"task": {"name": "pooled_classification", "sequence_length": 32}},
     ),
-    "bart": ("bart_base", "unigram", {}, _WRITES),
-    "bart_label": ("bart_base", "unigram", {}, _DECODER),
+    "bart": ("bart_base", "plain", {}, _WRITES),
+    "bart_label": ("bart_base", "plain", {}, _DECODER),
     "t5": ("t5_base", "unigram", {"num_heads": 3}, _SPANS),
     "t5_label": ("t5_base", "unigram", {"num_heads": 3}, _DECODER),
     "t5_1_1": ("t5_1_1_base", "unigram", {}, _SPANS),

@@ -211,11 +211,12 @@ def test_experiments_are_found_where_the_wheel_has_them() -> None:
     assert {path.name for path in found.glob("*.py")} == {path.name for path in EXPERIMENTS.glob("*.py")}
 
 
+BINARY = {".pyc", ".png", ".npz", ".safetensors"}
 TEXTS = [
     path
     for pattern in ("*.md", "*.toml", "Makefile", "jaxformer/**/*", "experiments/**/*", "tests/**/*", "constraints/*")
     for path in sorted(ROOT.glob(pattern))
-    if path.is_file() and path.suffix not in {".pyc", ".png", ".npz", ".safetensors"} and path != Path(__file__).resolve()
+    if path.is_file() and path.suffix not in BINARY and path != Path(__file__).resolve()
 ]
 
 

@@ -194,6 +194,9 @@ def test_labels_overlap_nothing_and_lie_inside(entries: list[catalog.Entry]) -> 
         column = Bbox([points.min(axis=0) - radius, points.max(axis=0) + radius])
         assert [name for name, box in inside.items() if box.overlaps(column)] == []
     assert sum(len(line.get_xydata()) for line in panel.get_lines()) == len(PRESETS)
+    # Nor one column on its neighbour.
+    middles = [panel.transData.transform(line.get_xydata())[0, 0] for line in panel.get_lines()]
+    assert all(second - first >= 2 * radius for first, second in pairwise(middles))
 
 
 def _is_within(box: Bbox, outer: Bbox) -> bool:

@@ -64,7 +64,7 @@ def named(layout: Layout, stored: Mapping[str, StoredTensor]) -> dict[str, Store
                 ".weight" if "gamma" in plain[-6:] else ".bias"
             )
         if plain in named:
-            raise UserError(f"{tensor.file} holds {plain} twice, with and without '{prefix}'")
+            raise UserError(f"{tensor.file} holds {plain} twice, with and without a prefix")
         named[plain] = tensor
     return named
 
@@ -74,6 +74,7 @@ def describe(
 ) -> tuple[TransformerConfig, tuple[str, ...]]:
     """Return the model, and what stands on its body, by the tensors that are there."""
     untied = "lm_head.weight" in tensors and not _is_copy(tensors, "lm_head.weight", "shared.weight")
+    untied |= _has(layout, "row_heads/label", tensors) and theirs.get("tie_word_embeddings") is False
     biased = any(name in tensors and np.any(as_float32(name, tensors[name])) for name in layout.zeros)
     config = read_config(layout, theirs, where, untied=untied, biased=biased)
     heads = [head for head in ("next_sentence", "label") if _has(layout, f"row_heads/{head}", tensors)]

@@ -3,6 +3,7 @@
 A file is another's: nothing in it is executed, and whatever does not fit is refused before anything is written.
 """
 
+import collections
 import contextlib
 import json
 import math
@@ -128,7 +129,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         allowed: dict[tuple[str, str], Any] = {
-            ("collections", "OrderedDict"): dict,
+            ("collections", "OrderedDict"): collections.OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
             ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
         }

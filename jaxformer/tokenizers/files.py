@@ -34,7 +34,7 @@ def read_text(path: Path) -> str:
         text = read_bytes(path).decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is damaged or no tokenizer file: it is not text ({error.reason})") from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.replace("\r\n", "\n")
 
 
 def read_lines(path: Path) -> list[str]:
@@ -84,6 +84,7 @@ def read_merges(path: Path, vocabulary: Mapping[str, int]) -> list[tuple[str, st
 class Companions:
     """What the files beside a vocabulary say: settings, ids of tokens that were added to it, and special tokens."""
 
+    folder: Path
     settings: Mapping[str, Any]  # tokenizer_config.json
     ids: Mapping[str, int]  # token -> id
     special: Mapping[str, hf.AddedToken | None]  # spelling -> token, None where nothing but the spelling is said
@@ -93,7 +94,8 @@ class Companions:
         """Return a setting, `default` where there is none or it is null. Raises UserError for another type."""
         value = self.settings.get(name)
         if value is not None and type(value) is not kind:
-            raise UserError(f"tokenizer_config.json: {name} must be of type {kind.__name__}, not {value!r}; correct it")
+            where = self.folder / "tokenizer_config.json"
+            raise UserError(f"{where}: {name} must be of type {kind.__name__}, not {value!r}; correct it")
         return default if value is None else value
 
     def place(self, vocabulary: Mapping[str, int], where: Path) -> dict[str, int]:
@@ -139,33 +141,42 @@ def companions(folder: Path) -> Companions:
         ids = read_ids(path)
     if (path := folder / "special_tokens_map.json").exists():
         names = read_object(path)
-    special = {spelling: token for source in (settings, names) for spelling, token in _special(source)}
+    special = {spelling: token for source in (settings, names) for spelling, token in _special(source, folder)}
     added = {spelling: hf.AddedToken(spelling, normalized=True) for spelling in ids}  # as the reference finds them
-    for number, entry in (settings.get("added_tokens_decoder") or {}).items():
-        spelling = _spelling(entry)
-        if spelling is None or not number.isdecimal():
-            continue
+    described = settings.get("added_tokens_decoder") or {}
+    if not isinstance(described, dict) or not all(number.isdecimal() for number in described):
+        raise UserError(f"{folder / 'tokenizer_config.json'}: added_tokens_decoder does not name ids; get it anew")
+    for number, entry in described.items():
+        spelling = _spelling(entry, folder)
         ids[spelling] = int(number)
-        if entry.get("special"):
-            special[spelling] = special.get(spelling) or _token(entry)
+        flags = entry if isinstance(entry, dict) else {}
+        if flags.get("special"):
+            special[spelling] = special.get(spelling) or _token(flags)
         else:
-            added[spelling] = hf.AddedToken(spelling, **{flag: bool(entry.get(flag)) for flag in _FLAGS})
-    return Companions(settings, ids, special, {key: token for key, token in added.items() if key not in special})
+            added[spelling] = hf.AddedToken(spelling, **{flag: bool(flags.get(flag)) for flag in _FLAGS})
+    added = {spelling: token for spelling, token in added.items() if spelling not in special}
+    return Companions(folder, settings, ids, special, added)
 
 
-def _special(source: Mapping[str, Any]) -> Iterator[tuple[str, hf.AddedToken | None]]:
+def _special(source: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, hf.AddedToken | None]]:
     entries = [source.get(f"{name}_token") for name in _SPECIAL]
     for name in _SEVERAL:
-        several = source.get(name) or []
-        entries += several.values() if isinstance(several, dict) else several
+        several = source.get(name)
+        entries += (
+            several.values() if isinstance(several, dict) else several if isinstance(several, list) else [several]
+        )
     for entry in entries:
-        if (spelling := _spelling(entry)) is not None:
-            yield spelling, _token(entry) if isinstance(entry, dict) else None
+        if entry is not None:
+            yield _spelling(entry, folder), _token(entry) if isinstance(entry, dict) else None
 
 
-def _spelling(entry: Any) -> str | None:
+def _spelling(entry: Any, folder: Path) -> str:
     spelling = entry.get("content") if isinstance(entry, dict) else entry
-    return spelling if isinstance(spelling, str) and spelling else None
+    if not isinstance(spelling, str):
+        raise UserError(
+            f"{folder}: its tokenizer_config.json or special_tokens_map.json names a token {entry!r}; mend it"
+        )
+    return spelling
 
 
 def _token(entry: Mapping[str, Any]) -> hf.AddedToken:

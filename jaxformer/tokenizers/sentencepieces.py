@@ -39,7 +39,7 @@ def t5(path: Path) -> hf.Tokenizer:
     if not any(map(_is_sentinel, names)):
         count = beside.setting("extra_ids", int, 100)
         if count < 0:
-            raise UserError(f"tokenizer_config.json: extra_ids must be 0 or more, not {count}; correct it")
+            raise UserError(f"{path.parent}: extra_ids in tokenizer_config.json must be 0 or more, not {count}")
         special += [SENTINEL.format(number) for number in reversed(range(count))]
     tokens = {name: hf.AddedToken(name, normalized=False) for name, kind in types.items() if kind == _USER_DEFINED}
     tokens |= {name: special_token(name) for name in special}
@@ -61,10 +61,12 @@ def _is_sentinel(piece: str) -> bool:
 
 def _parse(path: Path) -> Any:
     content = read_bytes(path)
-    # Needed for these files alone, and whoever loads transformers too may register the same schema only once.
-    from google.protobuf.message import DecodeError
-    from sentencepiece import sentencepiece_model_pb2
-
+    try:
+        from google.protobuf.message import DecodeError
+        from sentencepiece import sentencepiece_model_pb2
+    except Exception as error:  # protobuf refuses schemas newer than itself with an error of its own
+        why = str(error).splitlines()[0]
+        raise UserError(f"{path}: the schema of SentencePiece models is unusable ({why}); upgrade protobuf") from error
     schema: Any = sentencepiece_model_pb2
     proto = schema.ModelProto()
     try:
