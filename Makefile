@@ -3,7 +3,8 @@
 #   make venv                   .venv with the package (editable) and the tools of development
 #   make demo [FAMILY=bert]     what pretraining is worth, on the built-in corpus; FAMILY is bert, gpt, t5 or all
 #   make test                   the tests of every day
-#   make test-all               those with a second Python, the demo, then every test
+#   make test-reference         models and exports against torch and transformers, in an environment of its own
+#   make test-all               make test with a second Python, the demo, test-reference, then every test
 #   make lint                   ruff and mypy
 #   make constraints            resolve the versions anew for PYTHON and write its file in constraints/
 #
@@ -16,30 +17,33 @@ PYTEST := -m pytest -n auto --maxprocesses 4 --dist worksteal --durations 12
 PYTHON ?= $(shell .ci/find-python 3 3.11 3.13 3.12 3.14)
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 
-.PHONY: venv demo test test-all test-second lint constraints
+.PHONY: venv demo test test-all test-second test-reference lint constraints
 .NOTPARALLEL:
 
 venv: .venv/installed
 
 # The constraints in force follow the Python that the environment holds. Sources are editable, so they are no prerequisite.
-# $(1) is the Python that makes the environment where there is none yet.
+# $(1) is the Python that makes the environment where there is none yet, $(2) the extra that is installed.
 define install
 @test -x $(@D)/bin/pip || test -n "$(1)" || \
     { echo "no Python 3.11 or newer with venv found: install one, or give PYTHON=/path/to/python" >&2; exit 1; }
 @test -x $(@D)/bin/pip || { echo "making $(@D) with $(1)"; $(1) -m venv --clear $(@D); }
 @version=$$($(@D)/bin/python -c 'import sys; print("3.11" if sys.version_info < (3, 12) else "3.12")'); \
     echo "installing jaxformer and its tools into $(@D) (constraints/python$$version.txt)"; \
-    $(@D)/bin/python -m pip install $(PIP_FLAGS) --constraint constraints/python$$version.txt --editable '.[dev]'
+    $(@D)/bin/python -m pip install $(PIP_FLAGS) --constraint constraints/python$$version.txt --editable '.[$(2)]'
 @touch $@
 endef
 
 VERSIONS := pyproject.toml constraints/python3.11.txt constraints/python3.12.txt
 
 .venv/installed: $(VERSIONS)
-	$(call install,$(PYTHON))
+	$(call install,$(PYTHON),dev)
 
 .venv-%/installed: $(VERSIONS)
-	$(call install,$(SECOND_PYTHON))
+	$(call install,$(SECOND_PYTHON),dev)
+
+.venv-reference/installed: $(VERSIONS)
+	$(call install,$(PYTHON),reference)
 
 demo: .venv/installed
 	.venv/bin/jaxformer demo --family=$(FAMILY)
@@ -51,7 +55,11 @@ test: .venv/installed
 test-all: .venv/installed
 	$(MAKE) test-second
 	$(MAKE) demo
+	$(MAKE) test-reference
 	.venv/bin/python $(PYTEST)
+
+test-reference: .venv-reference/installed
+	.venv-reference/bin/python $(PYTEST) tests/test_live_reference.py
 
 # Evaluated when test-second runs, by which time .venv is there. No line both calls make and tests: make -n obeys.
 FIRST = $(shell .venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -70,8 +78,8 @@ lint: .venv/installed
 # Once with Python 3.11 and once with the newest that is supported.
 constraints:
 	$(PYTHON) -m venv --clear .venv-constraints
-	.venv-constraints/bin/python -m pip install $(PIP_FLAGS) --editable '.[dev,docs,huggingface]'
+	.venv-constraints/bin/python -m pip install $(PIP_FLAGS) --editable '.[dev,docs,huggingface,reference]'
 	version=$$(.venv-constraints/bin/python -c 'import sys; print("3.11" if sys.version_info < (3, 12) else "3.12")'); \
-	    { echo "# Made by make constraints, extras dev, docs and huggingface, on $$(.venv-constraints/bin/python --version)."; \
+	    { echo "# Made by make constraints, extras dev, docs, huggingface and reference, on $$(.venv-constraints/bin/python --version)."; \
 	    .venv-constraints/bin/python -m pip freeze --exclude-editable; } > constraints/python$$version.txt
 	rm -rf .venv-constraints

@@ -20,7 +20,7 @@ from jaxformer.errors import UserError
 from jaxformer.progress import Display, shown
 from jaxformer.tokenizers import Tokenizer, WordPiece, train_tokenizer
 
-VERBS = ["train", "evaluate", "generate", "report", "tokenizer", "demo"]
+VERBS = ["train", "evaluate", "generate", "report", "import", "export", "tokenizer", "models", "demo"]
 ACTIONS = ["train", "encode", "decode", "show"]
 COMMANDS = [[], *([verb] for verb in VERBS), *(["tokenizer", action] for action in ACTIONS)]
 Run = Callable[..., tuple[int, str, str]]

@@ -579,6 +579,43 @@ def test_the_writer_writes_what_the_library_reads(tmp_path: Path) -> None:
         assert np.array_equal(found[name], array) and found[name].shape == array.shape
 
 
+# Memory
+
+_PEAK = """
+import sys
+from pathlib import Path
+from jaxformer.interop import export_run, import_run
+
+def status(key):
+    line = next(line for line in open("/proc/self/status") if line.startswith(key))
+    return int(line.split()[1]) * 1024
+
+small, large, root = map(Path, sys.argv[1:])
+export_run(small, root / "warm")  # what the first of each costs anyway
+import_run(str(root / "warm"), root / "warm-run")
+for work in (lambda: export_run(large, root / "hf"), lambda: import_run(str(root / "hf"), root / "back")):
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    before = status("VmRSS")
+    work()
+    print(status("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to measure a peak")
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_memory_stays_near_the_weights(name: str, tmp_path: Path) -> None:
+    """At most 1.3 times the weights and one tensor: the largest is a stack of feed-forward kernels."""
+    sizes = {"d_model": 512, "d_ff": 2048, "num_heads": 8, "head_dim": 64, "num_layers": 12}
+    small, large = make_run(name, tmp_path / "small"), make_run(name, tmp_path / "large", **sizes)
+    code = [sys.executable, "-c", _PEAK, small, large, tmp_path]
+    done = subprocess.run(list(map(str, code)), capture_output=True, text=True, check=True)
+    weights = sum(array.nbytes for array in load_file(tmp_path / "hf" / "model.safetensors").values())
+    tensor = 4 * 12 * 512 * 2048
+    for what, added in zip(("export", "import"), map(int, done.stdout.split()), strict=True):
+        assert added <= 1.3 * weights + tensor, f"{what} adds {added / weights:.2f} times the weights"
+
+
 def test_cases_cover_every_class() -> None:
     known = {name for layout in LAYOUTS.values() for name, _ in layout.classes.values()}
     assert known == set(CLASSES.values())

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +15,9 @@ from tiny import CONFIGS, batch_of, model_of, supervision_of
 from jaxformer.errors import UserError
 from jaxformer.models.attention import attend, visibility_mask
 from jaxformer.models.config import Execution, TransformerConfig
+from jaxformer.models.layers import Norm
 from jaxformer.models.model import Model, count_parameters
-from jaxformer.models.positions import relative_buckets
+from jaxformer.models.positions import relative_buckets, rotated, rotations, sinusoids
 from jaxformer.models.presets import PRESETS
 from jaxformer.parameters import flatten
 from jaxformer.step import group_sums
@@ -33,17 +36,72 @@ COUNTS = {
     "t5_large": 737_668_096,
     "t5_3b": 2_851_598_336,
     "t5_11b": 11_307_321_344,
+    "t5_2x": 502_746_112,
+    "t5_4x": 972_590_080,
+    "t5_1_1_small": 76_961_152,
+    "t5_1_1_base": 247_577_856,
+    "t5_1_1_large": 783_150_080,
+    "t5_1_1_xl": 2_849_757_184,
+    "t5_1_1_xxl": 11_135_332_352,
+    "transformer_base": 63_082_496,
+    "transformer_big": 214_245_376,
+    "bert_base_cased": 108_310_272,
+    "bert_large_cased": 333_579_264,
+    "gpt2_124m": 124_439_808,
+    "gpt2_355m": 354_823_168,
+    "gpt2_774m": 774_030_080,
+    "gpt2_1558m": 1_557_611_200,
+    "distilbert_base": 66_362_880,
+    "distilbert_base_cased": 65_190_912,
+    "bart_base": 139_420_416,
+    "bart_large": 406_291_456,
+    "gpt3_125m": 125_226_240,
+    "gpt3_350m": 355_871_744,
+    "gpt3_760m": 760_300_032,
+    "gpt3_1.3b": 1_315_723_264,
+    "gpt3_2.7b": 2_651_553_280,
+    "gpt3_6.7b": 6_658_404_352,
+    "gpt3_13b": 12_853_386_240,
+    "gpt3_175b": 174_604_259_328,
+}
+# What stands on the body: (preset, heads, predicts tokens, slots) -> count.
+HEADED: dict[str, tuple[str, dict[str, int], bool, dict[str, Any], int]] = {
+    "BERT, masked LM and next sentence": ("bert_base", {"next_sentence": 2}, True, {}, 110_106_428),
+    "BERT, masked LM": ("bert_base", {}, True, {}, 109_514_298),
+    "BERT, two labels": ("bert_base", {"label": 2}, False, {}, 109_483_778),
+    "large BERT": ("bert_large", {"next_sentence": 2}, True, {}, 336_226_108),
+    "DistilBERT, masked LM": ("distilbert_base", {}, True, {}, 66_985_530),
+    "DistilBERT, two labels": ("distilbert_base", {"label": 2}, False, {}, 66_955_010),
+    "cased DistilBERT, masked LM": ("distilbert_base_cased", {}, True, {}, 65_812_036),
+    "BART, three labels": ("bart_large", {"label": 3}, False, {}, 407_344_131),
+    "GPT with its three special tokens": ("gpt", {}, True, {"vocab_size": 40_481}, 116_537_088),
+    "BART of CNN/DailyMail": ("bart_large", {}, True, {"vocab_size": 50_264}, 406_290_432),
+    "T5 of 6 layers": ("t5_base", {}, True, {"num_layers": 6}, 123_790_080),
+    "tensor2tensor's Transformer": ("transformer_base", {}, True, {"biases": "feed_forward"}, 63_045_632),
+    "tensor2tensor's big": ("transformer_big", {}, True, {"biases": "feed_forward"}, 214_171_648),
+    "GPT-3 XL with the paper's 24 heads": ("gpt3_1.3b", {}, True, {"num_heads": 24}, 1_517_123_584),
 }
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_presets_have_the_papers_parameter_counts(preset: str) -> None:
-    config = TransformerConfig(**PRESETS[preset])
-    if config.family != "encoder_only":
-        assert count_parameters(Model(config)) == COUNTS[preset]
-        return
-    head = config.d_model * 2 + 2
-    assert count_parameters(Model(config, heads=(("label", 2),), predicts_tokens=False)) - head == COUNTS[preset]
+def counted(config: TransformerConfig, heads: dict[str, int], predicts_tokens: bool) -> int:
+    model = Model(config, Execution(unroll=1), heads=tuple(heads.items()), predicts_tokens=predicts_tokens)
+    return count_parameters(model)
+
+
+def test_every_preset_has_its_papers_parameter_count() -> None:
+    assert COUNTS.keys() == PRESETS.keys()
+    for preset, count in COUNTS.items():
+        config = TransformerConfig(**PRESETS[preset])
+        pooled = config.pooler == "tanh" and config.family == "encoder_only"
+        head = {"label": 2} if pooled else {}
+        total = counted(config, head, config.family != "encoder_only")
+        assert total - pooled * (config.d_model * 2 + 2) == count, preset
+
+
+@pytest.mark.parametrize("name", HEADED)
+def test_heads_and_variants_have_their_counts(name: str) -> None:
+    preset, heads, predicts, slots, count = HEADED[name]
+    assert counted(TransformerConfig(**PRESETS[preset] | slots), heads, predicts) == count
 
 
 def test_rows_beyond_the_vocabulary_are_not_counted_not_predicted_and_get_no_gradient() -> None:
@@ -227,24 +285,66 @@ def test_compute_dtype_leaves_parameters_and_logits_in_float32() -> None:
     np.testing.assert_allclose(hidden.astype(jnp.float32), exact, atol=0.1)
 
 
-def test_initialisations_have_their_deviations() -> None:
-    sizes = {"d_model": 128, "d_ff": 256, "num_heads": 4, "head_dim": 32, "num_layers": 2, "vocab_size": 500}
-    wanted = {
-        "gpt3": {"attention/query": 0.02, "feed_forward/output": 0.02 / 2},
-        # A normal cut at two deviations has 0.88 of its deviation.
-        "bert": {"attention/query": 0.02 * 0.8796, "feed_forward/output": 0.02 * 0.8796},
-        "t5": {"attention/query": (128 * 32) ** -0.5, "attention/key": 128**-0.5, "feed_forward/output": 256**-0.5},
-        "transformer": {"attention/query": (1 / 128) ** 0.5, "feed_forward/input": (2 / (128 + 256)) ** 0.5},
-    }
-    for name, deviations in wanted.items():
-        config = dataclasses.replace(CONFIGS[name], **sizes)
-        params = flatten(Model(config, predicts_tokens=False).init(jax.random.key(0)))
-        stack = "encoder" if name == "bert" else "decoder"
-        for kernel, deviation in deviations.items():
-            assert np.std(params[f"{stack}/layers/{kernel}/kernel"]) == pytest.approx(deviation, rel=0.03), (
-                name,
-                kernel,
-            )
+# A normal cut at two deviations has 0.8796 of its deviation; the uniform one on [-a, a] has a / sqrt(3).
+D, F, K, H, L = 128, 256, 16, 4, 2
+INITIALISATIONS: dict[str, dict[str, float]] = {
+    "gpt": {
+        "embedding/tokens": 0.02, "decoder/inputs/positions": 0.02, "decoder/layers/attention/query/kernel": 0.02,
+        "decoder/layers/feed_forward/output/kernel": 0.02, "row_heads/label/kernel": 0.02,
+    },
+    "gpt2_124m": {
+        "embedding/tokens": 0.02, "decoder/inputs/positions": 0.01, "decoder/layers/attention/key/kernel": 0.02,
+        "decoder/layers/feed_forward/input/kernel": 0.02,
+        "decoder/layers/attention/output/kernel": 0.02 / (2 * L) ** 0.5,
+        "decoder/layers/feed_forward/output/kernel": 0.02 / (2 * L) ** 0.5,
+    },
+    "bert_base": {
+        "embedding/tokens": 0.02 * 0.8796, "encoder/inputs/token_types": 0.02 * 0.8796,
+        "encoder/layers/attention/value/kernel": 0.02 * 0.8796, "vocabulary/transform/kernel": 0.02 * 0.8796,
+        "row_heads/pooler/kernel": 0.02 * 0.8796,
+    },
+    "bart_base": {
+        "embedding/tokens": 0.02, "encoder/inputs/positions": 0.02,
+        "decoder/layers/cross_attention/output/kernel": 0.02, "decoder/layers/feed_forward/output/kernel": 0.02,
+    },
+    "transformer_base": {
+        "embedding/tokens": D**-0.5, "encoder/layers/attention/query/kernel": (2 / (D + H * K)) ** 0.5,
+        "decoder/layers/cross_attention/output/kernel": (2 / (D + H * K)) ** 0.5,
+        "decoder/layers/feed_forward/input/kernel": (2 / (D + F)) ** 0.5,
+    },
+    "t5_base": {
+        "embedding/tokens": 1.0, "encoder/layers/attention/query/kernel": (D * K) ** -0.5,
+        "decoder/layers/cross_attention/key/kernel": D**-0.5, "decoder/layers/attention/value/kernel": D**-0.5,
+        "encoder/layers/attention/output/kernel": (H * K) ** -0.5, "decoder/layers/feed_forward/input/kernel": D**-0.5,
+        "decoder/layers/feed_forward/output/kernel": F**-0.5, "encoder/relative_bias": D**-0.5,
+    },
+    "t5_1_1_base": {"embedding/tokens": 1.0, "vocabulary/kernel": D**-0.5},
+}  # fmt: skip
+INITIALISATIONS |= {"gpt3_125m": INITIALISATIONS["gpt2_124m"]}
+INITIALISATIONS |= {"distilbert_base": {"encoder/layers/attention/key/kernel": 0.02 * 0.8796}}
+
+
+@pytest.mark.parametrize("preset", INITIALISATIONS)
+def test_initialisations_have_their_deviations(preset: str) -> None:
+    sizes = {"d_model": D, "d_ff": F, "num_heads": H, "head_dim": K, "num_layers": L, "vocab_size": 500}
+    config = TransformerConfig(**PRESETS[preset] | sizes | {"max_length": 64, "relative_buckets": 256})
+    model = Model(config, Execution(unroll=1), heads=(("label", 16),))
+    params = flatten(jax.jit(model.init)(jax.random.key(0)))
+    for path, deviation in INITIALISATIONS[preset].items():
+        values = np.asarray(params[path])
+        sampling = 4 / (2 * values.size) ** 0.5  # four deviations of a sample's deviation
+        assert np.std(values) == pytest.approx(deviation, rel=sampling), path
+        assert abs(np.mean(values)) < 4 * deviation / values.size**0.5, path
+    if config.initialization == "bert":
+        assert np.abs(params["embedding/tokens"]).max() <= 2 * 0.02 + 1e-7
+    if config.initialization == "transformer":  # uniform: nothing beyond sqrt(3) deviations
+        kernel = np.asarray(params["decoder/layers/feed_forward/input/kernel"])
+        assert np.abs(kernel).max() <= (6 / (D + F)) ** 0.5
+    for path, leaf in params.items():
+        if path.endswith("bias") and "relative" not in path:
+            assert np.all(leaf == 0), path
+        if path.endswith("scale"):
+            assert np.all(leaf == 1), path
 
 
 def test_bad_slots_are_refused_in_one_line() -> None:
@@ -253,3 +353,104 @@ def test_bad_slots_are_refused_in_one_line() -> None:
     with pytest.raises(UserError, match="cannot see what it predicts"):
         dataclasses.replace(CONFIGS["gpt"], visibility="full")
     assert Execution() == Execution(dtype="float32")
+
+
+# Positions, norms and placement, by hand
+
+
+def test_sinusoids_have_the_papers_values() -> None:
+    """PE(p, 2i) = sin(p / 10000^(2i/d)); sines first, then cosines."""
+    table = np.asarray(sinusoids(jnp.arange(3)[None], 4))[0]
+    wanted = [[0, 0, 1, 1], *([math.sin(p), math.sin(p / 100), math.cos(p), math.cos(p / 100)] for p in (1, 2))]
+    np.testing.assert_allclose(table, wanted, atol=1e-7)
+    # tensor2tensor: exponents i / (d/2 - 1), so the last one is 1.
+    table = np.asarray(sinusoids(jnp.arange(3)[None], 6, reaches_base=True))[0]
+    np.testing.assert_allclose(table[2], [math.sin(2), math.sin(0.02), math.sin(2e-4), math.cos(2), math.cos(0.02), 1],
+                               atol=1e-7)  # fmt: skip
+    far = np.asarray(sinusoids(jnp.array([[511]]), 512))[0, 0]
+    assert far[3] == pytest.approx(math.sin(511 * 10_000 ** (-6 / 512)), abs=1e-4)
+
+
+def test_rotary_positions_turn_pairs_and_depend_on_the_distance_alone() -> None:
+    x = jnp.array([1.0, 2.0, 3.0, 4.0])[None, None, None]
+    cos, sin = rotations(jnp.array([[2]]), 4, base=100.0)  # angles 2 and 0.2
+    found = np.asarray(rotated(x, (cos, sin)))[0, 0, 0]
+    wanted = [
+        1 * math.cos(2) - 3 * math.sin(2), 2 * math.cos(0.2) - 4 * math.sin(0.2),
+        3 * math.cos(2) + 1 * math.sin(2), 4 * math.cos(0.2) + 2 * math.sin(0.2),
+    ]  # fmt: skip
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    rng = np.random.default_rng(0)
+    q, k = (jnp.asarray(rng.normal(size=(1, 1, 1, 8)), jnp.float32) for _ in range(2))
+
+    def score(query: int, key: int) -> float:
+        turned = [rotated(x, rotations(jnp.array([[place]]), 8)) for x, place in ((q, query), (k, key))]
+        return float(jnp.sum(turned[0] * turned[1]))
+
+    assert score(5, 3) == pytest.approx(score(105, 103), rel=1e-4)
+    assert score(5, 3) != pytest.approx(score(5, 2), rel=1e-2)
+
+
+def test_a_rotary_model_reads_positions_and_nothing_absolute() -> None:
+    model = Model(dataclasses.replace(CONFIGS["gpt"], position="rotary"), Execution(unroll=1))
+    # Ten times as large, so that attention is far from uniform.
+    params, batch = jax.tree.map(lambda x: 10 * x, model.init(jax.random.key(0))), batch_of("gpt")
+    assert "inputs" not in params["decoder"]
+    batch["segment_ids"] = jnp.ones_like(batch["segment_ids"])
+    batch["positions"] = jnp.tile(jnp.arange(10), (4, 1))
+    hidden = [
+        model.apply(params, batch | {"positions": p})["hidden"] for p in (batch["positions"], batch["positions"] + 7)
+    ]
+    hidden.append(model.apply(params, batch | {"positions": batch["positions"] * 2})["hidden"])
+    base, moved, stretched = (np.asarray(array) for array in hidden)
+    assert np.abs(moved - base).max() < 1e-4 * np.abs(base).max() < np.abs(stretched - base).max()
+
+
+def test_learned_positions_come_from_the_table_behind_its_offset() -> None:
+    for offset in (0, 2):
+        config = dataclasses.replace(CONFIGS["gpt"], position_offset=offset, num_layers=1)
+        model = Model(config, Execution(unroll=1))
+        params, batch = model.init(jax.random.key(0)), batch_of("gpt")
+        table = params["decoder"]["inputs"]["positions"]
+        assert table.shape == (config.max_length + offset, config.d_model)
+        embedded = model.apply(params, batch, collect=("decoder",))["decoder"][0]
+        wanted = params["embedding"]["tokens"][batch["inputs"]] + table[offset + np.asarray(batch["positions"])]
+        np.testing.assert_array_equal(embedded, wanted)
+
+
+def test_norms_by_hand() -> None:
+    x = jnp.array([[[1.0, 2.0, 4.0, 5.0]]])
+    layer = Norm(dataclasses.replace(CONFIGS["gpt"], norm_epsilon=0.5))
+    scale, bias = jnp.array([1.0, 2.0, 1.0, 1.0]), jnp.array([0.0, 0.0, 10.0, 0.0])
+    found = layer.apply({"params": {"scale": scale, "bias": bias}}, x)
+    root = math.sqrt(2.5 + 0.5)  # the variance is (4 + 1 + 1 + 4) / 4
+    np.testing.assert_allclose(found[0, 0], [-2 / root, -2 / root, 10 + 1 / root, 2 / root], rtol=1e-6)
+    rms = Norm(dataclasses.replace(CONFIGS["t5"], norm_epsilon=0.5))
+    found = rms.apply({"params": {"scale": scale}}, x)
+    root = math.sqrt((1 + 4 + 16 + 25) / 4 + 0.5)
+    np.testing.assert_allclose(found[0, 0], [1 / root, 4 / root, 4 / root, 5 / root], rtol=1e-6)
+
+
+@pytest.mark.parametrize("placement", ["pre", "post"])
+def test_norms_stand_before_or_after_the_residual_sum(placement: str) -> None:
+    """With sublayers that return nothing, pre-norm leaves x alone and post-norm normalises it."""
+    config = dataclasses.replace(CONFIGS["gpt"], norm_placement=placement, num_layers=1)
+    model = Model(config, Execution(unroll=1))
+    params, batch = model.init(jax.random.key(0)), batch_of("gpt")
+    layers = params["decoder"]["layers"]
+    for sublayer in (layers["attention"], layers["feed_forward"]):
+        sublayer["output"] = jax.tree.map(jnp.zeros_like, sublayer["output"])
+    outputs = model.apply(params, batch, collect=("decoder",))
+    embedded, output = (np.asarray(layer) for layer in outputs["decoder"])
+
+    def normed(x: np.ndarray) -> np.ndarray:
+        centred = x - x.mean(-1, keepdims=True)
+        return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + config.norm_epsilon)
+
+    if placement == "pre":
+        np.testing.assert_array_equal(output, embedded)
+        np.testing.assert_allclose(outputs["hidden"], normed(embedded), atol=1e-5)
+    else:
+        np.testing.assert_allclose(output, normed(normed(embedded)), atol=1e-4)
+        np.testing.assert_array_equal(outputs["hidden"], output)
+    assert ("final_norm" in params["decoder"]) == (placement == "pre")
