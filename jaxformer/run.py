@@ -9,11 +9,12 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import jax
+import numpy as np
 from tensorboardX import SummaryWriter
 
 from jaxformer import config as configs
@@ -77,6 +78,32 @@ def check_unchanged(workdir: Path, config: Config) -> None:
             f"{workdir} holds a run with another config ({'; '.join(differing)}); choose another --workdir, "
             "or resume it with --allow-config-change"
         )
+
+
+# Model fields that may differ from those of the run that parameters come from, without a word.
+_FREE = ("preset", "vocab_multiple", "initialization", "dropout", "attention_dropout", "attention_output_dropout",
+         "hidden_dropout", "final_dropout")  # fmt: skip
+
+
+def compare_with_base(config: Config, labels: Sequence[str], restored: Iterable[str]) -> list[str]:
+    """Return one line per slot in which this model departs from that of `init_from`, whose parameters it takes over.
+
+    Raises UserError when the classifier among them (`restored` paths) tells other labels apart, or numbers them
+    differently.
+    """
+    record = read_record(Path(config.init_from))
+    if any(path.startswith("row_heads/label/") for path in restored) and list(labels) != record["labels"]:
+        raise UserError(
+            f"init_from: its classifier knows the labels {', '.join(record['labels'])}, "
+            f"the data has {', '.join(labels)}; "
+            "for a fresh one name 'row_heads/label/.*' in checkpoint.init_skip and in checkpoint.init_new"
+        )
+    base = record["config"]["model"]
+    return [
+        f"model.{name} is {value!r} here and {base[name]!r} in {config.init_from}"
+        for name, value in vars(config.model).items()
+        if name not in _FREE and base.get(name, value) != value
+    ]
 
 
 def write_record(workdir: Path, config: Config, labels: Sequence[str], num_parameters: int) -> None:
@@ -181,16 +208,24 @@ class LoadedRun:
         """Return what the model writes after each prompt (or, for an encoder-decoder, in answer to it)."""
         require_generator(self.model.config.family)
         vocabulary, reads = self.tokenizer.vocabulary, self.model.config.family == "encoder_decoder"
+        # What an encoder reads has the tokens around it that it had in training.
+        rows = [self.tokenizer.encode(prompt, special=reads) for prompt in prompts]
         answers = generate(
             self.model,
             self.params,
-            # What an encoder reads has the tokens around it that it had in training.
-            [self.tokenizer.encode(prompt, special=reads) for prompt in prompts],
+            rows,
             generation or self.config.generation,
             end_id=vocabulary.special.get("end", -1),  # GPT's own vocabulary has no end: it writes on
             start_id=vocabulary.id(self.model.config.decoder_start),
         )
-        return [self.tokenizer.decode(ids) for ids in answers]
+        if reads:
+            return [self.tokenizer.decode(ids) for ids in answers]
+        return [self._continuation(row, ids) for row, ids in zip(rows, answers, strict=True)]
+
+    def _continuation(self, row: np.ndarray, ids: np.ndarray) -> str:
+        """Return the text of ids behind a row's: whether a space stands between the two, only both together tell."""
+        before, both = self.tokenizer.decode(row), self.tokenizer.decode(np.append(row, ids))
+        return both[len(before) :] if both.startswith(before) else self.tokenizer.decode(ids)
 
 
 class OpenRun(NamedTuple):

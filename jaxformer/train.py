@@ -25,7 +25,7 @@ from jaxformer.models.model import count_parameters
 from jaxformer.monitor import Meter, Signals
 from jaxformer.optimizers import freeze, make_optimizer, schedule
 from jaxformer.progress import Display
-from jaxformer.run import MetricsLog, check_unchanged, is_run, write_record
+from jaxformer.run import MetricsLog, check_unchanged, compare_with_base, is_run, write_record
 from jaxformer.runtime import prepare_process
 from jaxformer.sharding import make_mesh, place, replicated
 from jaxformer.step import TrainState, init_state, make_eval_step, make_train_step
@@ -84,7 +84,7 @@ def _train(
     everywhere = replicated(mesh)
     make_state = jax.jit(lambda key: init_state(model, optimizer, key), out_shardings=everywhere)
     new_tokens = getattr(supervision, "new_token_ids", ())
-    state = _start(config, workdir, resumes, checkpoints, make_state, init_rng, everywhere, display, new_tokens)
+    state = _start(config, workdir, resumes, checkpoints, make_state, init_rng, everywhere, display, new_tokens, labels)
     if not resumes:  # only now: what failed until here has left no run that a corrected command would have to resume
         tokenizer.save(workdir / "tokenizer.json")
         write_record(workdir, config, labels, num_parameters)
@@ -161,7 +161,7 @@ def _train(
 
 def _start(
     config: Config, workdir: Path, resumes: bool, checkpoints: Checkpoints, make_state: Any, rng: jax.Array,
-    sharding: jax.sharding.Sharding, display: Display, new_token_ids: Sequence[int],
+    sharding: jax.sharding.Sharding, display: Display, new_token_ids: Sequence[int], labels: Sequence[str],
 ) -> TrainState:  # fmt: skip
     """Return the state to go on from: the newest good checkpoint, else `init_from` with fresh embeddings for the tokens
     that it has not learnt, else fresh."""
@@ -178,6 +178,8 @@ def _start(
             Path(config.init_from), state.params, skip=config.checkpoint.init_skip, new=config.checkpoint.init_new
         )
         display.note(table.render())
+        for line in compare_with_base(config, labels, table.restored):
+            display.note(f"note: {line}")
         if new_token_ids:
             rows = np.array(new_token_ids)
             table_VD, fresh_VD = params["embedding"]["tokens"], state.params["embedding"]["tokens"]

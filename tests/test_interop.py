@@ -27,7 +27,7 @@ from jaxformer.errors import UserError
 from jaxformer.interop import export_run, import_run
 from jaxformer.interop.layouts import LAYOUTS
 from jaxformer.interop.weights import TensorWriter, stored_tensors
-from jaxformer.run import open_run
+from jaxformer.run import compare_with_base, open_run
 
 
 def params_of(run: Path) -> dict[str, np.ndarray]:
@@ -157,6 +157,23 @@ def test_imported_runs_of_every_family_are_evaluated(name: str, exported: Any, t
     assert main(["evaluate", f"--workdir={tmp_path / 'run'}", *overrides]) == 0
     result = json.loads((tmp_path / "run" / "results" / "evaluate-validation.json").read_text())
     assert result["metrics"]["loss"] > 0
+
+
+def test_what_init_from_takes_over_is_compared(exported: Any) -> None:
+    run, _, _ = exported("bert_label")
+    config = open_run(run).config
+    same = dataclasses.replace(config, init_from=str(run))
+    heads = ["row_heads/label/kernel"]
+    assert compare_with_base(same, LABELS, heads) == []
+    changed_slot = dataclasses.replace(
+        same, model=dataclasses.replace(config.model, activation="gelu_tanh", dropout=0.3)
+    )
+    assert compare_with_base(changed_slot, LABELS, heads) == [
+        f"model.activation is 'gelu_tanh' here and 'gelu' in {run}"
+    ]
+    assert compare_with_base(same, LABELS[::-1], ["row_heads/pooler/kernel"]) == []
+    with pytest.raises(UserError, match="knows the labels concurrency, data, files, the data has files, data"):
+        compare_with_base(same, LABELS[::-1], heads)
 
 
 def test_labels_in_another_order_are_told_apart(exported: Any, tmp_path: Path) -> None:

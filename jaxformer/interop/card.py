@@ -7,18 +7,21 @@ from jaxformer.models.model import count_parameters
 from jaxformer.report import read_run
 from jaxformer.run import OpenRun
 
-_LINES = {"num_layers": "layers per stack", "d_model": "d_model", "num_heads": "heads", "d_ff": "d_ff"}
+_FAMILIES = {
+    "decoder_only": "A decoder-only", "encoder_only": "An encoder-only", "encoder_decoder": "An encoder-decoder",
+}  # fmt: skip
 
 
 def model_card(workdir: Path, run: OpenRun, loader: str) -> str:
     """Return the README.md of an export, from what the run directory holds; nothing is claimed that it does not say."""
     found, config = read_run(workdir), run.config.to_dict()
-    model, kind = config["model"], "task" if config.get("task") else "objective"
-    sizes = ", ".join(f"{model[key]} {words}" for key, words in _LINES.items())
+    model = config["model"]
+    layers = f"{model['num_layers']} layers" + " in each stack" * (model["family"] == "encoder_decoder")
+    sizes = f"{layers}, {model['num_heads']} heads, width {model['d_model']}, feed-forward width {model['d_ff']}"
     lines = [
         "---", "library_name: transformers", "tags: [jaxformer]", "---", "",
         f"# {found.name}", "",
-        f"A {model['family'].replace('_', '-')} Transformer (preset `{model['preset']}`: {sizes}) with "
+        f"{_FAMILIES[model['family']]} Transformer (preset `{model['preset']}`: {sizes}) with "
         f"{count_parameters(run.model):,} parameters and a vocabulary of {model['vocab_size']:,}, "
         "exported by jaxformer.",
         "",
@@ -26,9 +29,8 @@ def model_card(workdir: Path, run: OpenRun, loader: str) -> str:
         f'model = {loader}.from_pretrained("PATH")', 'tokenizer = AutoTokenizer.from_pretrained("PATH")', "```", "",
         "## Training", "", f"Config: `{found.record['name']}`.", "",
         "| | |", "| --- | --- |",
-        f"| {kind} | {config[kind]['name']} |",
+        *(f"| {name} | {value} |" for name, value in _training(found, config).items()),
     ]  # fmt: skip
-    lines += [f"| {name} | {value} |" for name, value in _training(found, config).items()]
     if run.labels:
         lines += ["", "## Labels", "", ", ".join(f"{n}: {label}" for n, label in enumerate(run.labels)) + "."]
     evaluations = {name: result for name, result in found.results.items() if isinstance(result, dict)}
@@ -49,8 +51,9 @@ def _training(found: Any, config: dict[str, Any]) -> dict[str, Any]:
     last = max((line.get("step", 0) for line in found.metrics), default=0)
     if not last:
         return {"weights": "imported; their own card says how they were trained"}
-    emissions = found.emissions
+    emissions, kind = found.emissions, "task" if config.get("task") else "objective"
     return {
+        kind: config[kind]["name"],
         "data": config["data"]["name"],
         "steps": f"{last:,} of batch size {config['training']['batch_size']}",
         "optimizer": f"{config['optimizer']['name']}, learning rate {config['optimizer']['learning_rate']:g}",
