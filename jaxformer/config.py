@@ -124,8 +124,12 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Config:
     return resolve(experiment.to_dict() if isinstance(experiment, ConfigDict) else experiment, overrides, name=spec)
 
 
-def resolve(experiment: Mapping[str, Any], overrides: Sequence[str] = (), *, name: str) -> Config:
-    """Resolve an experiment's dict of sections (see `load`)."""
+def resolve(experiment: Mapping[str, Any], overrides: Sequence[str] = (), *, name: str, stored: bool = False) -> Config:
+    """Resolve an experiment's dict of sections (see `load`).
+
+    `stored` says that it is a resolved one, which gives every field: where an override makes another choice, those that
+    say what the old choice says by itself do not count.
+    """
     given = {key: dict(value) if isinstance(value, Mapping) else value for key, value in experiment.items()}
     known = [*SCALARS, *SECTIONS]
     for key, value in given.items():
@@ -133,7 +137,7 @@ def resolve(experiment: Mapping[str, Any], overrides: Sequence[str] = (), *, nam
             raise UserError(f"{name}: '{key}' is not a section of a config{suggest(key, known)}")
         if key in SECTIONS and not isinstance(value, Mapping):
             raise UserError(f"{name}: '{key}' is a section of keys, not a value")
-    _override(given, overrides)
+    _override(given, overrides, stored)
     if ("objective" in given) == ("task" in given):
         raise UserError(f"{name}: a config has either an 'objective' (pretraining) or a 'task' (supervised)")
 
@@ -195,7 +199,7 @@ def _summary(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}{where}"
 
 
-def _override(given: dict[str, Any], overrides: Sequence[str]) -> None:
+def _override(given: dict[str, Any], overrides: Sequence[str], stored: bool) -> None:
     # Selectors first, so that no override is lost to another choice that stands after it.
     selectors = {f"{section}.{selector}" for section, selector in SELECTORS.items()}
     for override in sorted(overrides, key=lambda override: override.partition("=")[0] not in selectors):
@@ -213,12 +217,9 @@ def _override(given: dict[str, Any], overrides: Sequence[str]) -> None:
                 raise UserError(f"--config.{key}: this experiment has a section '{other}', not '{section}'")
             keys = given.setdefault(section, {})
             if field == SELECTORS.get(section) and keys.get(field) != value:
-                # Another choice keeps only those of the experiment's keys that it also has, and of a resolved config
-                # (which gives every field) only those that are not what the old choice says by itself.
-                fields, old = (
-                    _fields(_dataclass(section, value, SECTIONS[section])),
-                    _defaults(section, keys.get(field)),
-                )
+                # Another choice keeps only those of the experiment's keys that it also has.
+                fields = _fields(_dataclass(section, value, SECTIONS[section]))
+                old = _defaults(section, keys.get(field)) if stored else {}
                 given[section] = keys = {
                     name: entry for name, entry in keys.items() if name in fields and old.get(name, fields) != entry
                 }
@@ -249,12 +250,12 @@ def _select(section: str, keys: dict[str, Any]) -> str:
     selector = SELECTORS[section]
     if selector not in keys:
         if section == "model":
-            raise UserError(f"model.preset: missing; there are {', '.join(PRESETS)}")
+            raise UserError("model.preset: missing; `jaxformer models` lists them")
         raise UserError(f"{section}.name: missing; there are {', '.join(SECTIONS[section])}")
     choice = str(keys.pop(selector))
     if section == "model":
         if choice not in PRESETS:
-            raise UserError(f"model.preset: no '{choice}'{suggest(choice, PRESETS)}; there are {', '.join(PRESETS)}")
+            raise UserError(f"model.preset: no '{choice}'{suggest(choice, PRESETS)}; `jaxformer models` lists all")
         for key, value in PRESETS[choice].items():
             keys.setdefault(key, value)
     return choice

@@ -274,7 +274,7 @@ def evaluate_run(workdir: Path, split: str, overrides: Sequence[str] = ()) -> di
     """Judge a run's newest checkpoint on a split of its data (or of the data that the overrides name) and write the
     result to `results/evaluate-SPLIT.json`."""
     run = load(workdir)
-    config = configs.resolve(run.config.to_dict(), overrides, name=run.config.name)
+    config = configs.resolve(run.config.to_dict(), overrides, name=run.config.name, stored=True)
     names = label_names(config)
     labels = run.labels or names  # imported weights that write their labels know none before they see the data
     if set(names) != set(labels):

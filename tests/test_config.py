@@ -61,7 +61,7 @@ def test_a_resolved_config_is_the_golden_text(spec: str) -> None:
 
 
 def test_no_golden_text_is_left_of_an_experiment_that_has_gone() -> None:
-    stale = set(GOLDEN.glob("*")) - {golden_file(spec) for spec in SPECS}
+    stale = set(GOLDEN.glob("*.txt")) - {golden_file(spec) for spec in SPECS}
     for path in stale if UPDATES else ():
         path.unlink()
     left = sorted(path.name for path in stale if path.exists())
@@ -98,7 +98,10 @@ def test_the_default_size_is_the_papers_main_one() -> None:
 def test_every_preset_of_the_family_is_a_size_somewhere() -> None:
     """A preset that no experiment runs is either new or forgotten: it is named here."""
     run = {load(spec).selected["model"] for spec in SPECS}
-    assert set(PRESETS) - run == {"bert_small"}, "bert:small is a small run, not the released model of that name"
+    # bert:small is a small run, not the released model of that name. The rest are taken by --config.model.preset=….
+    named = {"bert_small", "bert_base_cased", "bert_large_cased", "t5_2x", "t5_4x"}
+    without = ("transformer_", "gpt2_", "distilbert_", "t5_1_1_", "bart_", "gpt3_")
+    assert {preset for preset in set(PRESETS) - run if not preset.startswith(without)} == named
 
 
 # Who reads what.
@@ -316,7 +319,7 @@ def test_mistakes_of_a_dict_are_named() -> None:
         "a config has either an 'objective' (pretraining) or a 'task'": {"task": {"name": "extract_classification"}},
         "training.num_steps: missing": {"training": {"batch_size": 1}},
         "training.num_steps: missing; set it": {"training": {}},
-        "model.preset: missing; there are gpt": {"model": {}},
+        "model.preset: missing; `jaxformer models` lists them": {"model": {}},
         "optimizer.name: missing; there are adamw": {"optimizer": {"learning_rate": 1.0}},
         "seed: True is not a whole number": {"seed": True},
         "init_from: 3 is not text": {"init_from": 3},

@@ -19,6 +19,7 @@ from jaxformer.models.model import Model
 from jaxformer.step import make_eval_step
 
 Batch = dict[str, np.ndarray]
+STARTS_FROM_PADDING: Any = Model(CONFIGS["t5"])
 
 
 # Metrics.
@@ -70,7 +71,7 @@ def sums_of(params: Any, batch: Batch) -> tuple[dict[str, tuple[Any, ...]], Batc
 
 def evaluated(supervision: Supervision, batches: list[Batch], **given: Any) -> dict[str, float]:
     arguments = {"place": lambda batch: batch, "tokenizer": None} | given
-    return evaluate(None, supervision, sums_of, {}, iter(batches), **arguments)  # type: ignore[arg-type]
+    return evaluate(STARTS_FROM_PADDING, supervision, sums_of, {}, iter(batches), **arguments)  # type: ignore[arg-type]
 
 
 def cut(arrays: Batch, size: int) -> list[Batch]:
