@@ -53,11 +53,16 @@ def read_record(workdir: Path) -> dict[str, Any]:
     """Return a run's `config.json`. Raises UserError when the folder is no run or the file is damaged."""
     path = workdir / "config.json"
     try:
-        return json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{workdir} is not a run: it has no config.json; give a folder that `train` wrote") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is damaged ({error}); restore it or start a new run elsewhere") from error
+    if isinstance(record, dict) and "model_type" in record:
+        raise UserError(f"{workdir} is a folder in Hugging Face format; `jaxformer import` makes a run of it")
+    if not isinstance(record, dict) or not record.keys() >= {"name", "config", "labels"}:
+        raise UserError(f"{path} does not describe a run; give a folder that `train` wrote")
+    return record
 
 
 def is_run(workdir: Path) -> bool:
@@ -275,6 +280,8 @@ def evaluate_run(workdir: Path, split: str, overrides: Sequence[str] = ()) -> di
     result to `results/evaluate-SPLIT.json`."""
     run = load(workdir)
     config = configs.resolve(run.config.to_dict(), overrides, name=run.config.name, stored=True)
+    if config.model != run.config.model:
+        raise UserError("--config.model: a trained model cannot be changed; leave these overrides out")
     names = label_names(config)
     labels = run.labels or names  # imported weights that write their labels know none before they see the data
     if set(names) != set(labels):

@@ -19,7 +19,7 @@ def test_logits_and_hidden_states(reference: comparison.Reference) -> None:
     layers = reference.model.config.num_layers
     stacks = 2 if reference.model.config.family == "encoder_decoder" else 1
     assert len(errors) >= 1 + stacks * layers
-    assert {name: value for name, value in errors.items() if value > 1e-5} == {}
+    assert {name: value for name, value in errors.items() if not value <= 1e-5} == {}  # not: NaN is no success
 
 
 def test_the_gradient_of_every_parameter(reference: comparison.Reference) -> None:

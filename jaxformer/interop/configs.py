@@ -14,10 +14,10 @@ from jaxformer.models.presets import PRESETS
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file. Raises UserError when it is missing, damaged or no object."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path.parent} has no {path.name}; give a folder in Hugging Face format") from None
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
@@ -50,20 +50,23 @@ def read_config(
             raise UserError(
                 f"{where}: {key} = {theirs[key]!r} is not supported for {layout.model_type}, only {wanted!r}"
             )
+    for key in layout.demanded:
+        if key not in theirs:
+            raise UserError(f"{where} has no {key}")
     fields = dict(PRESETS[layout.preset])
     for name, keys in layout.keys.items():
         found = {key: theirs[key] for key in keys if theirs.get(key) is not None}
-        if len(set(map(str, found.values()))) > 1 and name not in ("dropout",):
+        if len(set(map(str, found.values()))) > 1 and name != "dropout":
             words = ", ".join(f"{key} {value}" for key, value in found.items())
             raise UserError(f"{where}: {words}: stacks of unequal sizes are not supported")
         if found:
             fields[name] = _value(name, next(iter(found.values())), layout, where)
         elif name in ("vocab_size", "d_model", "num_heads", "num_layers"):
             raise UserError(f"{where} has no {keys[0]}")
-    if layout.model_type in ("gpt2", "openai-gpt") and theirs.get("n_inner") is None:
-        fields["d_ff"] = 4 * fields["d_model"]
+    if layout.d_ff_multiple and theirs.get(*layout.keys.get("d_ff", ("",))) is None:
+        fields["d_ff"] = layout.d_ff_multiple * fields["d_model"]
     if "head_dim" not in layout.keys:
-        if fields["d_model"] % fields["num_heads"]:
+        if fields["num_heads"] < 1 or fields["d_model"] % fields["num_heads"]:
             raise UserError(f"{where}: {fields['d_model']} dimensions cannot be shared by {fields['num_heads']} heads")
         fields["head_dim"] = fields["d_model"] // fields["num_heads"]
     if layout.model_type == "t5":
@@ -73,10 +76,13 @@ def read_config(
         fields["output_head"] = "biased"
     start = theirs.get("decoder_start_token_id")
     if start is not None and fields["family"] == "encoder_decoder":
-        roles = {theirs.get("eos_token_id"): "end", theirs.get("pad_token_id"): "pad"}
-        if start not in roles:
+        end = theirs.get("eos_token_id")
+        if start == theirs.get("pad_token_id"):
+            fields["decoder_start"] = "pad"
+        elif start in (end if isinstance(end, list) else [end]):
+            fields["decoder_start"] = "end"
+        else:
             raise UserError(f"{where}: decoder_start_token_id {start} is neither padding nor end: not supported")
-        fields["decoder_start"] = roles[start]
     try:
         return TransformerConfig(**fields)
     except UserError as error:
@@ -86,12 +92,12 @@ def read_config(
 def _value(name: str, value: Any, layout: Layout, where: Path) -> Any:
     """Return the value of our field `name`, checked for its type: config.json is another's file."""
     if name == "activation":
-        if value not in layout.activations:
+        if not isinstance(value, str) or value not in layout.activations:
             raise UserError(f"{where}: activation '{value}' is not one of {', '.join(layout.activations)}")
         return layout.activations[value]
     if name == "embedding_scale":
         return "sqrt_d_model" if value else "none"
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**53
     whole = not isinstance(getattr(TransformerConfig, name, 0), float)
     if not number or (whole and value != int(value)):
         key = layout.keys[name][0]
@@ -146,8 +152,8 @@ def _differences(layout: Layout, config: TransformerConfig, classes: tuple[str, 
         wanted["head_dim"] = config.d_model // config.num_heads
     if layout.model_type == "bert":
         wanted["token_types"] = max(1, config.token_types)
-    if layout.model_type == "openai-gpt":
-        wanted["d_ff"] = 4 * config.d_model
+    if layout.d_ff_multiple and "d_ff" not in layout.keys:
+        wanted["d_ff"] = layout.d_ff_multiple * config.d_model
     return {name: value for name, value in wanted.items() if getattr(config, name) != value}
 
 

@@ -28,8 +28,8 @@ _SPECIAL = {
 def export_run(workdir: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> str:
     """Write a run's newest checkpoint as a Hugging Face folder and return the name of the class that loads it.
 
-    Rows beyond `vocab_size` are left out. At no time is more than one stack of kernels in memory. Raises UserError for
-    a model that no class there computes, and leaves nothing behind.
+    Rows beyond `vocab_size` are left out. Arrays are read one stack at a time, and together only where they share a
+    tensor there. Raises UserError for a model that no class there computes, and leaves nothing behind.
     """
     check_new(out, "OUT")
     run = open_run(workdir)
@@ -101,10 +101,8 @@ def _cut(path: str, shape: Shape, vocab_size: int) -> Shape:
 
 def _ids(run: OpenRun, layout: Layout) -> dict[str, Any]:
     special = run.tokenizer.vocabulary.special
-    # A GPT starts a text as it ends it.
-    start = "end" if layout.model_type in ("gpt2", "openai-gpt") else "start"
-    names = {"pad_token_id": "pad", "eos_token_id": "end", "bos_token_id": start}
-    ids = {name: special[role] for name, role in names.items() if role in special}
+    names = {"pad_token_id": "pad", "eos_token_id": "end", "bos_token_id": layout.starts_with}
+    ids = {name: special.get(role) for name, role in names.items()}
     if run.model.config.family == "encoder_decoder":
         ids["decoder_start_token_id"] = special[run.model.config.decoder_start]
     return ids
@@ -119,7 +117,11 @@ def _labels(labels: tuple[str, ...]) -> dict[str, Any]:
 
 def _tokenizer_config(tokenizer: Tokenizer, model: Model) -> dict[str, Any]:
     special = tokenizer.vocabulary.special
-    names = {key: tokenizer.tokens([special[role]])[0] for key, role in _SPECIAL.items() if role in special}
+    names = {
+        key: tokenizer.tokens([special[role]])[0]
+        for key, role in _SPECIAL.items()
+        if role in special and tokenizer.vocabulary.is_special[special[role]]
+    }
     return names | {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model.config.max_length,

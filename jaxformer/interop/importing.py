@@ -14,15 +14,13 @@ from jaxformer.errors import UserError
 from jaxformer.interop.configs import layout_of, read_config, read_json
 from jaxformer.interop.folders import check_new, source_folder, whole_or_not_at_all
 from jaxformer.interop.layouts import Layout, Piece, pieces
-from jaxformer.interop.weights import Shape, StoredTensor, as_float32, stored_tensors
+from jaxformer.interop.weights import Shape, StoredTensor, as_float32, check_dtype, listed, stored_tensors
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.model import Model, Params, count_parameters
 from jaxformer.parameters import flatten, unflatten
 from jaxformer.run import write_record
 from jaxformer.runtime import prepare_process
 from jaxformer.tokenizers import Tokenizer, load_tokenizer
-
-_SHOWN = 3  # names in an error
 
 
 def import_run(source: str, workdir: Path, tokenizer: Path | None = None, *, revision: str | None = None) -> int:
@@ -34,20 +32,21 @@ def import_run(source: str, workdir: Path, tokenizer: Path | None = None, *, rev
     check_new(workdir, "--workdir")
     folder = source_folder(source, revision)
     prepare_process()
-    theirs = read_json(folder / "config.json")
-    layout = layout_of(theirs, folder / "config.json")
+    where = folder / "config.json"
+    theirs = read_json(where)
+    layout = layout_of(theirs, where)
     tensors = named(layout, stored_tensors(folder))
-    config, heads = describe(layout, theirs, folder / "config.json", tensors)
-    words = load_tokenizer(tokenizer or folder)
-    labels = _labels(theirs, tensors, heads, layout)
+    config, heads = describe(layout, theirs, where, tensors)
+    labels = _labels(layout, theirs, where, tensors) if "label" in heads else ()
+    words = usable(load_tokenizer(tokenizer or folder), config.vocab_size)
+    experiment = _experiment(config, layout.preset, heads, words, workdir)
+    resolved = configs.resolve(experiment, name=f"import {source}")
+    model = build_model(resolved, bind(resolved, words, labels))
+    params = read_params(layout, model, tensors, folder)
+    count = count_parameters(model)
     with whole_or_not_at_all(workdir) as temporary:
-        experiment = _experiment(config, layout.preset, heads, words, workdir)
-        resolved = configs.resolve(experiment, name=f"import {source}")
-        model = build_model(resolved, bind(resolved, words, labels))
-        params = read_params(layout, model, tensors, folder)
         words.save(temporary / "tokenizer.json")
         save_params(temporary / "checkpoints", params)
-        count = count_parameters(model)
         write_record(temporary, resolved, labels, count)
     return count
 
@@ -59,32 +58,64 @@ def named(layout: Layout, stored: Mapping[str, StoredTensor]) -> dict[str, Store
     for name, tensor in stored.items():
         prefix = next((prefix for prefix in prefixes if prefix and name.startswith(prefix)), "")
         plain = name.removeprefix(prefix)
-        if plain.endswith((".gamma", ".beta")):  # as TensorFlow named them
-            plain = plain.removesuffix(".gamma").removesuffix(".beta") + (
-                ".weight" if "gamma" in plain[-6:] else ".bias"
-            )
+        for old, new in ((".gamma", ".weight"), (".beta", ".bias")):  # as TensorFlow named them
+            plain = plain.removesuffix(old) + new if plain.endswith(old) else plain
         if plain in named:
             raise UserError(f"{tensor.file} holds {plain} twice, with and without a prefix")
         named[plain] = tensor
+    for original, copies in layout.tied.items():
+        found = [copy for copy in copies if copy in named]
+        if original not in named and found:
+            named[original] = named[found[0]]
     return named
 
 
 def describe(
     layout: Layout, theirs: Mapping[str, Any], where: Path, tensors: Mapping[str, StoredTensor]
 ) -> tuple[TransformerConfig, tuple[str, ...]]:
-    """Return the model, and what stands on its body, by the tensors that are there."""
-    untied = "lm_head.weight" in tensors and not _is_copy(tensors, "lm_head.weight", "shared.weight")
-    untied |= _has(layout, "row_heads/label", tensors) and theirs.get("tie_word_embeddings") is False
+    """Return the model, and what stands on its body, by the tensors that are there.
+
+    Raises UserError when config.json names a class that is none of the layout's, whatever the tensors look like.
+    """
+    known = [name for name, _ in layout.classes.values()]
+    architecture = next(iter(theirs.get("architectures") or ()), "")
+    # A bare body, as BertModel, has the class's parameters where all that it lacks are copies of others.
+    if architecture and architecture not in known and not str(architecture).endswith("Model"):
+        raise UserError(f"{where}: {architecture} cannot be imported; supported are {', '.join(dict.fromkeys(known))}")
+    untied = "tied_embeddings" in layout.free and _untied(theirs, tensors)
     biased = any(name in tensors and np.any(as_float32(name, tensors[name])) for name in layout.zeros)
     config = read_config(layout, theirs, where, untied=untied, biased=biased)
+    if config.num_layers > len(tensors):
+        raise UserError(f"{where}: {config.num_layers} layers, but the weights are {len(tensors)} tensors")
     heads = [head for head in ("next_sentence", "label") if _has(layout, f"row_heads/{head}", tensors)]
     predicts = config.family != "encoder_only" or _has(layout, "vocabulary/transform", tensors)
     classes = (*(("tokens",) if predicts and "label" not in heads else ()), *heads)
     if classes not in layout.classes:
-        known = ", ".join(name for name, _ in layout.classes.values())
-        architecture = (theirs.get("architectures") or ["this"])[0]
-        raise UserError(f"{where.parent}: {architecture} has no head that can be imported; supported are {known}")
+        raise UserError(
+            f"{where.parent}: the weights of {architecture or 'this model'} have no head that can be imported; "
+            f"supported are {', '.join(dict.fromkeys(known))}"
+        )
     return config, classes
+
+
+def _untied(theirs: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> bool:
+    """Whether the softmax has a matrix of its own. Where none is stored (classifiers), config.json says so."""
+    if "lm_head.weight" in tensors:
+        return not _is_copy(tensors, "lm_head.weight", "shared.weight")
+    return "classification_head.out_proj.weight" in tensors and theirs.get("tie_word_embeddings") is False
+
+
+def usable(words: Tokenizer, vocab_size: int) -> Tokenizer:
+    """Return a tokenizer without the special tokens for which the model has no row (bart-large-cnn's <mask>).
+
+    Raises UserError when it cannot encode at all.
+    """
+    words = words.without_special_from(vocab_size)
+    try:
+        words.encode("a", special=True)
+    except Exception as error:  # a template that names tokens which are not there
+        raise UserError(f"the tokenizer cannot encode: {error}; give another with --tokenizer") from error
+    return words
 
 
 def _experiment(
@@ -115,7 +146,9 @@ def _experiment(
         objective = {"name": "masked_lm", "sequence_length": length, "max_predictions": max(1, round(0.15 * length))}
         return sections | {"objective": objective | {"next_sentence": "next_sentence" in heads}}
     if len(vocabulary.sentinels):
-        return sections | {"objective": {"name": "span_corruption", "input_length": length}}
+        # A sentinel for each span: one in about twenty tokens at the usual rate and length.
+        length = min(length, 18 * len(vocabulary.sentinels))
+        return sections | {"objective": {"name": "span_corruption", "input_length": max(length, 8)}}
     return sections | {"task": {"name": "text_to_text_classification", "sequence_length": min(length, 128)}}
 
 
@@ -125,19 +158,24 @@ def _has(layout: Layout, head: str, tensors: Mapping[str, StoredTensor]) -> bool
 
 def _is_copy(tensors: Mapping[str, StoredTensor], name: str, original: str) -> bool:
     """Whether two tensors are equal, or the original is not there to compare with."""
-    if original not in tensors:
+    if original not in tensors or tensors[name] is tensors[original]:
         return True
     one, other = tensors[name], tensors[original]
     return one.shape == other.shape and bool(np.array_equal(one.read(), other.read()))
 
 
 def _labels(
-    theirs: Mapping[str, Any], tensors: Mapping[str, StoredTensor], heads: tuple[str, ...], layout: Layout
+    layout: Layout, theirs: Mapping[str, Any], where: Path, tensors: Mapping[str, StoredTensor]
 ) -> tuple[str, ...]:
-    if "label" not in heads:
-        return ()
+    """Return the names of a classifier's labels, in its order. Raises UserError for what is no choice among labels."""
     count = tensors[f"{layout.heads['row_heads/label']}.weight"].shape[0]
+    kind = theirs.get("problem_type")
+    if kind not in (None, "single_label_classification") or count < 2:
+        what = kind or "regression (one output)"
+        raise UserError(f"{where}: {what} cannot be imported; only one label out of several can be told")
     names = theirs.get("id2label") or {}
+    if not isinstance(names, Mapping):
+        raise UserError(f"{where}: id2label is no table of labels")
     named = [str(names.get(str(number), f"LABEL_{number}")) for number in range(count)]
     return tuple(named if len(set(named)) == count else [f"LABEL_{number}" for number in range(count)])
 
@@ -145,7 +183,8 @@ def _labels(
 def read_params(layout: Layout, model: Model, tensors: Mapping[str, StoredTensor], folder: Path) -> Params:
     """Return the model's parameters as numpy arrays, stacked. `tensors`: by their names in a bare body.
 
-    Raises UserError, before anything is read, when a tensor is missing, left over or of another shape.
+    Raises UserError, before any of them is filled, when a tensor is missing, left over, of another shape or of another
+    kind of numbers.
     """
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(model.shapes).items()}
     places = list(pieces(layout, model.config, shapes))
@@ -154,7 +193,7 @@ def read_params(layout: Layout, model: Model, tensors: Mapping[str, StoredTensor
         shape = shapes[piece.path][piece.layer is not None :]
         shape = shape if piece.third is None else (*shape[:-1], 3 * shape[-1])
         wanted[piece.name] = shape[::-1] if piece.transposed else shape
-    _compare(layout, wanted, {piece.path: piece.name for piece in places}, tensors, folder)
+    _compare(layout, wanted, tensors, folder)
     params = {path: _aligned(shape) for path, shape in shapes.items()}
     by_name: dict[str, list[Piece]] = {}
     for piece in places:
@@ -170,34 +209,24 @@ def read_params(layout: Layout, model: Model, tensors: Mapping[str, StoredTensor
     return unflatten(params)
 
 
-def _compare(
-    layout: Layout,
-    wanted: Mapping[str, Shape],
-    names: Mapping[str, str],
-    tensors: Mapping[str, StoredTensor],
-    folder: Path,
-) -> None:
+def _compare(layout: Layout, wanted: Mapping[str, Shape], tensors: Mapping[str, StoredTensor], folder: Path) -> None:
     missing = [name for name in wanted if name not in tensors]
     if missing:
-        raise UserError(f"{folder}: the weights lack {_listed(missing)}")
-    copies = {copy: names[ours] for ours, found in layout.tied.items() for copy in found if ours in names}
+        raise UserError(f"{folder}: the weights lack {listed(missing)}")
+    copies = {copy: original for original, found in layout.tied.items() for copy in found if original in wanted}
     allowed = (*wanted, *copies, *layout.zeros)
     patterns = re.compile("|".join(layout.ignored) or "(?!)")
     extra = [name for name in tensors if name not in allowed and not patterns.fullmatch(name)]
     if extra:
-        raise UserError(f"{folder}: the weights hold more than the model of config.json: {_listed(extra)}")
+        raise UserError(f"{folder}: the weights hold more than the model of config.json: {listed(extra)}")
     for name, shape in wanted.items():
         found = tensors[name].shape
         if tuple(n for n in found if n != 1) != tuple(n for n in shape if n != 1):
             raise UserError(f"{tensors[name].file}: {name} has shape {list(found)}, the model's is {list(shape)}")
+        check_dtype(name, tensors[name])
     for copy, original in copies.items():
         if copy in tensors and copy not in wanted and not _is_copy(tensors, copy, original):
             raise UserError(f"{folder}: {copy} differs from {original}, which {layout.model_type} shares with it")
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(names[:_SHOWN])
-    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
 
 
 def _aligned(shape: Shape) -> np.ndarray:

@@ -38,26 +38,26 @@ class Layout:
 
     model_type: str
     preset: str
-    keys: Mapping[str, tuple[str, ...]]  # our field -> its keys in config.json, which must agree where there are two
+    keys: Mapping[str, tuple[str, ...]]  # our field -> its keys in config.json; sizes must agree where there are two
     body: Callable[[TransformerConfig], Modules]
     heads: Modules = dataclasses.field(default_factory=dict)
     classes: Mapping[tuple[str, ...], tuple[str, str]]  # what stands on the body -> (class, prefix of the body's names)
-    tied: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # our array -> copies in their files
+    tied: Mapping[str, tuple[str, ...]]  # tensor -> names under which files may hold it, too or instead
     ignored: tuple[str, ...] = ()  # patterns of names that hold no parameter
     zeros: tuple[str, ...] = ()  # buffers [1, vocab_size] that their class loads beside the parameters
     required: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # keys that must have this value or be absent
     activations: Mapping[str, str] = dataclasses.field(default_factory=lambda: _ACTIVATIONS)
     transposed: bool = True  # kernels are [out, in]
+    free: tuple[str, ...] = ()  # slots that it can have otherwise than the preset, without a key of their own
+    d_ff_multiple: int = 0  # times d_model, where config.json says no d_ff
+    starts_with: str = "start"  # the role of the token that config.json calls bos
+    demanded: tuple[str, ...] = ()  # keys whose absence means another thing there than here
 
     @property
     def slots(self) -> dict[str, Any]:
         """The fields in which a model of this type cannot differ from its preset."""
         config = TransformerConfig(**PRESETS[self.preset])
-        free = {*_SIZES, *_NEUTRAL, *self.keys}
-        if self.model_type == "t5":  # the form of feed_forward_proj and tie_word_embeddings
-            free |= {"activation", "gated", "tied_embeddings", "logit_scale"}
-        if self.zeros:  # an array of biases, zero in most models
-            free |= {"output_head"}
+        free = {*_SIZES, *_NEUTRAL, *self.keys, *self.free}
         return {name: value for name, value in vars(config).items() if name not in free}
 
 
@@ -253,10 +253,10 @@ LAYOUTS: dict[str, Layout] = {
                 ("label",): ("BertForSequenceClassification", "bert."),
             },
             tied={
-                "embedding/tokens": ("cls.predictions.decoder.weight",),
-                "vocabulary/bias": ("cls.predictions.decoder.bias",),
+                "embeddings.word_embeddings.weight": ("cls.predictions.decoder.weight",),
+                "cls.predictions.bias": ("cls.predictions.decoder.bias",),
             },
-            ignored=(r"embeddings\.position_ids",),
+            ignored=(r"embeddings\.position_ids", r"pooler\.dense\.(weight|bias)"),
             required={"position_embedding_type": "absolute", **_UNSUPPORTED},
         ),
         Layout(
@@ -285,7 +285,7 @@ LAYOUTS: dict[str, Layout] = {
                 ("tokens",): ("DistilBertForMaskedLM", "distilbert."),
                 ("label",): ("DistilBertForSequenceClassification", "distilbert."),
             },
-            tied={"embedding/tokens": ("vocab_projector.weight",)},
+            tied={"embeddings.word_embeddings.weight": ("vocab_projector.weight",)},
             ignored=(r"embeddings\.position_ids",),
             required={"tie_word_embeddings": True},
         ),
@@ -300,12 +300,14 @@ LAYOUTS: dict[str, Layout] = {
                 ("label",): ("OpenAIGPTForSequenceClassification", "transformer."),
                 ("tokens", "label"): ("OpenAIGPTForSequenceClassification", "transformer."),
             },
-            tied={"embedding/tokens": ("lm_head.weight",)},
+            tied={"tokens_embed.weight": ("lm_head.weight",)},
             ignored=(r"position_ids", r"h\.\d+\.attn\.bias"),
             required={"tie_word_embeddings": True},
             # This type's "gelu" is the tanh form.
             activations={"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"},
             transposed=False,
+            d_ff_multiple=4,
+            starts_with="end",
         ),
         Layout(
             model_type="gpt2",
@@ -318,7 +320,7 @@ LAYOUTS: dict[str, Layout] = {
                 ("label",): ("GPT2ForSequenceClassification", "transformer."),
                 ("tokens", "label"): ("GPT2ForSequenceClassification", "transformer."),
             },
-            tied={"embedding/tokens": ("lm_head.weight",)},
+            tied={"wte.weight": ("lm_head.weight",)},
             ignored=(r"h\.\d+\.attn\.(masked_)?bias",),
             required={
                 "scale_attn_weights": True,
@@ -327,6 +329,8 @@ LAYOUTS: dict[str, Layout] = {
                 "tie_word_embeddings": True,
             },
             transposed=False,
+            d_ff_multiple=4,
+            starts_with="end",
         ),
         Layout(
             model_type="bart",
@@ -342,9 +346,10 @@ LAYOUTS: dict[str, Layout] = {
                 ("tokens",): ("BartForConditionalGeneration", "model."),
                 ("label",): ("BartForSequenceClassification", "model."),
             },
-            tied={"embedding/tokens": _COPIES},
+            tied={"shared.weight": _COPIES},
             ignored=(r"(encoder|decoder)\.version",),
             zeros=("final_logits_bias",),
+            free=("output_head",),
             required={
                 "normalize_before": False,
                 "normalize_embedding": True,
@@ -360,9 +365,11 @@ LAYOUTS: dict[str, Layout] = {
             body=_bart,
             heads={"vocabulary/bias": "final_logits_bias"},
             classes={("tokens",): ("MarianMTModel", "model.")},
-            tied={"embedding/tokens": _COPIES},
+            tied={"shared.weight": _COPIES},
             ignored=(r"(encoder|decoder)\.embed_positions\.weight",),  # the sinusoids
             zeros=("final_logits_bias",),
+            free=("output_head",),
+            demanded=("activation_function", "scale_embedding"),
             required={
                 "normalize_before": False,
                 "normalize_embedding": False,
@@ -398,8 +405,9 @@ LAYOUTS: dict[str, Layout] = {
                 ("tokens",): ("T5ForConditionalGeneration", ""),
                 ("label",): ("T5ForSequenceClassification", "transformer."),
             },
-            tied={"embedding/tokens": _COPIES},
+            tied={"shared.weight": _COPIES},
             ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
+            free=("activation", "gated", "tied_embeddings", "logit_scale"),
         ),
     )
 }

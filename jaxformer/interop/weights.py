@@ -1,6 +1,6 @@
 """Files of tensors: safetensors, one or sharded, read and written; PyTorch's own files read without running them.
 
-A file is another's: nothing in it is executed, and whatever does not fit is refused before anything is written.
+A file is another's: nothing in it is executed, and no number in it is trusted before it is compared with the file.
 """
 
 import collections
@@ -18,13 +18,13 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from jaxformer.errors import UserError, disk_errors
 from jaxformer.interop.configs import read_json
 
 SHARD_BYTES = 5_000_000_000
-_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
+_FLOATS = ("F32", "F16", "BF16", "F64")
 
 Shape = tuple[int, ...]
 
@@ -60,20 +60,24 @@ def _sharded(index: Path, open_file: Callable[[Path], dict[str, StoredTensor]]) 
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise UserError(f"{index} is damaged: it has no weight_map")
     tensors: dict[str, StoredTensor] = {}
-    for name in sorted(set(names.values())):
-        if Path(name).name != name:
-            raise UserError(f"{index}: '{name}' is no file of this folder")
-        if not (index.parent / name).exists():
-            raise UserError(f"{index.parent} lacks {name}, which {index.name} names; get the missing file")
-        tensors |= open_file(index.parent / name)
-    absent = [name for name in names if name not in tensors]
-    if absent:
-        raise UserError(f"{index}: {names[absent[0]]} holds no {absent[0]}{_more(absent)}")
+    for file in sorted(set(names.values())):
+        if Path(file).name != file or not file.endswith(index.name.partition(".")[2].partition(".")[0]):
+            raise UserError(f"{index}: '{file}' is no file of weights in this folder")
+        if not (index.parent / file).is_file():
+            raise UserError(f"{index.parent} lacks {file}, which {index.name} names; get the missing file")
+        held = open_file(index.parent / file)
+        wanted = [name for name, place in names.items() if place == file]
+        absent = [name for name in wanted if name not in held]
+        if absent:
+            raise UserError(f"{index}: {file} holds no {listed(absent)}")
+        # A file may hold more than the index takes from it.
+        tensors |= {name: held[name] for name in wanted}
     return tensors
 
 
-def _more(names: list[str]) -> str:
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+def listed(names: list[str], shown: int = 3) -> str:
+    """Return the first names, and how many more there are."""
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def _safetensors(path: Path) -> dict[str, StoredTensor]:
@@ -95,11 +99,13 @@ def _safetensors(path: Path) -> dict[str, StoredTensor]:
 def _damaged(path: Path) -> Iterator[None]:
     try:
         yield
-    except (SafetensorError, zipfile.BadZipFile, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is damaged or unfinished: {first}; get it again") from error
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # what a file of nonsense makes pickle, zipfile and safetensors raise has no end
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{path} is damaged or unfinished: {first}; get it again") from error
 
 
 _STORAGES = {
@@ -156,19 +162,30 @@ def _pytorch(path: Path) -> dict[str, StoredTensor]:
             if archive.namelist() and "data.pkl" not in entries:
                 raise UserError(f"{path} holds no weights (data.pkl)")
 
-            def tensor(storage: _Storage, offset: int, size: Shape, stride: Shape, *_: Any) -> StoredTensor:
+            def tensor(storage: _Storage, offset: Any, size: Any, stride: Any, *_: Any) -> StoredTensor:
                 name, dtype = _STORAGES[storage.kind]
-                shape, entry = tuple(map(int, size)), entries[f"data/{storage.key}"]
-                count = archive.getinfo(entry).file_size // np.dtype(dtype).itemsize
-                last = int(offset) + sum((n - 1) * int(step) for n, step in zip(shape, stride, strict=True))
-                if min(shape, default=1) > 0 and not (0 <= int(offset) <= last < count and min(stride, default=0) >= 0):
+                entry = entries[f"data/{storage.key}"]
+                info = archive.getinfo(entry)
+                if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+                    raise pickle.UnpicklingError(f"{entry} is packed, which torch.save never does")
+                # Numbers of our own from here on: the pickle may still change the objects it gave.
+                start, shape, steps = int(offset), tuple(map(int, size)), tuple(map(int, stride))
+                places = list(zip(shape, steps, strict=True))
+                last = start + sum((n - 1) * step for n, step in places)
+                count = info.file_size // np.dtype(dtype).itemsize
+                fits = start >= 0 and all(n >= 0 and (step > 0 or n < 2) for n, step in places)
+                if not fits or (0 not in shape and (last >= count or math.prod(shape) > count)):
                     raise pickle.UnpicklingError(f"a tensor reaches beyond its storage {entry}")
 
                 def read() -> np.ndarray:
                     with _damaged(path), zipfile.ZipFile(path) as again:
-                        values = np.frombuffer(again.read(entry), dtype)[int(offset) :]
-                    steps = [int(step) * values.itemsize for step in stride]
-                    return np.lib.stride_tricks.as_strided(values, shape, steps, writeable=False)
+                        values = np.frombuffer(again.read(entry), dtype)
+                        if 0 in shape:
+                            return np.zeros(shape, dtype)
+                        if len(values) <= last:
+                            raise pickle.UnpicklingError(f"a tensor reaches beyond its storage {entry}")
+                        strides = [step * values.itemsize for step in steps]
+                        return np.lib.stride_tricks.as_strided(values[start:], shape, strides, writeable=False)
 
                 return StoredTensor(path, shape, name, read)
 
@@ -180,10 +197,15 @@ def _pytorch(path: Path) -> dict[str, StoredTensor]:
     return {name: value for name, value in table.items() if isinstance(value, StoredTensor)}
 
 
+def check_dtype(name: str, tensor: StoredTensor) -> None:
+    """Raise UserError when a tensor does not hold floating-point numbers."""
+    if tensor.dtype not in _FLOATS:
+        raise UserError(f"{tensor.file}: {name} has dtype {tensor.dtype}; weights are {', '.join(_FLOATS)}")
+
+
 def as_float32(name: str, tensor: StoredTensor) -> np.ndarray:
     """Read a tensor. Raises UserError when it does not hold floating-point numbers."""
-    if tensor.dtype not in _DTYPES:
-        raise UserError(f"{tensor.file}: {name} has dtype {tensor.dtype}; weights are F32, F16, BF16 or F64")
+    check_dtype(name, tensor)
     return np.asarray(tensor.read(), np.float32)
 
 

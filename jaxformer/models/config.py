@@ -87,8 +87,19 @@ class TransformerConfig:
         for rate in ("dropout", "attention_dropout", "attention_output_dropout", "hidden_dropout", "final_dropout"):
             if getattr(self, rate) is not None and not 0.0 <= getattr(self, rate) < 1.0:
                 raise UserError(f"model.{rate}: {getattr(self, rate)} must be in [0, 1)")
-        if self.position_offset < 0:
-            raise UserError(f"model.position_offset: {self.position_offset} must be 0 or more")
+        for size in ("position_offset", "token_types"):
+            if getattr(self, size) < 0:
+                raise UserError(f"model.{size}: {getattr(self, size)} must be 0 or more")
+        if not self.norm_epsilon >= 0:
+            raise UserError(f"model.norm_epsilon: {self.norm_epsilon} must be 0 or more")
+        if self.position == "relative":
+            # An encoder has half of the buckets for each direction, and half of those for exact distances.
+            exact = self.relative_buckets // 2
+            if self.relative_buckets < 4 or self.relative_max_distance <= exact:
+                raise UserError(
+                    f"model.relative_max_distance: {self.relative_max_distance} must exceed half of "
+                    f"model.relative_buckets, {self.relative_buckets}, of which there are at least 4"
+                )
         if self.position == "rotary" and self.head_dim % 2:
             raise UserError(f"model.head_dim: {self.head_dim} must be even for rotary positions")
         if self.position.startswith("sinusoidal") and self.d_model % 2:

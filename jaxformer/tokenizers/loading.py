@@ -45,13 +45,21 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     text = read_text(path)
     try:
         return Tokenizer(hf.Tokenizer.from_str(text))
-    except Exception as error:  # the library raises a bare Exception for whatever it cannot parse
-        raise UserError(f"{path} is damaged or no tokenizer.json: {str(error).splitlines()[0]}") from error
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # for what it cannot parse the library raises a bare Exception, or panics
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{path} is damaged or no tokenizer.json: {first}") from error
 
 
 def _released_in(folder: Path) -> Path:
     """Return a file of the one released tokenizer in a folder."""
     names = {file.name for file in folder.iterdir() if file.is_file()}
+    if {"source.spm", "target.spm"} <= names:
+        raise UserError(
+            f"{folder} has a tokenizer for each of its languages (source.spm, target.spm); they cannot be read as one, "
+            "give a tokenizer.json"
+        )
     found = sorted(name for name in names if name.endswith(tuple(_ALONE)))
     for group in _TOGETHER:
         first = next((name for name in group if name in names), None)

@@ -103,6 +103,19 @@ class Tokenizer:
         """Return each id's spelling in the vocabulary."""
         return [self.backend.id_to_token(int(number)) for number in ids]
 
+    def without_special_from(self, size: int) -> "Tokenizer":
+        """Return a tokenizer without the special tokens of ids from `size` on; without any there, this one."""
+        special = self.backend.get_added_tokens_decoder().items()
+        dropped = {number: token.content for number, token in special if token.special and number >= size}
+        if not dropped:
+            return self
+        state = json.loads(self.backend.to_str())
+        state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] not in dropped]
+        vocabulary = state["model"].get("vocab")
+        if isinstance(vocabulary, dict):
+            state["model"]["vocab"] = {token: n for token, n in vocabulary.items() if n not in dropped}
+        return Tokenizer(hf.Tokenizer.from_str(json.dumps(state)))
+
     def save(self, path: Path | str) -> None:
         """Write a `tokenizer.json`, whole or not at all."""
         path = Path(path)
