@@ -63,3 +63,21 @@ def reference_data() -> Path:
     if not folder:
         pytest.skip("JAXFORMER_REFERENCE_DATA is not set")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str], tuple[Path, Path, str]]":
+    """Return a function that gives (run, export of it, class) of a case of tests/runs.py, made once."""
+    from runs import make_run  # imports JAX, which needs the settings above
+
+    from jaxformer.interop import export_run
+
+    root, made = tmp_path_factory.mktemp("interop"), {}
+
+    def get(name: str) -> "tuple[Path, Path, str]":
+        if name not in made:
+            run, out = make_run(name, root / name / "run"), root / name / "hf"
+            made[name] = run, out, export_run(run, out)
+        return made[name]
+
+    return get

@@ -1,15 +1,17 @@
 """Small run directories of every system, with random weights: made without training."""
 
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from jaxformer import config as configs
 from jaxformer.build import bind, build_model
-from jaxformer.checkpoint import save_params
+from jaxformer.checkpoint import read_params_in_groups, save_params, stored_shapes
 from jaxformer.run import write_record
 from jaxformer.tokenizers import ByteBPE, Tokenizer, Unigram, WordPiece, train_tokenizer
 
@@ -80,3 +82,24 @@ def make_run(name: str, workdir: Path, **slots: Any) -> Path:
     save_params(workdir / "checkpoints", params, step=7)
     write_record(workdir, config, labels, 0)
     return workdir
+
+
+def params_of(run: Path) -> dict[str, np.ndarray]:
+    ((_, arrays),) = read_params_in_groups(run, [tuple(stored_shapes(run))])
+    return arrays
+
+
+def changed(out: Path, folder: Path, **changes: Any) -> Path:
+    """Copy an export; `tensors` changes its weights, `config` its config.json, None deletes."""
+    folder.mkdir()
+    for file in out.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    for name, update in changes.items():
+        if name == "tensors":
+            content = load_file(folder / "model.safetensors") | update
+            save_file({key: value for key, value in content.items() if value is not None}, folder / "model.safetensors")
+        else:
+            content = json.loads((folder / "config.json").read_text()) | update
+            kept = {key: value for key, value in content.items() if value is not None}
+            (folder / "config.json").write_text(json.dumps(kept))
+    return folder

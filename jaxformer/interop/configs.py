@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxformer.errors import UserError, suggest
-from jaxformer.interop.layouts import LAYOUTS, Layout
+from jaxformer.interop.layouts import Layout
+from jaxformer.interop.tables import LAYOUTS
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.presets import PRESETS
 
