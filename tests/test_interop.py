@@ -136,6 +136,15 @@ def test_imported_runs_of_every_family_are_evaluated(name: str, exported: Any, t
     assert result["metrics"]["loss"] > 0
 
 
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "plain"])
+def test_a_continuation_joins_its_prompt_as_one_text(kind: str, exported: Any) -> None:
+    words = tokenizer_of(kind)
+    run = dataclasses.replace(jaxformer.load(exported("gpt2")[0]), tokenizer=words)
+    ids = words.encode("the thread may wait until the lock")
+    for cut in range(1, len(ids)):
+        assert words.decode(ids[:cut]) + run._continuation(ids[:cut], ids[cut:]) == words.decode(ids)
+
+
 def test_what_init_from_takes_over_is_compared(exported: Any) -> None:
     run, _, _ = exported("bert_label")
     config = open_run(run).config

@@ -267,6 +267,38 @@ def test_dropout_acts_only_with_a_key_and_follows_it() -> None:
     assert np.array_equal(model.apply(params, batch)["hidden"], model.apply(params, batch)["hidden"])
 
 
+def test_attention_outputs_have_a_dropout_of_their_own() -> None:
+    """DistilBERT drops nothing there, whatever `dropout` says."""
+    batch = batch_of("gpt")
+    for rates, falls in (({"attention_output_dropout": 0.5}, True), ({"attention_output_dropout": 0.0}, False)):
+        model = Model(dataclasses.replace(CONFIGS["gpt"], **rates), Execution(unroll=1))
+        params = jax.jit(model.init)(jax.random.key(0))
+        found = [model.apply(params, batch, {"dropout": jax.random.key(key)})["hidden"] for key in (1, 2)]
+        assert np.array_equal(*found) != falls
+
+
+@pytest.mark.parametrize("pooler", ["tanh", "dropout_tanh", "relu"])
+def test_poolers_drop_before_or_only_after_their_activation(pooler: str) -> None:
+    """Pooler and classifier are identities, so each logit is one feature: 0 or twice what it was."""
+    config = dataclasses.replace(CONFIGS["bert"], pooler=pooler)
+    model = Model(config, Execution(unroll=1), heads=(("label", 16),), head_dropout=0.5, predicts_tokens=False)
+    params, batch = jax.jit(model.init)(jax.random.key(0)), batch_of("bert")
+    for dense in params["row_heads"].values():
+        dense.update(kernel=jnp.eye(16), bias=jnp.zeros(16))
+    hidden = model.apply(params, batch, collect=("encoder",))["encoder"][-1][:, 0]
+    found = np.asarray(model.apply(params, batch, {"dropout": jax.random.key(1)})["label"])
+    once = jax.nn.relu(hidden) if pooler == "relu" else jnp.tanh(hidden * (2 if pooler == "dropout_tanh" else 1))
+    kept = np.abs(found) > 1e-6
+    assert 0.1 < kept.mean() < 0.9
+    np.testing.assert_allclose(found[kept], 2 * np.asarray(once)[kept], rtol=1e-5)
+
+
+def test_heads_without_bias_have_none() -> None:
+    for bias in (True, False):
+        model = Model(dataclasses.replace(CONFIGS["gpt"], head_bias=bias), heads=(("label", 2),))
+        assert ("bias" in model.shapes["row_heads"]["label"]) == bias
+
+
 def test_hidden_states_of_every_layer_are_collected() -> None:
     batch = batch_of("t5")
     for unroll in (0, 1):

@@ -158,6 +158,13 @@ def test_causal_windows_by_hand():
     )
 
 
+def test_windows_without_an_end_token_are_joined_by_nothing():
+    """GPT's released vocabulary has none."""
+    special = {name: number for name, number in SPECIAL.items() if name != "end"}
+    bound = CausalLM(sequence_length=6).bind(vocabulary(special=special))
+    assert bound.separator is None
+
+
 def test_causal_documents_by_hand():
     bound = CausalLM(sequence_length=6, packing="documents").bind(vocabulary())
     arrays = bound(row_of([10, 11, 1, 12, 13, 1], segments=[1, 1, 1, 2, 2, 2]), generator())
@@ -299,6 +306,15 @@ def test_writing_both_sides_by_hand():
     np.testing.assert_array_equal(inputs, [10, 11, 199, 14, 15, 16, 198])
     np.testing.assert_array_equal(targets, [199, 12, 13, 198, 17])
     np.testing.assert_array_equal(shifted_right(targets, 0), [0, 199, 12, 13, 198])
+
+
+def test_the_decoder_starts_from_the_token_that_the_model_names():
+    row = row_of([10, 11, 12, 13, 14, 15])
+    for words, first in ((vocabulary(), SPECIAL["pad"]), (vocabulary().starting("end"), SPECIAL["end"])):
+        arrays = SpanCorruption(input_length=6).bind(words)(row, generator())
+        assert arrays["inputs"][0] == first
+        np.testing.assert_array_equal(arrays["inputs"][1:][arrays["weights"][1:] > 0],
+                                      arrays["targets"][:-1][arrays["weights"][1:] > 0])  # fmt: skip
 
 
 def test_span_corruption_by_hand():

@@ -9,6 +9,7 @@ import pytest
 from jaxformer.errors import UserError
 from jaxformer.tasks import TASKS
 from jaxformer.tasks.classification import (
+    DecoderClassification,
     ExtractClassification,
     PooledClassification,
     TextToTextClassification,
@@ -201,3 +202,46 @@ def test_bound_fields_are_no_config_keys():
         keys = {field.name for field in dataclasses.fields(kind) if field.metadata.get("config", True)}
         assert not keys & {"vocabulary", "labels", "words", "label_ids"}
         assert {"sequence_length", "text_fields", "metrics"} <= keys
+
+
+def test_decoder_classification_by_hand():
+    """BART: the decoder reads what the encoder reads, one place later; its last place is classified."""
+    special = {**SPECIAL, "decoder_start": SPECIAL["end"]}
+    words = dataclasses.replace(vocabulary(), special=special)
+    task = DecoderClassification(sequence_length=8).bind(words, LABELS, encode)
+    start, end = SPECIAL["start"], SPECIAL["end"]
+    arrays = task(example(2), np.random.default_rng(0))
+    check(
+        arrays,
+        encoder_inputs=[start, 30, 31, end, 0, 0, 0, 0],
+        inputs=[end, start, 30, 31, 0, 0, 0, 0],
+        segment_ids=[1, 1, 1, 1, 0, 0, 0, 0],
+        encoder_segment_ids=[1, 1, 1, 1, 0, 0, 0, 0],
+        positions=[0, 1, 2, 3, 0, 0, 0, 0],
+        label_positions=3,
+        label_targets=1,
+    )
+    pair = dataclasses.replace(task, text_fields=PAIR, sequence_length=9)
+    arrays = pair(example(9, 9), np.random.default_rng(0))
+    check(arrays, encoder_inputs=[start, 30, 31, 32, end, end, 60, 61, end], label_positions=8)
+
+
+def test_decoder_classification_without_a_start_token():
+    """T5: its vocabulary has no <s>, and its decoder starts from padding."""
+    task = DecoderClassification(sequence_length=8, text_fields=PAIR).bind(vocabulary(("start",)), LABELS, encode)
+    end = SPECIAL["end"]
+    arrays = task(example(2, 1), np.random.default_rng(0))
+    check(arrays, encoder_inputs=[30, 31, end, 60, end, 0, 0, 0], inputs=[0, 30, 31, end, 60, 0, 0, 0])
+    check(arrays, label_positions=4)
+
+
+def test_a_text_alone_is_classified_at_its_last_token():
+    task = ExtractClassification(sequence_length=8, special_tokens=False, language_model_weight=0.0)
+    task = task.bind(vocabulary(("start", "extract")), LABELS, encode)
+    assert task.new_token_ids == []
+    arrays = task(example(3), np.random.default_rng(0))
+    check(arrays, inputs=[30, 31, 32, 0, 0, 0, 0, 0], segment_ids=[1, 1, 1, 0, 0, 0, 0, 0], label_positions=2)
+    arrays = task(example(0), np.random.default_rng(0))
+    check(arrays, segment_ids=[1, 0, 0, 0, 0, 0, 0, 0], label_positions=0)
+    with pytest.raises(UserError, match="two texts need a delimiter"):
+        ExtractClassification(special_tokens=False, text_fields=PAIR)
