@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import jaxformer
+from jaxformer.build import bind
 from jaxformer.cli import main
 from jaxformer.errors import UserError
 from jaxformer.interop import export_run, import_run
@@ -143,6 +144,13 @@ def test_a_continuation_joins_its_prompt_as_one_text(kind: str, exported: Any) -
     ids = words.encode("the thread may wait until the lock")
     for cut in range(1, len(ids)):
         assert words.decode(ids[:cut]) + run._continuation(ids[:cut], ids[cut:]) == words.decode(ids)
+
+
+def test_a_run_binds_the_token_that_its_decoder_starts_from(exported: Any) -> None:
+    for name, role in (("bart", "end"), ("bart_label", "end"), ("t5", "pad"), ("transformer", "pad")):
+        run = open_run(exported(name)[0])
+        words = bind(run.config, run.tokenizer, run.labels).vocabulary
+        assert words.decoder_start == run.tokenizer.vocabulary.id(role), name
 
 
 def test_what_init_from_takes_over_is_compared(exported: Any) -> None:
@@ -366,14 +374,18 @@ def status(key):
     line = next(line for line in open("/proc/self/status") if line.startswith(key))
     return int(line.split()[1]) * 1024
 
-small, large, root = map(Path, sys.argv[1:])
-export_run(small, root / "warm")  # what the first of each costs anyway
-import_run(str(root / "warm"), root / "warm-run")
-for work in (lambda: export_run(large, root / "hf"), lambda: import_run(str(root / "hf"), root / "back")):
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-    before = status("VmRSS")
-    work()
-    print(status("VmHWM") - before)
+def work(run, root):
+    if what == "export":
+        export_run(run, root / "hf")
+    else:
+        import_run(str(root / "hf"), root / "back")
+
+what, small, large = sys.argv[1], *map(Path, sys.argv[2:])
+work(small / "run", small)  # what the first of each costs anyway
+Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+before = status("VmRSS")
+work(large / "run", large)
+print(status("VmHWM") - before)
 """
 
 
@@ -383,12 +395,12 @@ for work in (lambda: export_run(large, root / "hf"), lambda: import_run(str(root
 def test_memory_stays_near_the_weights(name: str, tmp_path: Path) -> None:
     """At most 1.3 times the weights and one tensor: the largest is a stack of feed-forward kernels."""
     sizes = {"d_model": 512, "d_ff": 2048, "num_heads": 8, "head_dim": 64, "num_layers": 12}
-    small, large = make_run(name, tmp_path / "small"), make_run(name, tmp_path / "large", **sizes)
-    code = [sys.executable, "-c", _PEAK, small, large, tmp_path]
-    done = subprocess.run(list(map(str, code)), capture_output=True, text=True, check=True)
-    weights = sum(array.nbytes for array in load_file(tmp_path / "hf" / "model.safetensors").values())
-    tensor = 4 * 12 * 512 * 2048
-    for what, added in zip(("export", "import"), map(int, done.stdout.split()), strict=True):
+    make_run(name, tmp_path / "small" / "run"), make_run(name, tmp_path / "large" / "run", **sizes)
+    for what in ("export", "import"):
+        code = [sys.executable, "-c", _PEAK, what, str(tmp_path / "small"), str(tmp_path / "large")]
+        done = subprocess.run(code, capture_output=True, text=True, check=True)
+        weights = sum(array.nbytes for array in load_file(tmp_path / "large" / "hf" / "model.safetensors").values())
+        added, tensor = int(done.stdout), 4 * 12 * 512 * 2048
         assert added <= 1.3 * weights + tensor, f"{what} adds {added / weights:.2f} times the weights"
 
 

@@ -104,6 +104,55 @@ def test_heads_and_variants_have_their_counts(name: str) -> None:
     assert counted(TransformerConfig(**PRESETS[preset] | slots), heads, predicts) == count
 
 
+# What the systems do otherwise than each other, from the papers and the released code.
+HOUSE_STYLE: dict[str, dict[str, Any]] = {
+    "transformer_base": {
+        "norm": "layer_norm", "norm_placement": "post", "norm_epsilon": 1e-5, "position": "sinusoidal",
+        "activation": "relu", "biases": "all", "embedding_scale": "sqrt_d_model", "tied_embeddings": True,
+        "attention_scale": "inverse_sqrt_head_dim", "decoder_start": "pad", "dropout": 0.1, "attention_dropout": 0.0,
+    },
+    "transformer_big": {"dropout": 0.3},
+    "gpt": {
+        "norm_placement": "post", "norm_epsilon": 1e-5, "position": "learned", "max_length": 512,
+        "activation": "gelu_tanh", "embedding_norm": False, "visibility": "causal", "dropout": 0.1,
+        "attention_dropout": 0.1, "head_bias": False,
+    },
+    "bert_base": {
+        "norm_placement": "post", "norm_epsilon": 1e-12, "embedding_norm": True, "token_types": 2, "activation": "gelu",
+        "output_head": "transform", "pooler": "tanh", "visibility": "full", "dropout": 0.1, "attention_dropout": 0.1,
+    },
+    "gpt2_124m": {"norm_placement": "pre", "norm_epsilon": 1e-5, "activation": "gelu_tanh", "max_length": 1024},
+    "distilbert_base": {
+        "token_types": 0, "pooler": "relu", "activation": "gelu", "embedding_norm": True,
+        "attention_output_dropout": 0.0, "output_head": "transform",
+    },
+    "bart_base": {
+        "norm_placement": "post", "embedding_norm": True, "position_offset": 2, "activation": "gelu",
+        "decoder_start": "end", "pooler": "dropout_tanh", "embedding_scale": "none", "max_length": 1024,
+    },
+    "t5_base": {
+        "norm": "rms_norm", "norm_placement": "pre", "norm_epsilon": 1e-6, "position": "relative", "activation": "relu",
+        "biases": "none", "attention_scale": "none", "logit_scale": "inverse_sqrt_d_model", "tied_embeddings": True,
+        "relative_buckets": 32, "relative_max_distance": 128, "dropout": 0.1, "hidden_dropout": 0.1,
+        "final_dropout": 0.1, "decoder_start": "pad",
+    },
+    "t5_1_1_base": {
+        "activation": "gelu_tanh", "gated": True, "tied_embeddings": False, "logit_scale": "none", "dropout": 0.0,
+        "attention_dropout": 0.0, "hidden_dropout": 0.0, "final_dropout": 0.0,
+    },
+    "gpt3_175b": {
+        "norm_placement": "pre", "max_length": 2048, "attention_pattern": "dense_first", "head_dim": 128,
+        "num_heads": 96, "vocab_size": 50_257,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", HOUSE_STYLE)
+def test_presets_have_their_papers_house_style(preset: str) -> None:
+    config = TransformerConfig(**PRESETS[preset])
+    assert {slot: getattr(config, slot) for slot in HOUSE_STYLE[preset]} == HOUSE_STYLE[preset]
+
+
 def test_rows_beyond_the_vocabulary_are_not_counted_not_predicted_and_get_no_gradient() -> None:
     for name in ("gpt3", "bert"):
         model = model_of(name)

@@ -130,7 +130,8 @@ def torch_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     [
         {"shape": (5,)}, {"shape": (4,), "stride": (2,)}, {"shape": (4,), "stride": (-1,), "offset": 3},
         {"shape": (200_000, 200_000), "stride": (0, 0)}, {"shape": (4,), "offset": 1}, {"shape": (2,), "offset": -1},
-        {"shape": (-1,)}, {"shape": (2, 2), "stride": (1,)}, {"shape": ("x",)}, {"shape": 4}, {"stride": None},
+        {"shape": (3, 2), "stride": (1, 1)}, {"shape": (-1,)},
+        {"shape": (2, 2), "stride": (1,)}, {"shape": ("x",)}, {"shape": 4}, {"stride": None},
     ],
     ids=str,
 )  # fmt: skip
