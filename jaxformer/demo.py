@@ -18,7 +18,7 @@ from jaxformer.checkpoint import finished_steps
 from jaxformer.config import Config
 from jaxformer.footprint import read_emissions
 from jaxformer.progress import Display
-from jaxformer.run import check_unchanged, is_run, read_metrics, write_json
+from jaxformer.run import check_resumable, is_run, read_metrics, write_json
 from jaxformer.train import train
 
 ARMS = ("pretrained", "scratch")
@@ -169,7 +169,7 @@ def _fine_tuning(
 def _train_once(config: Config, workdir: Path, display: Display) -> dict[str, float]:
     """Train unless that was done before; return what was logged at the last step, and "energy_wh" where measured."""
     if is_run(workdir):
-        check_unchanged(workdir, config)
+        check_resumable(workdir, config, allow_change=False)
     steps = config.training.num_steps
     if steps not in finished_steps(workdir / "checkpoints"):
         train(config, workdir, display=display)

@@ -46,6 +46,7 @@ CHANGEABLE = (
     "generation.",
     "footprint.",
 )
+IMPORT = "import "  # how the names of imported configs begin
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
 
 
@@ -69,9 +70,18 @@ def is_run(workdir: Path) -> bool:
     return (workdir / "config.json").exists()
 
 
-def check_unchanged(workdir: Path, config: Config) -> None:
-    """Raise UserError listing the keys in which `config` departs from the run's own, but for those that may change."""
-    stored, wanted = configs.flat(read_record(workdir)["config"]), configs.flat(config.to_dict())
+def check_resumable(workdir: Path, config: Config, allow_change: bool) -> None:
+    """Raise UserError for imported weights, which no training left behind, and, unless `allow_change`, listing the keys
+    in which `config` departs from the run's own, but for those that may change."""
+    record = read_record(workdir)
+    if record["name"].startswith(IMPORT):
+        raise UserError(
+            f"{workdir} holds imported weights, no training to go on with; "
+            f"choose another --workdir and start from them with --config.init_from={workdir}"
+        )
+    if allow_change:
+        return
+    stored, wanted = configs.flat(record["config"]), configs.flat(config.to_dict())
     absent = "(absent)"
     differing = [
         f"{key}: {stored.get(key, absent)} -> {wanted.get(key, absent)}"

@@ -25,7 +25,7 @@ from jaxformer.models.model import count_parameters
 from jaxformer.monitor import Meter, Signals
 from jaxformer.optimizers import freeze, make_optimizer, schedule
 from jaxformer.progress import Display
-from jaxformer.run import MetricsLog, check_unchanged, compare_with_base, is_run, write_record
+from jaxformer.run import MetricsLog, check_resumable, compare_with_base, is_run, write_record
 from jaxformer.runtime import prepare_process
 from jaxformer.sharding import make_mesh, place, replicated
 from jaxformer.step import TrainState, init_state, make_eval_step, make_train_step
@@ -39,8 +39,8 @@ def train(
     Raises UserError for what the user can fix and Interrupted after saving on SIGTERM or Ctrl-C.
     """
     resumes = is_run(workdir)
-    if resumes and not allow_config_change:
-        check_unchanged(workdir, config)
+    if resumes:
+        check_resumable(workdir, config, allow_config_change)
     with disk_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
     prepare_process()

@@ -119,7 +119,9 @@ def test_an_imported_run_is_a_run(exported: Any, tmp_path: Path, capsys: pytest.
     workdir = tmp_path / "tuned"
     assert main([*command, f"--config.init_from={run}", f"--workdir={workdir}", "--quiet"]) == 0
     assert not np.array_equal(params_of(workdir)["embedding/tokens"], params_of(run)["embedding/tokens"])
-    assert main(["train", "--config=gpt:smoke", f"--workdir={run}"]) == 2
+    capsys.readouterr()
+    assert main(["train", "--config=gpt:smoke", f"--workdir={run}", "--allow-config-change"]) == 2
+    assert f"start from them with --config.init_from={run}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["bert", "bart", "t5", "distilbert_label", "bart_label", "gpt_label"])

@@ -111,6 +111,13 @@ def test_bad_folders_are_refused_in_one_line(
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
+def test_a_tokenizer_of_another_model_is_told_by_its_ids(exported: Any, tmp_path: Path) -> None:
+    _, out, _ = exported("t5")
+    folder = changed(out, tmp_path / "hf", config={"eos_token_id": 5})
+    with pytest.raises(UserError, match="says eos_token_id 5, but the tokenizer's </s> is 1"):
+        import_run(str(folder), tmp_path / "run")
+
+
 def test_other_classes_and_stacks_are_refused(exported: Any, tmp_path: Path) -> None:
     _, out, _ = exported("bert")
     heads = {name: None for name in load_file(out / "model.safetensors") if name.startswith("cls.")}

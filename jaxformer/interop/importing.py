@@ -18,7 +18,7 @@ from jaxformer.interop.weights import Shape, StoredTensor, as_float32, check_dty
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.model import Model, Params, count_parameters
 from jaxformer.parameters import flatten, unflatten
-from jaxformer.run import write_record
+from jaxformer.run import IMPORT, write_record
 from jaxformer.runtime import prepare_process
 from jaxformer.tokenizers import Tokenizer, load_tokenizer
 
@@ -39,8 +39,10 @@ def import_run(source: str, workdir: Path, tokenizer: Path | None = None, *, rev
     config, heads = describe(layout, theirs, where, tensors)
     labels = _labels(layout, theirs, where, tensors) if "label" in heads else ()
     words = usable(load_tokenizer(tokenizer or folder), config.vocab_size)
+    if config.family == "encoder_decoder":  # whose ids stand in the rows that it reads
+        _check_ids(theirs, words)
     experiment = _experiment(config, layout.preset, heads, words, workdir)
-    resolved = configs.resolve(experiment, name=f"import {source}")
+    resolved = configs.resolve(experiment, name=IMPORT + source)
     model = build_model(resolved, bind(resolved, words, labels))
     params = read_params(layout, model, tensors, folder)
     count = count_parameters(model)
@@ -103,6 +105,17 @@ def _untied(theirs: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> b
     if "lm_head.weight" in tensors:
         return not _is_copy(tensors, "lm_head.weight", "shared.weight")
     return "classification_head.out_proj.weight" in tensors and theirs.get("tie_word_embeddings") is False
+
+
+def _check_ids(theirs: Mapping[str, Any], words: Tokenizer) -> None:
+    """Raise UserError when padding or end have other ids than config.json says."""
+    for key, role in (("pad_token_id", "pad"), ("eos_token_id", "end")):
+        wanted, found = theirs.get(key), words.vocabulary.id(role)
+        if isinstance(wanted, int) and wanted != found:
+            raise UserError(
+                f"config.json says {key} {wanted}, but the tokenizer's {words.tokens([found])[0]} is {found}; "
+                "use the tokenizer that belongs to the model"
+            )
 
 
 def usable(words: Tokenizer, vocab_size: int) -> Tokenizer:
