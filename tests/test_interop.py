@@ -293,6 +293,21 @@ def test_a_special_token_without_a_row_is_left_out(exported: Any, tmp_path: Path
     assert words.encode("the queue", special=True).tolist() == tokenizer_of("plain").encode("the queue", True).tolist()
 
 
+def test_a_bart_with_a_mask_denoises(exported: Any, tmp_path: Path) -> None:
+    size = tokenizer_of("plain").vocab_size
+    export_run(make_run("bart", tmp_path / "bart", vocab_size=size + 1), tmp_path / "hf")
+    state = json.loads((tmp_path / "hf" / "tokenizer.json").read_text())
+    mask = {"id": size, "content": "<mask>", "single_word": False, "lstrip": True, "rstrip": False}
+    state["added_tokens"].append(mask | {"normalized": False, "special": True})
+    (tmp_path / "hf" / "tokenizer.json").write_text(json.dumps(state))
+    import_run(str(tmp_path / "hf"), tmp_path / "run")
+    assert open_run(tmp_path / "run").config.selected["objective"] == "denoising"
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"Text number {n} says that item {n} is in the queue." for n in range(60)))
+    data = ["--config.data.name=text", f"--config.data.path={text}", "--config.training.batch_size=8"]
+    assert main(["evaluate", f"--workdir={tmp_path / 'run'}", *data]) == 0
+
+
 def test_what_tells_no_single_label_is_refused(exported: Any, tmp_path: Path) -> None:
     _, out, _ = exported("bert_label")
     many = changed(out, tmp_path / "many", config={"problem_type": "multi_label_classification"})

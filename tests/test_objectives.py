@@ -9,6 +9,7 @@ import pytest
 from jaxformer.errors import UserError
 from jaxformer.objectives import OBJECTIVES
 from jaxformer.objectives.causal_lm import CausalLM
+from jaxformer.objectives.denoising import Denoising
 from jaxformer.objectives.masked_lm import MaskedLM, fitting
 from jaxformer.objectives.noise import random_composition, random_spans_noise_mask, shifted_right, spans_to_sentinels
 from jaxformer.objectives.span_corruption import SpanCorruption
@@ -59,6 +60,8 @@ MEMBERS = [
     MaskedLM(sequence_length=16, max_predictions=4),
     MaskedLM(sequence_length=16, max_predictions=4, next_sentence=False, whole_word=True),
     SpanCorruption(input_length=32),
+    Denoising(sequence_length=32),
+    Denoising(sequence_length=32, replace="token", mean_span_length=0, whole_words=False, rotate_probability=1.0),
 ]
 
 
@@ -114,7 +117,13 @@ def test_members_the_step_and_the_data_read(objective):
 
 @pytest.mark.parametrize(
     ("member", "role"),
-    [(CausalLM(packing="documents"), "end"), (MaskedLM(), "mask"), (MaskedLM(), "classify"), (SpanCorruption(), "end")],
+    [
+        (CausalLM(packing="documents"), "end"),
+        (MaskedLM(), "mask"),
+        (MaskedLM(), "classify"),
+        (SpanCorruption(), "end"),
+        (Denoising(), "mask"),
+    ],
 )
 def test_a_vocabulary_without_a_role_is_refused(member, role):
     special = {name: number for name, number in SPECIAL.items() if name != role}

@@ -158,6 +158,8 @@ def _experiment(
     if config.family == "encoder_only":
         objective = {"name": "masked_lm", "sequence_length": length, "max_predictions": max(1, round(0.15 * length))}
         return sections | {"objective": objective | {"next_sentence": "next_sentence" in heads}}
+    if "mask" in vocabulary.special:
+        return sections | {"objective": {"name": "denoising", "sequence_length": length}}
     if len(vocabulary.sentinels):
         # A sentinel for each span: one in about twenty tokens at the usual rate and length.
         length = min(length, 18 * len(vocabulary.sentinels))

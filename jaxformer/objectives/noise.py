@@ -3,6 +3,8 @@
 An objective is a noise mask x how inputs are written x how targets are written; all are vectorised, row by row.
 """
 
+import math
+
 import numpy as np
 
 
@@ -47,3 +49,60 @@ def spans_to_sentinels(tokens: np.ndarray, mask: np.ndarray, sentinels: np.ndarr
 def shifted_right(targets: np.ndarray, start: int) -> np.ndarray:
     """Return the decoder's inputs [n]: `start`, then the targets [n] but the last."""
     return np.concatenate([[start], targets[:-1]])[: len(targets)]
+
+
+def permuted_sentences(tokens: np.ndarray, starts: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Return `tokens` [n] with `share` of its sentences, rounded up, in each other's places at random.
+
+    `starts` [n] is True where a sentence begins; the first token always begins one.
+    """
+    firsts = np.union1d([0], np.flatnonzero(starts))
+    count = math.ceil(share * len(firsts))
+    order = np.arange(len(firsts))
+    chosen = rng.permutation(len(firsts))[:count]
+    order[chosen] = rng.permutation(chosen)
+    lengths = np.diff(firsts, append=len(tokens))[order]
+    within = np.arange(len(tokens)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return tokens[np.repeat(firsts[order], lengths) + within]
+
+
+def infilling_spans(
+    word_starts: np.ndarray, rate: float, mean_length: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return the first tokens and the ends of the spans to mask, and how many masks stand for spans of no length.
+
+    Spans cover `rate` of the words of `word_starts` [n], rounded up, in lengths drawn from Poisson(`mean_length`) until
+    they suffice, the last one trimmed (BART, section 2.2; fairseq). They begin at distinct words drawn at random and
+    may run into each other, and so cover fewer words, or reach the end of the text. `mean_length` 0: each is one word.
+    """
+    words = np.flatnonzero(word_starts)
+    budget = math.ceil(rate * len(words))
+    if budget == 0:
+        return words[:0], words[:0], 0
+    lengths = np.ones(budget, np.int64)
+    if mean_length > 0:
+        lengths = rng.poisson(mean_length, budget)
+        while lengths.sum() < budget:
+            lengths = np.concatenate([lengths, rng.poisson(mean_length, budget)])
+        last = int(np.searchsorted(np.cumsum(lengths), budget))
+        lengths = lengths[: last + 1]
+        lengths[last] -= int(lengths.sum()) - budget
+    spans = lengths[lengths > 0]
+    chosen = rng.permutation(len(words))[: len(spans)]
+    ends = np.append(words, len(word_starts))[np.minimum(chosen + spans[: len(chosen)], len(words))]
+    return words[chosen], ends, len(lengths) - len(spans)
+
+
+def inserted(tokens: np.ndarray, new: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return `tokens` [n] with `new` [k] put in between at random places, all choices of places equally likely."""
+    result = np.zeros(len(tokens) + len(new), tokens.dtype)
+    places = rng.permutation(len(result))[: len(new)]
+    rest = np.ones(len(result), bool)
+    rest[places] = False
+    result[places], result[rest] = new, tokens
+    return result
+
+
+def rotated(tokens: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return `tokens` [n] begun at a token drawn uniformly, as document rotation does."""
+    return np.roll(tokens, -int(rng.integers(0, max(len(tokens), 1))))
