@@ -1,5 +1,7 @@
 """From a resolved config to live objects: tokenizer, labels, bound objective or task, model, held-out rows."""
 
+import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,10 @@ from jaxformer.data.batches import evaluation_batches
 from jaxformer.data.prepare import corpus_tokenizer, prepare, weighted_sources
 from jaxformer.errors import EmptySplit, UserError
 from jaxformer.models.model import Model
+from jaxformer.optimizers import Optimizer, freeze, make_optimizer
 from jaxformer.progress import Display
-from jaxformer.step import execution
+from jaxformer.sharding import replicated
+from jaxformer.step import Losses, execution, init_state, make_eval_step, make_train_step
 from jaxformer.tokenizers import Tokenizer, load_tokenizer
 
 
@@ -81,12 +85,47 @@ def held_out_rows(config: Config, supervision: Any, tokenizer: Tokenizer, displa
 
 def build_model(config: Config, supervision: Any) -> Model:
     """Return the model of a config with the heads that its objective or task asks for."""
-    return Model(
-        config.model,
-        execution(config.training),
-        heads=tuple(supervision.heads.items()),
-        head_dropout=supervision.head_dropout,
-        predicts_tokens=supervision.predicts_tokens,
+    return _shared(
+        Model(
+            config.model,
+            execution(config.training),
+            heads=tuple(supervision.heads.items()),
+            head_dropout=supervision.head_dropout,
+            predicts_tokens=supervision.predicts_tokens,
+        )
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _shared(model: Model) -> Model:
+    """Return the first of equal models, which knows its shapes already."""
+    return model
+
+
+@functools.lru_cache(maxsize=8)
+def compiled_steps(
+    model: Model, losses: Losses, optimizer: Optimizer, trainable: tuple[str, ...], accumulation_steps: int, mesh: Any
+) -> tuple[Any, Any, Any]:
+    """Return jitted make_state(rng), train_step and eval_step, replicated over the mesh.
+
+    Runs of one shape in one process, as sweeps and fine-tunings have many, share them, and are traced and compiled
+    once. The optimizer's learning rate and schedule are not read.
+    """
+    update = freeze(make_optimizer(optimizer, model.shapes), trainable, model.shapes)
+    everywhere = replicated(mesh)
+    make_state = jax.jit(lambda key: init_state(model, update, key), out_shardings=everywhere)
+    train_step = jax.jit(
+        make_train_step(model, losses, update, accumulation_steps),
+        donate_argnums=0,
+        out_shardings=(everywhere, everywhere),
+    )
+    return make_state, train_step, jax.jit(make_eval_step(model, losses))
+
+
+def timeless(optimizer: Optimizer) -> Optimizer:
+    """Return an optimizer's config without what only its schedule reads: what is left decides the compiled step."""
+    return dataclasses.replace(
+        optimizer, learning_rate=1.0, schedule="constant", warmup_steps=0, decay_steps=0, final_fraction=0.0
     )
 
 

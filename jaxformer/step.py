@@ -60,12 +60,48 @@ class TrainingConfig:
 class Supervision(Protocol):
     """What the step needs of an objective or a task."""
 
-    heads: dict[str, int]
+    @property
+    def heads(self) -> dict[str, int]: ...
+    @property
+    def coefficients(self) -> dict[str, float]: ...
+    @property
+    def head_dropout(self) -> float: ...
+    @property
+    def predicts_tokens(self) -> bool: ...
+    @property
+    def label_smoothing(self) -> float: ...
+    @property
+    def z_loss(self) -> float: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Losses:
+    """A `Supervision` and nothing else of an objective or task: equal ones make equal steps."""
+
+    sizes: tuple[tuple[str, int], ...]
+    weights: tuple[tuple[str, float], ...]
     head_dropout: float
     predicts_tokens: bool
-    coefficients: dict[str, float]
     label_smoothing: float
     z_loss: float
+
+    @property
+    def heads(self) -> dict[str, int]:
+        return dict(self.sizes)
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        return dict(self.weights)
+
+
+def losses_of(supervision: Supervision) -> Losses:
+    """Return what the step reads of an objective or a task."""
+    kept = ("head_dropout", "predicts_tokens", "label_smoothing", "z_loss")
+    return Losses(
+        tuple(supervision.heads.items()),
+        tuple(supervision.coefficients.items()),
+        **{name: getattr(supervision, name) for name in kept},
+    )
 
 
 class TrainState(NamedTuple):

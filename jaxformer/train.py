@@ -13,7 +13,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxformer.build import bind, build_model, choose_tokenizer, held_out_batches, held_out_rows, label_names
+from jaxformer.build import (
+    bind,
+    build_model,
+    choose_tokenizer,
+    compiled_steps,
+    held_out_batches,
+    held_out_rows,
+    label_names,
+    timeless,
+)
 from jaxformer.checkpoint import Checkpoints, restore_params
 from jaxformer.config import Config
 from jaxformer.data.batches import train_batches
@@ -23,12 +32,12 @@ from jaxformer.evaluation import evaluate
 from jaxformer.footprint import Footprint
 from jaxformer.models.model import count_parameters
 from jaxformer.monitor import Meter, Signals
-from jaxformer.optimizers import freeze, make_optimizer, schedule
+from jaxformer.optimizers import schedule
 from jaxformer.progress import Display
 from jaxformer.run import MetricsLog, check_resumable, compare_with_base, is_run, write_record
 from jaxformer.runtime import prepare_process
 from jaxformer.sharding import make_mesh, place, replicated
-from jaxformer.step import TrainState, init_state, make_eval_step, make_train_step
+from jaxformer.step import TrainState, losses_of
 
 
 def train(
@@ -74,7 +83,9 @@ def _train(
 
     rng = jax.random.key(config.seed)
     init_rng, dropout_rng = jax.random.split(rng)
-    optimizer = freeze(make_optimizer(config.optimizer, model.shapes), training.trainable, model.shapes)
+    make_state, train_step, eval_step = compiled_steps(
+        model, losses_of(supervision), timeless(config.optimizer), training.trainable, training.accumulation_steps, mesh
+    )
     learning_rate = schedule(config.optimizer, training.num_steps)
     num_parameters = count_parameters(model)
     devices = f"{mesh.size} {jax.devices()[0].device_kind} device{'s' * (mesh.size > 1)}"
@@ -82,7 +93,6 @@ def _train(
 
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
     everywhere = replicated(mesh)
-    make_state = jax.jit(lambda key: init_state(model, optimizer, key), out_shardings=everywhere)
     new_tokens = getattr(supervision, "new_token_ids", ())
     state = _start(config, workdir, resumes, checkpoints, make_state, init_rng, everywhere, display, new_tokens, labels)
     if not resumes:  # only now: what failed until here has left no run that a corrected command would have to resume
@@ -90,12 +100,6 @@ def _train(
         write_record(workdir, config, labels, num_parameters)
     start = int(state.step)
     log = MetricsLog(workdir, start)
-    train_step = jax.jit(
-        make_train_step(model, supervision, optimizer, training.accumulation_steps),
-        donate_argnums=0,
-        out_shardings=(everywhere, everywhere),
-    )
-    eval_step = jax.jit(make_eval_step(model, supervision))
     batches = train_batches(
         members,
         supervision,

@@ -408,7 +408,9 @@ INITIALISATIONS |= {"distilbert_base": {"encoder/layers/attention/key/kernel": 0
 @pytest.mark.parametrize("preset", INITIALISATIONS)
 def test_initialisations_have_their_deviations(preset: str) -> None:
     sizes = {"d_model": D, "d_ff": F, "num_heads": H, "head_dim": K, "num_layers": L, "vocab_size": 500}
-    config = TransformerConfig(**PRESETS[preset] | sizes | {"max_length": 64, "relative_buckets": 256})
+    config = TransformerConfig(
+        **PRESETS[preset] | sizes | {"max_length": 64, "relative_buckets": 256, "relative_max_distance": 512}
+    )
     model = Model(config, Execution(unroll=1), heads=(("label", 16),))
     params = flatten(jax.jit(model.init)(jax.random.key(0)))
     for path, deviation in INITIALISATIONS[preset].items():
