@@ -16,6 +16,15 @@ def padded(values: np.ndarray, length: int, dtype: np.dtype = INT, fill: int = 0
     return array
 
 
+def row_arrays(ids: np.ndarray, length: int, pad: int, side: str = "") -> dict[str, np.ndarray]:
+    """Return what a stack reads of one segment of `ids` [n]: inputs, segment ids and positions, each [length]."""
+    return {
+        f"{side}inputs": padded(ids, length, fill=pad),
+        f"{side}segment_ids": padded(np.ones(len(ids)), length),
+        f"{side}positions": padded(np.arange(len(ids)), length),
+    }
+
+
 def positions(segment_ids: np.ndarray) -> np.ndarray:
     """Return each token's place in its own segment, counted from 0; segments are runs of equal ids [n]."""
     index = np.arange(len(segment_ids))

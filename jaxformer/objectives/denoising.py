@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from jaxformer.errors import UserError, suggest
-from jaxformer.objectives.arrays import FLOAT, INT, Shapes, bound, check_at_least, check_share, padded
+from jaxformer.objectives.arrays import FLOAT, INT, Shapes, bound, check_at_least, check_share, padded, row_arrays
 from jaxformer.objectives.noise import (
     infilling_spans,
     inserted,
@@ -115,13 +115,8 @@ class Denoising:
             "targets": padded(target, length, fill=pad),
             "weights": padded(np.ones(len(target)), length, FLOAT),
         }
-        for side, ids in (("encoder_", source), ("", shifted_right(target, vocabulary.decoder_start))):
-            arrays |= {
-                f"{side}inputs": padded(ids, length, fill=pad),
-                f"{side}segment_ids": padded(np.ones(len(ids)), length),
-                f"{side}positions": padded(np.arange(len(ids)), length),
-            }
-        return arrays
+        read = shifted_right(target, vocabulary.decoder_start)
+        return arrays | row_arrays(source, length, pad, "encoder_") | row_arrays(read, length, pad)
 
     def _corrupt(self, text: np.ndarray, sentence_starts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         tokens = permuted_sentences(text, sentence_starts, self.permute_share, rng)

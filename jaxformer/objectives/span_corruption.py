@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from jaxformer.errors import UserError
-from jaxformer.objectives.arrays import FLOAT, INT, Shapes, bound, check_at_least, check_share, padded
+from jaxformer.objectives.arrays import FLOAT, INT, Shapes, bound, check_at_least, check_share, padded, row_arrays
 from jaxformer.objectives.noise import noise_counts, random_spans_noise_mask, shifted_right, spans_to_sentinels
 from jaxformer.tokenizers import Vocabulary
 
@@ -112,11 +112,6 @@ class SpanCorruption:
             "weights": padded(np.ones(len(target)), self.target_length, FLOAT),
         }
         read = shifted_right(target, vocabulary.decoder_start)
-        sides = ("encoder_", source, self.input_length), ("", read, self.target_length)
-        for side, ids, length in sides:
-            arrays |= {
-                f"{side}inputs": padded(ids, length, fill=pad),
-                f"{side}segment_ids": padded(np.ones(len(ids)), length),
-                f"{side}positions": padded(np.arange(len(ids)), length),
-            }
-        return arrays
+        return (
+            arrays | row_arrays(source, self.input_length, pad, "encoder_") | row_arrays(read, self.target_length, pad)
+        )

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxformer.errors import UserError, suggest
 from jaxformer.metrics import METRICS
-from jaxformer.objectives.arrays import FLOAT, INT, Shapes, padded
+from jaxformer.objectives.arrays import FLOAT, INT, Shapes, padded, row_arrays
 from jaxformer.tokenizers import Vocabulary
 
 Encode = Callable[[str], np.ndarray]
@@ -80,12 +80,7 @@ class _Classification:
         return cut([np.asarray(example[field], INT) for field in self.text_fields], room)
 
     def _sequence(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
-        length = self.sequence_length
-        return {
-            "inputs": padded(tokens, length, fill=self._ids("pad")[0]),
-            "segment_ids": padded(np.ones(len(tokens)), length),
-            "positions": padded(np.arange(len(tokens)), length),
-        }
+        return row_arrays(tokens, self.sequence_length, self._ids("pad")[0])
 
 
 _LABEL: Shapes = {"label_targets": ((), INT), "label_weights": ((), FLOAT)}
@@ -179,14 +174,9 @@ class ExtractClassification(_Classification):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PooledClassification(_Classification):
-    """BERT's: `[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]` with two token types, classified at [CLS].
+class _LabelAlone(_Classification):
+    """What tasks share that predict nothing but the label. `head_dropout` acts before the classifier."""
 
-    `head_dropout` acts before the classifier.
-    """
-
-    name: ClassVar[str] = "pooled_classification"
-    families: ClassVar[tuple[str, ...]] = ("encoder_only",)
     label_smoothing: ClassVar[float] = 0.0
     z_loss: ClassVar[float] = 0.0
     decodes: ClassVar[bool] = False
@@ -199,6 +189,17 @@ class PooledClassification(_Classification):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_dropout(self.head_dropout)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PooledClassification(_LabelAlone):
+    """BERT's: `[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]` with two token types, classified at [CLS].
+
+    `head_dropout` acts before the classifier.
+    """
+
+    name: ClassVar[str] = "pooled_classification"
+    families: ClassVar[tuple[str, ...]] = ("encoder_only",)
 
     def bind(self, vocabulary: Vocabulary, labels: tuple[str, ...], encode: Encode) -> Self:
         """Return a copy that knows ids and labels. Raises UserError when the tokenizer lacks [PAD], [CLS] or [SEP]."""
@@ -221,7 +222,7 @@ class PooledClassification(_Classification):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderClassification(_Classification):
+class DecoderClassification(_LabelAlone):
     """BART's: encoder and decoder read the same text, `<s> a </s>` or `<s> a </s></s> b </s>`, the decoder one place
     later, and its state at the last place is classified (BART, section 3.1). Without <s> in the vocabulary (T5) none.
 
@@ -230,18 +231,6 @@ class DecoderClassification(_Classification):
 
     name: ClassVar[str] = "decoder_classification"
     families: ClassVar[tuple[str, ...]] = ("encoder_decoder",)
-    label_smoothing: ClassVar[float] = 0.0
-    z_loss: ClassVar[float] = 0.0
-    decodes: ClassVar[bool] = False
-    predicts_tokens: ClassVar[bool] = False
-    new_token_ids: ClassVar[tuple[int, ...]] = ()
-    coefficients: ClassVar[dict[str, float]] = {"label": 1.0}
-
-    head_dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_dropout(self.head_dropout)
 
     def bind(self, vocabulary: Vocabulary, labels: tuple[str, ...], encode: Encode) -> Self:
         """Return a copy that knows ids and labels. Raises UserError when the tokenizer lacks padding or EOS."""
