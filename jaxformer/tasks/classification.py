@@ -79,8 +79,8 @@ class _Classification:
     def _texts(self, example: Mapping[str, Any], room: int) -> list[np.ndarray]:
         return cut([np.asarray(example[field], INT) for field in self.text_fields], room)
 
-    def _sequence(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
-        return row_arrays(tokens, self.sequence_length, self._ids("pad")[0])
+    def _sequence(self, tokens: np.ndarray, side: str = "") -> dict[str, np.ndarray]:
+        return row_arrays(tokens, self.sequence_length, self._ids("pad")[0], side)
 
 
 _LABEL: Shapes = {"label_targets": ((), INT), "label_weights": ((), FLOAT)}
@@ -258,7 +258,7 @@ class DecoderClassification(_LabelAlone):
         tokens = np.concatenate([start, first, *[part for text in second for part in (between, text)], [end]])
         arrays = self._sequence(np.append(self._start(), tokens[:-1])) | _label(example)
         arrays["label_positions"] = np.array(len(tokens) - 1, INT)
-        return arrays | {f"encoder_{name}": array for name, array in self._sequence(tokens).items()}
+        return arrays | self._sequence(tokens, "encoder_")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -341,16 +341,17 @@ class TextToTextClassification(_Classification):
         pad, end = self._ids("pad", "end")
         texts = self._texts(example, self._room())
         parts = [part for pair in zip(self.words, texts, strict=True) for part in pair]
-        source = self._sequence(np.concatenate([*parts, [end]]))
+        source = self._sequence(np.concatenate([*parts, [end]]), "encoder_")
         label, length = int(example["label"]), self.target_length
         target = np.append(self.label_ids[label], end) if label >= 0 else np.array([end])
-        return {f"encoder_{name}": array for name, array in source.items()} | {
-            "inputs": padded(np.append(self._start(), target[:-1]), length, fill=pad),
-            "segment_ids": padded(np.ones(len(target)), length),
-            "positions": padded(np.arange(len(target)), length),
-            "targets": padded(target, length, fill=pad),
-            "weights": padded(np.full(len(target), label >= 0), length, FLOAT),
-        }
+        return (
+            source
+            | row_arrays(np.append(self._start(), target[:-1]), length, pad)
+            | {
+                "targets": padded(target, length, fill=pad),
+                "weights": padded(np.full(len(target), label >= 0), length, FLOAT),
+            }
+        )
 
 
 def _check_dropout(rate: float) -> None:
