@@ -19,7 +19,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = common.base()
     config.model = {"preset": "t5_" + {"60m": "small"}.get(size, size)}
     # The baseline pretrains with dropout 0.1 (section 3.1.3).
-    config.objective = {"name": "span_corruption", "input_length": 512}
+    config.objective = {"name": "span_corruption", "sequence_length": 512}
     config.tokenizer = {"name": "unigram", "vocab_size": 32_100}
     config.optimizer = {
         "name": "adafactor",
@@ -31,7 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if scale:
         common.shrink(config, scale)
         config.model.update({"max_length": 128, "hidden_dropout": 0.0, "final_dropout": 0.0})
-        config.objective.input_length = 128
+        config.objective.sequence_length = 128
         config.training.batch_size = 16
         config.optimizer.update({"schedule": "inverse_sqrt_flat", "learning_rate": 0.03, "warmup_steps": 100})
     return config

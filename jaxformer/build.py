@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxformer.checkpoint import finished_steps
 from jaxformer.config import Config
-from jaxformer.data.batches import evaluation_batches
+from jaxformer.data.batches import Member, evaluation_batches
 from jaxformer.data.prepare import corpus_tokenizer, prepare, weighted_sources
 from jaxformer.errors import EmptySplit, UserError
 from jaxformer.models.model import Model
@@ -58,11 +58,11 @@ def label_names(config: Config) -> tuple[str, ...]:
     return names.pop()
 
 
-def held_out_batches(config: Config, supervision: Any, rows: Any) -> Iterator[dict[str, np.ndarray]]:
+def held_out_batches(config: Config, member: Member) -> Iterator[dict[str, np.ndarray]]:
     """Return the batches of held-out rows, the same at every call."""
     return evaluation_batches(
-        rows,
-        supervision,
+        member.rows,
+        member.transform,
         seed=config.seed,
         batch_size=config.evaluation.batch_size or config.training.batch_size,
         limit=config.evaluation.max_examples,
@@ -71,16 +71,15 @@ def held_out_batches(config: Config, supervision: Any, rows: Any) -> Iterator[di
     )
 
 
-def held_out_rows(config: Config, supervision: Any, tokenizer: Tokenizer, display: Display) -> Any:
-    """Return the held-out rows of the (first) source, or None, with a note, where there are none."""
+def held_out_members(config: Config, supervision: Any, tokenizer: Tokenizer, display: Display) -> list[Member]:
+    """Return the held-out rows of every member, or none, with a note, where one has none."""
     try:
-        members = prepare(
+        return prepare(
             config.data, supervision, tokenizer, config.evaluation.split, seed=config.seed, progress=display.progress
         )
-        return members[0][0]
     except EmptySplit as error:
         display.note(f"no evaluation during this run: {error}")
-        return None
+        return []
 
 
 def build_model(config: Config, supervision: Any) -> Model:

@@ -151,6 +151,8 @@ def resolve(experiment: Mapping[str, Any], overrides: Sequence[str] = (), *, nam
         if section in SELECTORS:
             selected[section] = _select(section, keys)
         values[section] = _section(section, _dataclass(section, selected.get(section, ""), room), keys)
+    if values["objective"] is not None:
+        values["objective"] = values["objective"].carried_by(values["model"].family, values["model"].visibility)
     config = Config(**values, selected=selected)
     _check(config)
     return config
@@ -322,9 +324,8 @@ def _check(config: Config) -> None:
     """Refuse what cannot work, with the reason."""
     model, supervision = config.model, config.supervision
     if model.family not in supervision.families:
-        kind = "task" if config.objective is None else "objective"
         raise UserError(
-            f"{kind}.name: {config.selected[kind]} needs {' or '.join(supervision.families)}, "
+            f"task.name: {config.selected['task']} needs {' or '.join(supervision.families)}, "
             f"but model.preset {config.selected['model']} is {model.family}"
         )
     longest = max(shape[0] for name, (shape, _) in supervision.shapes.items() if name.endswith("inputs"))

@@ -69,7 +69,7 @@ PLANS = {
         pretraining_steps=1000,
         # 40 % of the tokens corrupted: more to predict per step, and little worse in the paper's Table 6 (25 %, 50 %).
         model=("model.num_layers=1",),
-        pretraining=("objective.input_length=64", "objective.noise_density=0.4", "optimizer.learning_rate=0.06"),
+        pretraining=("objective.sequence_length=64", "objective.noise_density=0.4", "optimizer.learning_rate=0.06"),
         fine_tuning=("task.sequence_length=64",),
         rates={"pretrained": (1e-2, 2e-2), "scratch": (1e-2, 2e-2)},
     ),

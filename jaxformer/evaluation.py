@@ -81,6 +81,17 @@ def evaluate(
     return metrics
 
 
+def combined(parts: Sequence[tuple[str, float, Mapping[str, float]]]) -> dict[str, float]:
+    """Return the metrics of a mixture's members, given as (name, share, metrics): those of a single one as they are; of
+    several "loss", the mean of their losses by share, and every "NAME/metric"."""
+    if len(parts) == 1:
+        return dict(parts[0][2])
+    judged = [part for part in parts if part[2]]
+    total = sum(share for _, share, _ in judged)
+    metrics = {"loss": sum(share / total * found["loss"] for _, share, found in judged)} if judged else {}
+    return metrics | {f"{name}/{key}": value for name, _, found in judged for key, value in found.items()}
+
+
 def _gather(array: Any) -> np.ndarray:
     """Return a global array's rows on every process."""
     if jax.process_count() > 1:

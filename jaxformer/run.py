@@ -23,7 +23,7 @@ from jaxformer.checkpoint import restore_params
 from jaxformer.config import Config
 from jaxformer.data.prepare import prepare
 from jaxformer.errors import UserError, disk_errors
-from jaxformer.evaluation import evaluate
+from jaxformer.evaluation import combined, evaluate
 from jaxformer.generation import GenerationConfig, generate, require_generator
 from jaxformer.models.model import Model, Params
 from jaxformer.runtime import prepare_process
@@ -297,18 +297,22 @@ def evaluate_run(workdir: Path, split: str, overrides: Sequence[str] = ()) -> di
     if set(names) != set(labels):
         raise UserError(f"data: its labels {names} are not those that the run learnt, {labels}")
     supervision = bind(config, run.tokenizer, labels)
-    (rows, _), *_ = prepare(config.data, supervision, run.tokenizer, split, seed=config.seed)
-    if names != labels:
-        rows = Relabelled(rows, [labels.index(name) for name in names])
-    metrics = evaluate(
-        run.model,
-        supervision,
-        jax.jit(make_eval_step(run.model, supervision)),
-        run.params,
-        held_out_batches(config, supervision, rows),
-        place=lambda batch: batch,
-        tokenizer=run.tokenizer,
-        labels=labels,
-    )
+    parts = []
+    eval_step = jax.jit(make_eval_step(run.model, supervision))
+    for member in prepare(config.data, supervision, run.tokenizer, split, seed=config.seed):
+        if names != labels:
+            member = member._replace(rows=Relabelled(member.rows, [labels.index(name) for name in names]))
+        found = evaluate(
+            run.model,
+            supervision,
+            eval_step,
+            run.params,
+            held_out_batches(config, member),
+            place=lambda batch: batch,
+            tokenizer=run.tokenizer,
+            labels=labels,
+        )
+        parts.append((member.name, member.weight, found))
+    metrics = combined(parts)
     write_json(workdir / "results" / f"evaluate-{split}.json", {"step": run.step, "split": split, "metrics": metrics})
     return metrics

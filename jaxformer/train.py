@@ -19,7 +19,7 @@ from jaxformer.build import (
     choose_tokenizer,
     compiled_steps,
     held_out_batches,
-    held_out_rows,
+    held_out_members,
     label_names,
     timeless,
 )
@@ -28,7 +28,7 @@ from jaxformer.config import Config
 from jaxformer.data.batches import train_batches
 from jaxformer.data.prepare import prepare
 from jaxformer.errors import Interrupted, disk_errors
-from jaxformer.evaluation import evaluate
+from jaxformer.evaluation import combined, evaluate
 from jaxformer.footprint import Footprint
 from jaxformer.models.model import count_parameters
 from jaxformer.monitor import Meter, Signals
@@ -66,7 +66,7 @@ def _train(
     labels = label_names(config)
     supervision = bind(config, tokenizer, labels)
     members = prepare(config.data, supervision, tokenizer, "train", seed=config.seed, progress=display.progress)
-    held_out = held_out_rows(config, supervision, tokenizer, display)
+    held_out = held_out_members(config, supervision, tokenizer, display)
     # Measured from here, charged from the beginning: TFDS, while it loads itself, patches the import of all threads.
     footprint = Footprint(workdir, config.footprint, jax.process_index(), began)
     cleanup.callback(footprint.stop)
@@ -102,7 +102,6 @@ def _train(
     log = MetricsLog(workdir, start)
     batches = train_batches(
         members,
-        supervision,
         seed=config.seed,
         batch_size=training.batch_size,
         start_step=start,
@@ -114,12 +113,14 @@ def _train(
     results: dict[str, float] = {}
 
     def judge() -> dict[str, float]:
-        if held_out is None:
-            return {}
-        metrics = evaluate(
-            model, supervision, eval_step, state.params, held_out_batches(config, supervision, held_out),
-            place=lambda batch: place(mesh, batch), tokenizer=tokenizer, labels=labels,
-        )  # fmt: skip
+        parts = []
+        for member in held_out:
+            found = evaluate(
+                model, supervision, eval_step, state.params, held_out_batches(config, member),
+                place=lambda batch: place(mesh, batch), tokenizer=tokenizer, labels=labels,
+            )  # fmt: skip
+            parts.append((member.name, member.weight, found))
+        metrics = combined(parts) if parts else {}
         return {f"eval/{name}": value for name, value in metrics.items()}
 
     with Signals() as signals:

@@ -28,7 +28,7 @@ _SIZES = {"d_model": 16, "d_ff": 24, "num_heads": 2, "head_dim": 8, "num_layers"
 _CAUSAL = {"objective": {"name": "causal_lm", "sequence_length": 32}}
 _MASKED = {"objective": {"name": "masked_lm", "sequence_length": 32, "max_predictions": 5, "next_sentence": False}}
 _WRITES = {"task": {"name": "text_to_text_classification", "sequence_length": 32, "target_length": 16}}
-_SPANS = {"objective": {"name": "span_corruption", "input_length": 32}}
+_SPANS = {"objective": {"name": "span_corruption", "sequence_length": 32}}
 _EXTRACT = {"task": {"name": "extract_classification", "sequence_length": 32}}
 _DECODER = {"task": {"name": "decoder_classification", "sequence_length": 32}}
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxformer.data.batches import Batch, Batches, evaluation_batches, train_batches
+from jaxformer.data.batches import Batch, Batches, Member, evaluation_batches, train_batches
 from jaxformer.errors import UserError
 
 
@@ -44,7 +44,7 @@ def taken(batches: Batches, count: int) -> list[Batch]:
 
 
 def train(count: int, rows: int = 100, batch_size: int = 8, seed: int = 5, **keys: Any) -> list[Batch]:
-    return taken(train_batches([(Numbers(rows), 1.0)], drawn, seed=seed, batch_size=batch_size, **keys), count)
+    return taken(train_batches([Member(Numbers(rows), drawn)], seed=seed, batch_size=batch_size, **keys), count)
 
 
 def joined(parts: list[list[Batch]]) -> list[Batch]:
@@ -92,7 +92,7 @@ def test_the_global_batch_is_the_same_for_any_number_of_processes(processes: int
 
 def test_a_process_reads_only_its_own_rows() -> None:
     rows = Numbers(64)
-    batches = train_batches([(rows, 1.0)], drawn, seed=0, batch_size=8, process_index=1, process_count=4)
+    batches = train_batches([Member(rows, drawn)], seed=0, batch_size=8, process_index=1, process_count=4)
     assert set(flat(taken(batches, 5))) <= {number for number, reads in enumerate(rows.reads) if reads}
     assert sum(rows.reads) <= 2 * (5 + 4)  # a few batches are made ahead
 
@@ -137,8 +137,11 @@ def test_draws_belong_to_the_place_of_an_example_and_not_to_its_row() -> None:
 
 def mixed(count: int, weights: list[float], sizes: list[int], **keys: Any) -> list[Batch]:
     firsts = range(0, 1000 * len(sizes), 1000)
-    members = [(Numbers(*each), weight) for each, weight in zip(zip(sizes, firsts, strict=True), weights, strict=True)]
-    return taken(train_batches(members, drawn, seed=1, batch_size=8, **keys), count)
+    members = [
+        Member(Numbers(*each), drawn, weight)
+        for each, weight in zip(zip(sizes, firsts, strict=True), weights, strict=True)
+    ]
+    return taken(train_batches(members, seed=1, batch_size=8, **keys), count)
 
 
 @pytest.mark.parametrize("weights", [[1.0, 1.0], [3.0, 1.0], [0.2, 0.5, 0.3]])

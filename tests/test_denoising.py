@@ -9,7 +9,7 @@ from jaxformer.objectives.noise import infilling_spans, inserted, permuted_sente
 from jaxformer.tokenizers import Vocabulary
 
 PAD, END, MASK, START, SIZE = 0, 1, 2, 3, 100
-STILL = {"mask_rate": 0.0, "permute_share": 0.0}
+STILL = {"masking_rate": 0.0, "permute_share": 0.0}
 
 
 def vocabulary(start: bool = True) -> Vocabulary:
@@ -47,7 +47,7 @@ def test_targets_are_the_whole_text_whatever_the_noise() -> None:
     text = np.random.default_rng(0).integers(4, SIZE, 30)
     for seed in range(20):
         objective = Denoising(
-            sequence_length=32, mask_rate=0.5, rotate_probability=0.5, random_share=0.2, insert_rate=0.1
+            sequence_length=32, masking_rate=0.5, rotate_probability=0.5, random_share=0.2, insert_rate=0.1
         )
         arrays = objective.bind(vocabulary())(row(text, (0, 7, 20)), np.random.default_rng(seed))
         assert arrays["targets"].tolist() == [START, *text, END]
@@ -55,7 +55,7 @@ def test_targets_are_the_whole_text_whatever_the_noise() -> None:
 
 def test_token_masking_and_deletion() -> None:
     text = np.arange(10, 60)
-    plain = {"mask_rate": 0.15, "mean_span_length": 0.0, "whole_words": False, "permute_share": 0.0}
+    plain = {"masking_rate": 0.15, "mean_span_length": 0.0, "whole_words": False, "permute_share": 0.0}
     for seed in range(10):
         masked = np.array(source(Denoising(sequence_length=64, replace="token", **plain), text, seed))
         assert len(masked) == 50 and (masked == MASK).sum() == 8  # 15 % of 50, rounded up
@@ -69,7 +69,7 @@ def test_infilling_writes_one_mask_for_a_span_of_whole_words() -> None:
     ends, found = [10, 12, 14, 16, 18, 20, 22], set()
     for seed in range(200):
         left = source(
-            Denoising(sequence_length=32, mask_rate=1 / 7, mean_span_length=1.0, permute_share=0.0), text, seed
+            Denoising(sequence_length=32, masking_rate=1 / 7, mean_span_length=1.0, permute_share=0.0), text, seed
         )
         assert left.count(MASK) >= 1
         kept = [token for token in left if token != MASK]
@@ -100,7 +100,7 @@ def test_a_span_over_another_leaves_one_mask() -> None:
     masks = set()
     for seed in range(300):
         left = source(
-            Denoising(sequence_length=32, mask_rate=0.9, permute_share=0.0, whole_words=False),
+            Denoising(sequence_length=32, masking_rate=0.9, permute_share=0.0, whole_words=False),
             list(range(10, 30)),
             seed,
         )
@@ -113,8 +113,8 @@ def test_a_span_over_another_leaves_one_mask() -> None:
 def test_random_tokens_stand_for_their_share_of_masks() -> None:
     text = np.full(400, 50)
     objective = Denoising(
-        sequence_length=512, mask_rate=0.5, mean_span_length=0.0, whole_words=False, replace="token", random_share=0.3,
-        permute_share=0.0,
+        sequence_length=512, masking_rate=0.5, mean_span_length=0.0, whole_words=False, replace="token",
+        random_share=0.3, permute_share=0.0,
     )  # fmt: skip
     counts = [np.array(source(objective, text, seed)) for seed in range(50)]
     masks = np.mean([(ids == MASK).sum() for ids in counts]) / 200
@@ -170,7 +170,7 @@ def test_statistics_of_infilling() -> None:
 
 
 def test_what_does_not_fit_is_cut_at_its_end() -> None:
-    objective = Denoising(sequence_length=10, mask_rate=0.0, permute_share=0.0, insert_rate=1.0)
+    objective = Denoising(sequence_length=10, masking_rate=0.0, permute_share=0.0, insert_rate=1.0)
     arrays = objective.bind(vocabulary())(row(list(range(10, 18))), np.random.default_rng(0))
     assert (arrays["encoder_segment_ids"] == 1).all() and arrays["encoder_inputs"][-1] == END
 
@@ -179,7 +179,7 @@ def test_what_does_not_fit_is_cut_at_its_end() -> None:
     ("values", "message"),
     [
         ({"replace": "spam"}, "objective.replace: 'spam' is not one of span, token, nothing; did you mean 'span'"),
-        ({"mask_rate": 1.5}, "objective.mask_rate"),
+        ({"masking_rate": 1.5}, "objective.masking_rate"),
         ({"mean_span_length": -1.0}, "objective.mean_span_length"),
         ({"sequence_length": 2}, "objective.sequence_length"),
     ],

@@ -41,7 +41,7 @@ def unigram_entropy_and_loss(run: LoadedRun) -> tuple[float, float]:
     steps = config.training.num_steps
     left_out = [*vocabulary.sentinels, vocabulary.special.get("end", -1)]
     members = prepare(config.data, supervision, run.tokenizer, "train", seed=config.seed)
-    batches = train_batches(members, supervision, seed=config.seed, batch_size=config.training.batch_size)
+    batches = train_batches(members, seed=config.seed, batch_size=config.training.batch_size)
 
     @jax.jit
     def losses(batch: Any) -> jax.Array:

@@ -12,7 +12,7 @@ from jaxformer.objectives.causal_lm import CausalLM
 from jaxformer.objectives.denoising import Denoising
 from jaxformer.objectives.masked_lm import MaskedLM, fitting
 from jaxformer.objectives.noise import random_composition, random_spans_noise_mask, shifted_right, spans_to_sentinels
-from jaxformer.objectives.span_corruption import SpanCorruption
+from jaxformer.objectives.corruption import SpanCorruption
 from jaxformer.tokenizers import Vocabulary
 
 SPECIAL = {"pad": 0, "end": 1, "unknown": 2, "classify": 3, "separator": 4, "mask": 5}
@@ -56,10 +56,10 @@ def check(arrays, **expected):
 
 MEMBERS = [
     CausalLM(sequence_length=16),
-    CausalLM(sequence_length=16, packing="documents"),
+    CausalLM(sequence_length=16, packing="documents", document_mask=True),
     MaskedLM(sequence_length=16, max_predictions=4),
     MaskedLM(sequence_length=16, max_predictions=4, next_sentence=False, whole_word=True),
-    SpanCorruption(input_length=32),
+    SpanCorruption(sequence_length=32),
     Denoising(sequence_length=32),
     Denoising(sequence_length=32, replace="token", mean_span_length=0, whole_words=False, rotate_probability=1.0),
 ]
@@ -175,7 +175,7 @@ def test_windows_without_an_end_token_are_joined_by_nothing():
 
 
 def test_causal_documents_by_hand():
-    bound = CausalLM(sequence_length=6, packing="documents").bind(vocabulary())
+    bound = CausalLM(sequence_length=6, packing="documents", document_mask=True).bind(vocabulary())
     arrays = bound(row_of([10, 11, 1, 12, 13, 1], segments=[1, 1, 1, 2, 2, 2]), generator())
     assert bound.rows == "packed"
     check(
@@ -303,7 +303,7 @@ def test_words_that_overflow_are_skipped():
     ],
 )
 def test_span_corruption_lengths_are_those_of_the_paper(length, span, row, target):
-    member = SpanCorruption(input_length=length, mean_span_length=span)
+    member = SpanCorruption(sequence_length=length, mean_span_length=span)
     assert (member.row_length, member.target_length) == (row, target)
 
 
@@ -320,14 +320,14 @@ def test_writing_both_sides_by_hand():
 def test_the_decoder_starts_from_the_token_that_the_model_names():
     row = row_of([10, 11, 12, 13, 14, 15])
     for words, first in ((vocabulary(), SPECIAL["pad"]), (vocabulary().starting("end"), SPECIAL["end"])):
-        arrays = SpanCorruption(input_length=6).bind(words)(row, generator())
+        arrays = SpanCorruption(sequence_length=6).bind(words)(row, generator())
         assert arrays["inputs"][0] == first
         np.testing.assert_array_equal(arrays["inputs"][1:][arrays["weights"][1:] > 0],
                                       arrays["targets"][:-1][arrays["weights"][1:] > 0])  # fmt: skip
 
 
 def test_span_corruption_by_hand():
-    bound = SpanCorruption(input_length=6).bind(vocabulary())
+    bound = SpanCorruption(sequence_length=6).bind(vocabulary())
     assert (bound.row_length, bound.target_length) == (5, 3)
     # One noise token, one span, and the noise stands last: nothing is left to chance.
     check(
@@ -366,7 +366,7 @@ def test_compositions_are_equally_likely():
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 40, 141])
 def test_span_corruption_rebuilds_the_text(length):
-    bound = SpanCorruption(input_length=128).bind(vocabulary())
+    bound = SpanCorruption(sequence_length=128).bind(vocabulary())
     row = random_row(bound, seed=length, length=length)
     for seed in range(5):
         arrays = bound(row, generator(seed))

@@ -44,7 +44,11 @@ def plain(row: Row) -> dict[str, Any]:
 
 
 def read(rows: Rows) -> list[dict[str, Any]]:
-    return [plain(rows[number]) for number in range(len(rows))]
+    """Return the rows without what only says which they are."""
+    found = [plain(rows[number]) for number in range(len(rows))]
+    assert [row.pop("number") for row in found] == list(range(len(rows)))
+    assert {row.pop("seed") for row in found} <= {rows.seed}
+    return found
 
 
 def random_documents(seed: int, count: int = 12, sentences: int = 6, length: int = 9) -> list[list[list[int]]]:

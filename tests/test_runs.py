@@ -23,7 +23,7 @@ from jaxformer.run import read_metrics
 
 FAMILIES = ("gpt", "bert", "t5")
 SIZES = {"d_model": 16, "d_ff": 32, "num_heads": 2, "head_dim": 8, "num_layers": 2, "max_length": 32, "vocab_size": 420}
-ROW = {"gpt": "sequence_length", "bert": "sequence_length", "t5": "input_length"}
+ROW = {"gpt": "sequence_length", "bert": "sequence_length", "t5": "sequence_length"}
 TOPICS = {"animals": "cat dog horse bird fish sheep", "numbers": "one two three four five six seven"}
 # Numbers that differ from run to run.
 TIMES = ("train/seconds", "train/step_seconds", "train/tokens_per_second")

@@ -5,7 +5,7 @@ draws for it comes from an rng of (seed, g). So the data position of a run is it
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -17,14 +17,37 @@ Batch = dict[str, np.ndarray]
 Transform = Callable[[Any, np.random.Generator], Mapping[str, np.ndarray]]
 
 
+class Member(NamedTuple):
+    """Where a share of a run's examples comes from: rows, and what makes arrays of one."""
+
+    rows: Any
+    transform: Transform
+    weight: float = 1.0
+    name: str = ""
+
+
+class _Numbered:
+    """Rows that say which member they belong to."""
+
+    def __init__(self, rows: Any, member: int) -> None:
+        self.rows, self.member = rows, member
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> tuple[int, Any]:
+        return self.member, self.rows[number]
+
+
 class _Draw(grain.transforms.RandomMap):
-    """Applies an objective or a task with the rng of the example's number."""
+    """Applies the objective or task of the row's member, with the rng of the example's number."""
 
-    def __init__(self, transform: Transform) -> None:
-        self.transform = transform
+    def __init__(self, transforms: Sequence[Transform]) -> None:
+        self.transforms = transforms
 
-    def random_map(self, element: Any, rng: np.random.Generator) -> Mapping[str, np.ndarray]:
-        return self.transform(element, rng)
+    def random_map(self, element: tuple[int, Any], rng: np.random.Generator) -> Mapping[str, np.ndarray]:
+        member, row = element
+        return self.transforms[member](row, rng)
 
 
 class _Block(grain.MapDataset):
@@ -53,8 +76,7 @@ def _share(batch_size: int, process_count: int) -> int:
 
 
 def train_batches(
-    members: Sequence[tuple[Any, float]],
-    transform: Transform,
+    members: Sequence[Member],
     *,
     seed: int,
     batch_size: int,
@@ -69,11 +91,12 @@ def train_batches(
     not divide among the processes.
     """
     shuffled = [
-        grain.MapDataset.source(rows).shuffle(seed=seed + number).repeat() for number, (rows, _) in enumerate(members)
+        grain.MapDataset.source(_Numbered(member.rows, number)).shuffle(seed=seed + number).repeat()
+        for number, member in enumerate(members)
     ]
-    weights = [weight for _, weight in members]
+    weights = [member.weight for member in members]
     dataset = shuffled[0] if len(shuffled) == 1 else grain.MapDataset.mix(shuffled, weights)
-    dataset = dataset.random_map(_Draw(transform), seed=seed)
+    dataset = dataset.random_map(_Draw([member.transform for member in members]), seed=seed)
     # Sliced after the random map: slicing before would change the draws.
     dataset = _Block(dataset, batch_size, process_index, process_count).batch(_share(batch_size, process_count))
     if start_step:

@@ -8,14 +8,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxformer.data.batches import Member
 from jaxformer.data.records import Source
 from jaxformer.data.rows import build_rows
-from jaxformer.data.sources import Mixture
-from jaxformer.data.store import build_examples, build_store
+from jaxformer.data.sources import Mixture as Mixed
+from jaxformer.data.store import build_examples, build_pairs, build_store
+from jaxformer.errors import UserError
+from jaxformer.objectives.mixture import Member as Part
+from jaxformer.objectives.mixture import Mixture, Padded
 from jaxformer.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 
 Progress = Callable[[str, int, int], None]
-Member = tuple[Any, float]  # random access to rows or examples, and its weight
 
 
 def cache_folder() -> Path:
@@ -25,7 +28,7 @@ def cache_folder() -> Path:
 
 def weighted_sources(source: Source) -> list[tuple[Source, float]]:
     """Return a mixture's members with their weights; any other source is its own only member."""
-    return source.sources() if isinstance(source, Mixture) else [(source, 1.0)]
+    return source.sources() if isinstance(source, Mixed) else [(source, 1.0)]
 
 
 def corpus_tokenizer(config: Any, source: Source, progress: Progress | None = None) -> Tokenizer:
@@ -52,14 +55,45 @@ def _texts(members: list[tuple[Source, float]]) -> Iterator[str]:
 def prepare(
     source: Source, supervision: Any, tokenizer: Tokenizer, split: str, *, seed: int, progress: Progress | None = None
 ) -> list[Member]:
-    """Return the rows of an objective, or the examples of a task, of one split, per member of the mixture."""
+    """Return the rows of an objective, or the examples of a task, of one split: a member for each corpus of a mixture
+    and for each objective that reads it.
+
+    Raises UserError for malformed data, an empty split, and a number of a corpus that there is not.
+    """
+    corpora = weighted_sources(source)
+    parts = supervision.mixed() if isinstance(supervision, Mixture) else [Part(supervision, 1.0, ())]
     members: list[Member] = []
-    for member, weight in weighted_sources(source):
-        if hasattr(supervision, "fields"):
-            members.append(
-                (build_examples(member, split, tokenizer, supervision.fields, cache_folder(), progress), weight)
+    for number, part in enumerate(parts):
+        wanted = part.corpora or range(len(corpora))
+        if outside := [corpus for corpus in wanted if not 0 <= corpus < len(corpora)]:
+            raise UserError(
+                f"objective.members[{number}].corpora: there is no data.members[{outside[0]}]; "
+                f"their numbers are 0 to {len(corpora) - 1}"
             )
-        else:
-            store = build_store(member, split, tokenizer, cache_folder(), progress)
-            members.append((build_rows(store, supervision, seed), weight))
+        found = [
+            _rows(corpora[corpus][0], part.objective, tokenizer, split, seed, progress) if corpus in wanted else []
+            for corpus in range(len(corpora))
+        ]
+        sizes = [len(rows) for rows in found]
+        rates = source.rates(sizes) if isinstance(source, Mixed) else [1.0]
+        total = sum(rates[corpus] for corpus in wanted)
+        transform = Padded(part.objective, supervision.shapes) if len(parts) > 1 else part.objective
+        for corpus in wanted:
+            name = "-".join(
+                [*([f"{part.objective.name}{number}"] if len(parts) > 1 else []),
+                 *([f"data{corpus}"] if len(corpora) > 1 else [])]
+            )  # fmt: skip
+            members.append(Member(found[corpus], transform, part.weight * rates[corpus] / total, name))
     return members
+
+
+def _rows(
+    source: Source, supervision: Any, tokenizer: Tokenizer, split: str, seed: int, progress: Progress | None
+) -> Any:
+    if hasattr(supervision, "labels"):
+        return build_examples(source, split, tokenizer, supervision.fields, cache_folder(), progress)
+    if hasattr(supervision, "fields"):
+        store = build_pairs(source, split, tokenizer, supervision.fields, cache_folder(), progress)
+    else:
+        store = build_store(source, split, tokenizer, cache_folder(), progress)
+    return build_rows(store, supervision, seed)

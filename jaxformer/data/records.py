@@ -50,6 +50,11 @@ class Source:
         for where, record in self.records(split, False):
             yield _text(record, self.text_field, where)
 
+    def pairs(self, split: str, fields: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+        """Yield {field: text} of a split. Raises UserError, naming the row, for what is malformed."""
+        for where, record in self.records(split, True):
+            yield {field: _text(record, field, where) for field in fields}
+
     def examples(self, split: str, fields: tuple[str, ...]) -> Iterator[dict[str, Any]]:
         """Yield {field: text, "label": class} of a split. Raises UserError, naming the row, for what is malformed."""
         classes = {name: number for number, name in enumerate(self.label_names())}

@@ -1,7 +1,9 @@
 """The row index: which tokens of a store make up each row that an objective reads. Built once and kept on disk.
 
 A row is {"tokens": int32 [n], "segment_ids": int32 [n] (1, 2, … per document in the row), "sentence_starts": bool [n]},
-n at most the objective's `row_length`; for `segment_pairs` also "boundary" (tokens of A) and "label" (1: B is random).
+n at most the objective's `row_length`; for `segment_pairs` also "boundary" (tokens of A) and "label" (1: B is random),
+for `pairs` "is_target" (bool [n]; segments number the pairs). Every row has its "number" and the index's "seed", and,
+where the settings ask for it, "rarity" (float [n]): count^-frequency_smoothing of each token in the whole store.
 """
 
 import dataclasses
@@ -27,12 +29,16 @@ class Rows:
     store: Store
     settings: dict[str, Any]
     index: Index
+    seed: int = 0
 
     def __len__(self) -> int:
         return len(next(iter(self.index.values())))
 
     def __getitem__(self, number: int) -> Row:
-        return KINDS[self.settings["rows"]][1](self, int(number))
+        row = KINDS[self.settings["rows"]][1](self, int(number)) | {"number": int(number), "seed": self.seed}
+        if "rarity" in self.index:
+            row["rarity"] = self.index["rarity"][row["tokens"]]
+        return row
 
 
 def build_rows(store: Store, objective: Any, seed: int, cache: bool = True) -> Rows:
@@ -46,19 +52,29 @@ def build_rows(store: Store, objective: Any, seed: int, cache: bool = True) -> R
     key = json.dumps([store.fingerprint, settings, seed if settings["rows"] == "segment_pairs" else 0], sort_keys=True)
     make, _, columns = KINDS[settings["rows"]]
     path = store.path / f"rows-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+    if settings.get("frequency_smoothing"):
+        columns = (*columns, "rarity")
     if cache and path.exists():
         try:
             with path.open("rb") as file, np.load(file) as stored:
-                return Rows(store, settings, {name: stored[name] for name in columns})
+                return Rows(store, settings, {name: stored[name] for name in columns}, seed)
         except Exception:  # whichever of zipfile's and numpy's errors a damaged file gives: made again below
             pass
     index = make(store, settings, seed)
+    if "rarity" in columns:
+        index["rarity"] = _rarity(store, settings["frequency_smoothing"])
     if cache:
         with disk_errors(path):
             temporary = path.with_name(f".{uuid.uuid4().hex}.npz")
             np.savez(temporary, allow_pickle=False, **index)
             temporary.replace(path)
-    return Rows(store, settings, index)
+    return Rows(store, settings, index, seed)
+
+
+def _rarity(store: Store, smoothing: float) -> np.ndarray:
+    """Return count^-smoothing of every id, 1 for those that the store does not have."""
+    counts = np.bincount(store.tokens, minlength=1)
+    return np.maximum(counts, 1.0) ** -smoothing
 
 
 def _windows(store: Store, settings: dict[str, Any], seed: int) -> Index:
@@ -68,7 +84,8 @@ def _windows(store: Store, settings: dict[str, Any], seed: int) -> Index:
     """
     total = int(store.document_offsets[-1]) + _separators(settings) * (len(store.document_offsets) - 1)
     length = settings["row_length"]
-    return {"start": np.arange(max(1, total // length), dtype=np.int64) * length}
+    starts = np.arange(max(1, total // length), dtype=np.int64) * length
+    return {"start": np.tile(starts, settings.get("dupe_factor", 1))}
 
 
 def _window(rows: Rows, number: int) -> Row:
@@ -236,9 +253,53 @@ def _pair(rows: Rows, number: int) -> Row:
     }
 
 
+def _pairs_of_texts(store: Store, settings: dict[str, Any], seed: int) -> Index:
+    """Pairs of documents of which both sides have text and fit with their end tokens, packed in order where asked."""
+    sizes = np.diff(store.document_offsets).reshape(-1, 2)
+    limits = np.array(settings["lengths"]) - settings["ends"]
+    kept = np.flatnonzero(((sizes > 0) & (sizes <= limits)).all(axis=1))
+    if not len(kept):
+        raise EmptySplit(
+            f"data: no pair of texts in this split has both sides and fits into {limits[0]} and {limits[1]} tokens; "
+            "check the fields, or lengthen objective.source_length and target_length"
+        )
+    firsts = [*range(len(kept))]
+    if settings["pack"]:
+        ends = np.cumsum(sizes[kept] + settings["ends"], axis=0)
+        firsts = [0]
+        while True:
+            filled = ends[firsts[-1] - 1] if firsts[-1] else np.zeros(2, np.int64)
+            following = min(
+                int(np.searchsorted(ends[:, side], filled[side] + settings["lengths"][side], side="right"))
+                for side in range(2)
+            )
+            if following >= len(kept):
+                break
+            firsts.append(following)
+    first = np.array(firsts)
+    return {"first": first, "last": np.append(first[1:], len(kept)), "pair": kept}
+
+
+def _pairs_row(rows: Rows, number: int) -> Row:
+    index, offsets = rows.index, rows.store.document_offsets
+    pairs = index["pair"][index["first"][number] : index["last"][number]]
+    sides = (2 * pairs[:, None] + np.arange(2)).ravel()
+    sizes = offsets[sides + 1] - offsets[sides]
+    side = np.repeat(np.arange(len(sides)), sizes)
+    source = offsets[sides][side] + np.arange(len(side)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    tokens = rows.store.tokens[source].astype(np.int32)
+    return {
+        "tokens": tokens,
+        "segment_ids": (side // 2 + 1).astype(np.int32),
+        "sentence_starts": _begins_sentence(rows.store, source),
+        "is_target": side % 2 == 1,
+    }
+
+
 # How each kind of row is indexed, how one is read, and the columns of the index.
 KINDS: dict[str, tuple[Callable[[Store, dict[str, Any], int], Index], Callable[[Rows, int], Row], tuple[str, ...]]] = {
     "windows": (_windows, _window, ("start",)),
     "packed": (_packed, _packed_row, ("first", "last", "document", "begin", "size")),
     "segment_pairs": (_segment_pairs, _pair, ("a_start", "a_length", "b_start", "b_length", "label")),
+    "pairs": (_pairs_of_texts, _pairs_row, ("first", "last", "pair")),
 }

@@ -6,16 +6,17 @@ each document or example goes to validation by a hash of its number.
 
 import contextlib
 import dataclasses
+import functools
 import io
-import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxformer.data.files import JSONLines, Parquet, Text
 from jaxformer.data.records import Record, Source, digest, first_line
 from jaxformer.errors import UserError, suggest
+from jaxformer.members import read_members
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,52 +128,56 @@ def _named(builder: Any, record: Record) -> Record:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixture(Source):
-    """Several sources at once, drawn by weight: `members` are {"name": …, "weight": …, the source's own keys}."""
+    """Several sources at once: `members` are {"name": …, "weight": …, the source's own keys}.
+
+    `mixing` "weights" draws members by their weights (GPT-3, table 2.2). "proportional" draws them by weight x their
+    number of rows, of which no more than `cap` count (0: all do; a member may have a `cap` of its own). Either rate is
+    raised to the power 1 / `temperature` (T5, section 3.5.2: examples-proportional mixing with a limit, and
+    temperature-scaled mixing).
+    """
 
     members: tuple[dict, ...]
+    mixing: str = "weights"
+    cap: int = 0
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        own = {"workers", "members", "mixing", "cap", "temperature"}
         for field in dataclasses.fields(Source):
-            if field.name != "workers" and getattr(self, field.name) != field.default:
+            if field.name not in own and getattr(self, field.name) != field.default:
                 raise UserError(f"data.{field.name}: a mixture has no such key of its own; set it in data.members")
-        self.sources()
+        if self.mixing not in MIXINGS:
+            raise UserError(
+                f"data.mixing: '{self.mixing}' is not {' or '.join(MIXINGS)}{suggest(self.mixing, MIXINGS)}"
+            )
+        if self.cap < 0:
+            raise UserError(f"data.cap: {self.cap} must be 0 or more")
+        if not self.temperature > 0:
+            raise UserError(f"data.temperature: {self.temperature} must be above 0")
+        for number, (_, _, options) in enumerate(self._read):
+            if type(options["cap"]) is not int or options["cap"] < 0:
+                raise UserError(f"data.members[{number}].cap: {options['cap']!r} must be a whole number, 0 or more")
+
+    @functools.cached_property
+    def _read(self) -> list[tuple[Source, float, dict[str, Any]]]:
+        choices = {name: source for name, source in SOURCES.items() if source is not Mixture}
+        return read_members("data", self.members, choices, {"cap": 0})
 
     def sources(self) -> list[tuple[Source, float]]:
         """Return the members and their weights. Raises UserError for a bad member."""
-        if not self.members:
-            raise UserError("data.members: a mixture needs at least one member")
-        return [self._member(number, member) for number, member in enumerate(self.members)]
+        return [(source, weight) for source, weight, _ in self._read]
 
-    def _member(self, number: int, member: Any) -> tuple[Source, float]:
-        where = f"data.members[{number}]"
-        if not isinstance(member, Mapping):
-            raise UserError(f"{where}: {member!r} is not a dict of keys such as {{'name': 'text', 'path': …}}")
-        keys = dict(member)
-        name, weight = keys.pop("name", None), keys.pop("weight", 1.0)
-        choices = {key: source for key, source in SOURCES.items() if source is not Mixture}
-        if name not in choices:
-            raise UserError(f"{where}.name: no '{name}'{suggest(str(name), choices)}; there are {', '.join(choices)}")
-        if not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
-            raise UserError(f"{where}.weight: {weight!r} must be a number above 0")
-        fields = {field.name: field.type for field in dataclasses.fields(choices[name]) if field.name != "workers"}
-        for key, value in keys.items():
-            if key not in fields:
-                raise UserError(
-                    f"{where}.{key}: no such key{suggest(key, fields)}; {name} has {', '.join(sorted(fields))}"
-                )
-            kinds = (int, float) if fields[key] is float else (fields[key],)
-            if type(value) not in kinds:
-                raise UserError(f"{where}.{key}: {value!r} is not {_KINDS[fields[key]]}")
-        try:
-            return choices[name](**keys), float(weight)
-        except UserError as error:
-            raise UserError(str(error).replace("data.", f"{where}.", 1)) from error
-        except TypeError as error:  # a key is missing
-            raise UserError(f"{where}: {str(error).removeprefix(f'{choices[name].__name__}.__init__() ')}") from error
+    def rates(self, sizes: Sequence[int]) -> list[float]:
+        """Return each member's share of the examples, given their numbers of rows."""
+        rates = []
+        for size, (_, weight, options) in zip(sizes, self._read, strict=True):
+            cap = options["cap"] or self.cap or size
+            rates.append((weight * (min(size, cap) if self.mixing == "proportional" else 1)) ** (1 / self.temperature))
+        return [rate / sum(rates) for rate in rates]
 
 
-_KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "text"}
+MIXINGS = ("weights", "proportional")
 
 SOURCES: dict[str, type[Source]] = {
     "stdlib_docs": StdlibDocs,

@@ -119,6 +119,20 @@ def build_examples(
     return ExampleStore(store, tuple(fields), loaded)
 
 
+def build_pairs(
+    source: Source, split: str, tokenizer: Tokenizer, fields: Sequence[str], cache: Path,
+    progress: Progress | None = None,
+) -> Store:  # fmt: skip
+    """Return the fields of a source's split, one document each, as many in turn as there are fields."""
+    key = [source.fingerprint(split), split, tokenizer.fingerprint, "pairs", *fields, SPLITTER]
+
+    def texts() -> Iterator[str]:
+        for example in source.pairs(split, tuple(fields)):
+            yield from (example[field] for field in fields)
+
+    return _open_or_write(cache, key, texts, tokenizer, progress, f"tokenising {split} pairs", False)
+
+
 def _open_or_write(
     cache: Path, key: list[Any], texts: Callable[[], Iterable[str]], tokenizer: Tokenizer, progress: Progress | None,
     activity: str, drop_empty: bool, labels: list[int] | None = None,

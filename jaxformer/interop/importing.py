@@ -163,8 +163,14 @@ def _experiment(
     if len(vocabulary.sentinels):
         # A sentinel for each span: one in about twenty tokens at the usual rate and length.
         length = min(length, 18 * len(vocabulary.sentinels))
-        return sections | {"objective": {"name": "span_corruption", "input_length": max(length, 8)}}
-    return sections | {"task": {"name": "text_to_text_classification", "sequence_length": min(length, 128)}}
+        return sections | {"objective": {"name": "span_corruption", "sequence_length": max(length, 8)}}
+    # A translator: judged on --config.data of parallel text.
+    half = min(length, 256)
+    return sections | {"objective": {"name": "parallel_text", "source_length": half, "target_length": half} | STDLIB}
+
+
+# The built-in corpus's pair of texts: a docstring's body and its first line.
+STDLIB = {"source_field": "body", "target_field": "summary"}
 
 
 def _has(layout: Layout, head: str, tensors: Mapping[str, StoredTensor]) -> bool:

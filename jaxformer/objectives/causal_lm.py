@@ -1,94 +1,100 @@
-"""Causal language modelling: predict the next token (GPT, section 3.1; GPT-2; GPT-3)."""
+"""Causal language modelling: predict the next token (GPT, section 3.1; GPT-2; GPT-3; BERT, section 5.1)."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 
 from jaxformer.errors import UserError, suggest
-from jaxformer.objectives.arrays import FLOAT, INT, Shapes, bound, check_at_least, check_share, padded, positions
+from jaxformer.objectives.arrays import INT, Shapes, check_at_least, positions
+from jaxformer.objectives.objective import Objective, Row, Written, put_in, row_shapes, target_shapes
 from jaxformer.tokenizers import Vocabulary
 
 PACKINGS = {"windows": "windows", "documents": "packed"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CausalLM:
+class CausalLM(Objective):
     """Predict every next token of `sequence_length` tokens.
 
-    `packing` "windows" cuts the stream of documents into contiguous rows in which attention crosses documents, as GPT,
-    GPT-2 and GPT-3 do. "documents" packs documents into rows in which none sees another: positions restart, and the
-    last token of a document predicts nothing. End-of-text stands after every document, if the tokenizer has
-    one (GPT's does not), and is an ordinary target.
+    `packing` "windows" cuts the stream of documents into contiguous rows, as GPT, GPT-2 and GPT-3 do. "documents"
+    packs whole documents into a row as long as they fit. Attention crosses documents (GPT-3, section 2.4: no special
+    mask) unless `document_mask`: then none sees another, positions restart, and the last token of a document predicts
+    nothing. End-of-text stands after every document, if the tokenizer has one (GPT's does not), and is an ordinary
+    target.
+
+    An encoder-only model reads `[CLS] …`, with [SEP] after every document (BERT's left-to-right model, "LTR & No NSP").
     """
 
     name: ClassVar[str] = "causal_lm"
-    families: ClassVar[tuple[str, ...]] = ("decoder_only",)
-    heads: ClassVar[dict[str, int]] = {}
-    predicts_tokens: ClassVar[bool] = True
-    head_dropout: ClassVar[float] = 0.0
-    coefficients: ClassVar[dict[str, float]] = {"tokens": 1.0}
+    paper: ClassVar[str] = "GPT 3.1, GPT-2, GPT-3; BERT 5.1 (LTR)"
+    families: ClassVar[tuple[str, ...]] = ("decoder_only", "encoder_only")
+    refusals: ClassVar[dict[str, str]] = {"encoder_decoder": "its encoder would read nothing; that is plain_lm"}
+    random: ClassVar[bool] = False
 
     sequence_length: int = 512
     packing: str = "windows"
-    label_smoothing: float = 0.0
-    z_loss: float = 0.0
-    vocabulary: Vocabulary | None = dataclasses.field(default=None, metadata={"config": False})
+    document_mask: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_at_least(1, sequence_length=self.sequence_length)
-        check_share(label_smoothing=self.label_smoothing)
-        check_at_least(0, z_loss=self.z_loss)
         if self.packing not in PACKINGS:
             choices = " or ".join(PACKINGS)
             raise UserError(f"objective.packing: '{self.packing}' is not {choices}{suggest(self.packing, PACKINGS)}")
 
+    def carried_by(self, family: str, visibility: str) -> Self:
+        """Return a copy for a model of this family. Raises UserError when the model sees what it predicts."""
+        if family in self.families and visibility == "full":
+            raise UserError(
+                "objective.name: causal_lm cannot train a model that sees what it predicts; set model.visibility=causal"
+            )
+        return super().carried_by(family, visibility)
+
     def bind(self, vocabulary: Vocabulary) -> Self:
-        """Return a copy that knows the ids. Raises UserError when documents are packed and there is no end-of-text."""
-        for role in ("pad", *(["end"] if self.packing == "documents" else [])):
-            vocabulary.id(role)
-        return dataclasses.replace(self, vocabulary=vocabulary)
+        """Return a copy that knows the ids. Raises UserError when documents are packed and nothing can end them."""
+        if self.family == "encoder_only":
+            vocabulary.id("classify")
+        if self.packing == "documents":
+            vocabulary.id(self._end)
+        return super().bind(vocabulary)
 
     @property
-    def rows(self) -> str:
+    def rows(self) -> str:  # type: ignore[override]
         return PACKINGS[self.packing]
 
     @property
+    def _end(self) -> str:
+        return "separator" if self.family == "encoder_only" else "end"
+
+    @property
     def separator(self) -> int | None:
-        return bound(self.vocabulary).special.get("end")
+        return self.words.special.get(self._end)
 
     @property
     def row_length(self) -> int:
-        return self.sequence_length + 1
-
-    @property
-    def row_settings(self) -> dict[str, Any]:
-        return {"rows": self.rows, "row_length": self.row_length, "separator": self.separator}
+        return self.sequence_length + (self.family != "encoder_only")
 
     @property
     def shapes(self) -> Shapes:
-        shape = (self.sequence_length,)
-        return {name: (shape, INT) for name in ("inputs", "segment_ids", "positions", "targets")} | {
-            "weights": (shape, FLOAT)
-        }
+        shapes = row_shapes(self.sequence_length) | target_shapes(self.sequence_length)
+        types: Shapes = {"token_types": ((self.sequence_length,), INT)} if self.family == "encoder_only" else {}
+        return shapes | types
 
-    @property
-    def num_input_tokens(self) -> int:
-        return self.sequence_length
-
-    def __call__(self, row: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Return one example of `shapes`; draws nothing from `rng`. A row of n tokens gives n - 1 predictions."""
-        pad, length = bound(self.vocabulary).id("pad"), self.sequence_length
-        tokens = np.asarray(row["tokens"])[: self.row_length]
+    def write(self, row: Row, rng: np.random.Generator) -> Written:
+        """Return one example; draws nothing. A row of n tokens gives n - 1 predictions, n after [CLS]."""
         segments = np.asarray(row["segment_ids"])[: self.row_length]
-        if self.packing == "windows":
+        if not self.document_mask:
             segments = np.ones_like(segments)
-        same = segments[1:] == segments[:-1]
+        text = np.arange(len(segments))
+        if self.family == "encoder_only" and len(text):
+            text = np.concatenate([put_in([self.words.id("classify")]), text])
+            segments = np.concatenate([segments[:1], segments])
         return {
-            "inputs": padded(tokens[:-1], length, fill=pad),
-            "segment_ids": padded(segments[:-1], length),
-            "positions": padded(positions(segments[:-1]), length),
-            "targets": padded(tokens[1:], length, fill=pad),
-            "weights": padded(same, length, FLOAT),
+            "inputs": text[:-1],
+            "targets": text[1:],
+            "segment_ids": segments[:-1],
+            "positions": positions(segments[:-1]),
+            "weights": segments[1:] == segments[:-1],
+            "token_types": np.zeros(0),
         }

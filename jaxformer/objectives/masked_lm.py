@@ -1,35 +1,41 @@
 """Masked language modelling, with or without next-sentence prediction (BERT, section 3.1 and appendix A.2)."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from jaxformer.errors import UserError
-from jaxformer.objectives.arrays import FLOAT, INT, Shapes, bound, check_at_least, check_share, padded
-from jaxformer.tokenizers import Vocabulary
+from jaxformer.errors import UserError, suggest
+from jaxformer.objectives.arrays import FLOAT, INT, Shapes, check_at_least, check_share
+from jaxformer.objectives.objective import Objective, Row, Written, one_segment, put_in, row_shapes, target_shapes
+
+MASKS = ("dynamic", "static")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MaskedLM:
+class MaskedLM(Objective):
     """Predict masked tokens from both sides; with `next_sentence` also whether the second part follows the first.
 
     Rows are `[CLS] A [SEP] B [SEP]`, or, without `next_sentence`, windows `[CLS] … [SEP]` of the stream of documents
     with [SEP] after each. `masking_rate` of a row's tokens is predicted, special tokens counted but never chosen, at
     most `max_predictions`: `mask_share` of them become [MASK], `random_share` a token drawn uniformly from the
-    vocabulary, the rest stay. Masks are drawn anew at every visit, whereas the paper's code stores `dupe_factor` masked
-    copies; here that many passes of its algorithm pair the sentences, `short_sequence_probability` of them to a shorter
-    length.
-    `whole_word` chooses whole words, as BERT's later code does. Unlike there, [UNK] is never chosen.
+    vocabulary, the rest stay. `whole_word` chooses whole words, as BERT's later code does. Unlike there, [UNK] is never
+    chosen. With `frequency_smoothing` s a token is chosen with a probability that goes with count^-s of how often the
+    corpus has it (DistilBERT's code: 0.7), so that rare tokens are learnt too.
+
+    `masks` "dynamic" draws them anew at every visit, "static" once for each of `dupe_factor` copies of the corpus, as
+    the released code does. With `next_sentence` that many passes of its algorithm pair the sentences either way,
+    `short_sequence_probability` of them to a shorter length.
     """
 
     name: ClassVar[str] = "masked_lm"
+    paper: ClassVar[str] = "BERT 3.1, A.2; DistilBERT"
     families: ClassVar[tuple[str, ...]] = ("encoder_only",)
-    predicts_tokens: ClassVar[bool] = True
-    head_dropout: ClassVar[float] = 0.0
-    label_smoothing: ClassVar[float] = 0.0
-    z_loss: ClassVar[float] = 0.0
+    refusals: ClassVar[dict[str, str]] = {
+        "decoder_only": "it predicts a token from both its sides, of which the model sees one",
+        "encoder_decoder": "a decoder writes text; bert_style and token_masking let it write what was masked",
+    }
+    needs: ClassVar[tuple[str, ...]] = ("pad", "classify", "separator", "mask")
 
     sequence_length: int = 512
     masking_rate: float = 0.15
@@ -38,14 +44,17 @@ class MaskedLM:
     max_predictions: int = 77
     next_sentence: bool = True
     short_sequence_probability: float = 0.1
+    masks: str = "dynamic"
     dupe_factor: int = 10
     whole_word: bool = False
-    vocabulary: Vocabulary | None = dataclasses.field(default=None, metadata={"config": False})
+    frequency_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         # Two tokens for the shortest pair of sentences, one for the shortest window.
         check_at_least(5 if self.next_sentence else 3, sequence_length=self.sequence_length)
         check_at_least(1, max_predictions=self.max_predictions, dupe_factor=self.dupe_factor)
+        check_at_least(0, frequency_smoothing=self.frequency_smoothing)
         check_share(
             masking_rate=self.masking_rate,
             mask_share=self.mask_share,
@@ -55,20 +64,24 @@ class MaskedLM:
         if self.mask_share + self.random_share > 1 + 1e-9:
             total = self.mask_share + self.random_share
             raise UserError(f"objective.random_share: mask_share and random_share sum to {total:g}, more than 1")
+        if self.masks not in MASKS:
+            raise UserError(f"objective.masks: '{self.masks}' is not {' or '.join(MASKS)}{suggest(self.masks, MASKS)}")
+        if self.whole_word and self.frequency_smoothing:
+            raise UserError("objective.frequency_smoothing: whole words have no frequency of their own; set it to 0")
 
-    def bind(self, vocabulary: Vocabulary) -> Self:
-        """Return a copy that knows the ids. Raises UserError when the tokenizer lacks one of BERT's special tokens."""
-        for role in ("pad", "classify", "separator", "mask"):
-            vocabulary.id(role)
-        return dataclasses.replace(self, vocabulary=vocabulary)
+    def carried_by(self, family: str, visibility: str) -> Self:
+        """Return a copy for a model of this family. Raises UserError for a visibility that masks do not have."""
+        if family in self.families and visibility == "prefix":
+            raise UserError("objective.name: masked_lm has no prefix; set model.visibility to full or causal")
+        return super().carried_by(family, visibility)
 
     @property
-    def rows(self) -> str:
+    def rows(self) -> str:  # type: ignore[override]
         return "segment_pairs" if self.next_sentence else "windows"
 
     @property
     def separator(self) -> int | None:
-        return None if self.next_sentence else bound(self.vocabulary).id("separator")
+        return None if self.next_sentence else self.words.id("separator")
 
     @property
     def row_length(self) -> int:
@@ -76,84 +89,79 @@ class MaskedLM:
 
     @property
     def row_settings(self) -> dict[str, Any]:
-        settings = {"rows": self.rows, "row_length": self.row_length, "separator": self.separator}
+        settings = super().row_settings
         if self.next_sentence:
-            settings |= {
-                "short_sequence_probability": self.short_sequence_probability,
-                "dupe_factor": self.dupe_factor,
-            }
+            settings["short_sequence_probability"] = self.short_sequence_probability
+        if self.next_sentence or self.masks == "static":
+            settings["dupe_factor"] = self.dupe_factor
+        if self.frequency_smoothing:
+            settings["frequency_smoothing"] = self.frequency_smoothing
         return settings
 
     @property
-    def heads(self) -> dict[str, int]:
+    def heads(self) -> dict[str, int]:  # type: ignore[override]
         return {"next_sentence": 2} if self.next_sentence else {}
 
     @property
-    def coefficients(self) -> dict[str, float]:
-        return {"tokens": 1.0} | dict.fromkeys(self.heads, 1.0)
-
-    @property
     def shapes(self) -> Shapes:
-        row, predictions = (self.sequence_length,), (self.max_predictions,)
-        shapes: Shapes = {name: (row, INT) for name in ("inputs", "segment_ids", "positions", "token_types")}
-        shapes |= {"predict_positions": (predictions, INT), "targets": (predictions, INT)}
-        shapes |= {"weights": (predictions, FLOAT)}
+        shapes = row_shapes(self.sequence_length) | target_shapes(self.max_predictions)
+        shapes |= {"token_types": ((self.sequence_length,), INT), "predict_positions": ((self.max_predictions,), INT)}
         if self.next_sentence:
             shapes |= {"next_sentence_targets": ((), INT), "next_sentence_weights": ((), FLOAT)}
         return shapes
 
-    @property
-    def num_input_tokens(self) -> int:
-        return self.sequence_length
-
-    def __call__(self, row: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Return one example of `shapes`, with fresh masks. An empty row is all padding, its weights 0."""
-        vocabulary = bound(self.vocabulary)
-        classify, separator = [vocabulary.id("classify")], [vocabulary.id("separator")]
-        raw = np.asarray(row["tokens"])[: self.row_length]
-        boundary = min(int(row["boundary"]), len(raw)) if self.next_sentence else len(raw)
-        second = np.concatenate([raw[boundary:], separator]) if self.next_sentence else raw[:0]
-        tokens = np.concatenate([classify, raw[:boundary], separator, second]) if len(raw) else raw
-        places = np.sort(self._choose(tokens, rng))
-        inputs = tokens.copy()
-        inputs[places] = self._corrupt(tokens[places], rng)
-        length, predictions = self.sequence_length, self.max_predictions
-        arrays = {
-            "inputs": padded(inputs, length, fill=vocabulary.id("pad")),
-            "segment_ids": padded(np.ones(len(tokens)), length),
-            "positions": padded(np.arange(len(tokens)), length),
-            "token_types": padded(np.arange(len(tokens)) >= boundary + 2, length),
-            "predict_positions": padded(places, predictions),
-            "targets": padded(tokens[places], predictions),
-            "weights": padded(np.ones(len(places)), predictions, FLOAT),
+    def write(self, row: Row, rng: np.random.Generator) -> Written:
+        """Return one example with fresh masks, or with those of the row where they are static."""
+        if self.masks == "static":
+            rng = np.random.default_rng([row["seed"], row["number"]])
+        words, count = self.words, min(len(row["tokens"]), self.row_length)
+        boundary = min(int(row["boundary"]), count) if self.next_sentence else count
+        clean = np.arange(count)
+        if count:
+            frame = put_in([words.id("classify"), words.id("separator")])
+            second = [clean[boundary:], frame[1:]] if self.next_sentence else []
+            clean = np.concatenate([frame[:1], clean[:boundary], frame[1:], *second])
+        places = np.sort(self._choose(clean, row, rng))
+        inputs = clean.copy()
+        inputs[places] = self._corrupt(clean[places], rng)
+        return one_segment(inputs) | {
+            "token_types": np.arange(len(clean)) >= boundary + 2,
+            "predict_positions": places,
+            "targets": clean[places],
+            "weights": np.ones(len(places)),
+            "next_sentence_targets": row.get("label", 0),
+            "next_sentence_weights": count > 0,
         }
-        if self.next_sentence:
-            arrays |= {
-                "next_sentence_targets": np.array(row["label"], INT),
-                "next_sentence_weights": np.array(len(raw) > 0, FLOAT),
-            }
-        return arrays
 
-    def _choose(self, tokens: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Return the positions [n] to predict, n <= max_predictions, in the order of their drawing."""
-        vocabulary = bound(self.vocabulary)
-        special = vocabulary.is_special[tokens]
+    def _choose(self, clean: np.ndarray, row: Row, rng: np.random.Generator) -> np.ndarray:
+        """Return the places [n] to predict, n <= max_predictions, in the order of their drawing."""
+        # Of the row's own tokens: what the objective puts around them is never chosen.
+        special = np.ones(len(clean), bool)
+        own = np.flatnonzero(clean >= 0)
+        tokens = np.asarray(row["tokens"])[: self.row_length]
+        special[own] = self.words.is_special[tokens]
         candidates = np.flatnonzero(~special)
-        budget = min(self.max_predictions, max(1, round(self.masking_rate * len(tokens))))
+        budget = min(self.max_predictions, max(1, round(self.masking_rate * len(clean))))
+        if self.frequency_smoothing:
+            # The largest of log(p) + Gumbel noise are a draw without replacement.
+            keys = np.log(np.asarray(row["rarity"])[clean[candidates]]) + rng.gumbel(size=len(candidates))
+            return candidates[np.argsort(-keys)[:budget]]
         if not self.whole_word:
             return rng.permutation(candidates)[:budget]
         # A piece that continues a word belongs to the candidate before it, unless a special token stands between.
-        starts = vocabulary.word_starts[tokens] | np.concatenate([[True], special[:-1]])[: len(tokens)]
-        _, word = np.unique(np.cumsum(starts)[candidates], return_inverse=True)
+        begins = np.ones(len(clean), bool)
+        begins[own] = self.words.word_starts[tokens]
+        begins |= np.concatenate([[True], special[:-1]])[: len(clean)]
+        _, word = np.unique(np.cumsum(begins)[candidates], return_inverse=True)
         sizes = np.bincount(word)
         return candidates[np.isin(word, fitting(rng.permutation(len(sizes)), sizes, budget))]
 
-    def _corrupt(self, tokens: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _corrupt(self, references: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return what stands in the input instead of the chosen tokens [n], each drawn by itself."""
-        vocabulary = bound(self.vocabulary)
-        draw, random = rng.random(len(tokens)), rng.integers(vocabulary.size, size=len(tokens))
-        replaced = np.where(draw < self.mask_share + self.random_share, random, tokens)
-        return np.where(draw < self.mask_share, vocabulary.id("mask"), replaced)
+        draw = rng.random(len(references))
+        random = put_in(rng.integers(self.words.size, size=len(references)))
+        replaced = np.where(draw < self.mask_share + self.random_share, random, references)
+        return np.where(draw < self.mask_share, put_in(self.words.id("mask")), replaced)
 
 
 def fitting(order: np.ndarray, sizes: np.ndarray, budget: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Parts of denoising objectives (T5, sections 3.1.4 and 3.3): which tokens are noise, and how each side is written.
 
-An objective is a noise mask x how inputs are written x how targets are written; all are vectorised, row by row.
+An objective is a noise mask x how inputs are written x how targets are written; all are vectorised, row by row. What is
+written are token ids, or whatever stands for them (see `objectives/objective.py`).
 """
 
 import math
@@ -37,6 +38,24 @@ def random_spans_noise_mask(
     kept = random_composition(whole - tokens, spans, rng)
     lengths = np.stack([kept, noise], axis=1).reshape(-1)
     return np.repeat(np.arange(2 * spans) % 2 == 1, lengths)[:length]
+
+
+def bernoulli_noise_mask(length: int, density: float, rng: np.random.Generator) -> np.ndarray:
+    """Return a bool mask [length] in which each token is noise with probability `density`, by itself."""
+    return rng.random(length) < density
+
+
+def random_suffix_noise_mask(length: int, rng: np.random.Generator) -> np.ndarray:
+    """Return a bool mask [length] of all tokens from a place on, drawn uniformly; the first token is kept if there are
+    two (prefix language modelling)."""
+    first = int(rng.integers(1, length)) if length > 1 else 0
+    return np.arange(length) >= first
+
+
+def first_runs(mask: np.ndarray, limit: int) -> np.ndarray:
+    """Return `mask` [n] with only its first `limit` runs of True."""
+    first = mask & ~np.concatenate([[False], mask[:-1]])[: len(mask)]
+    return mask & (np.cumsum(first) <= limit)
 
 
 def spans_to_sentinels(tokens: np.ndarray, mask: np.ndarray, sentinels: np.ndarray) -> np.ndarray:

@@ -1,0 +1,134 @@
+"""Several objectives in one run, drawn by weight, over the same or over different corpora."""
+
+import dataclasses
+import functools
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+
+from jaxformer.errors import UserError
+from jaxformer.members import read_members
+from jaxformer.objectives.arrays import Shapes, padded
+from jaxformer.objectives.objective import TOKENS, UNSEEN, Row
+from jaxformer.tokenizers import Vocabulary
+
+
+class Member(NamedTuple):
+    """An objective of a run, its share of the examples, and the corpora (numbers in data.members) that it reads."""
+
+    objective: Any
+    weight: float
+    corpora: tuple[int, ...]  # (): all
+
+
+@dataclasses.dataclass(frozen=True)
+class Padded:
+    """An objective whose arrays are filled up to the shapes that all members of a mixture emit."""
+
+    objective: Any
+    shapes: Shapes
+
+    def __call__(self, row: Row, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Return one example of `shapes`; what is filled up is padding, without weight."""
+        pad, arrays = self.objective.words.id("pad"), self.objective(row, rng)
+        return {
+            name: padded(arrays[name], shape[0], dtype, pad if name in TOKENS else 0) if shape else arrays[name]
+            for name, (shape, dtype) in self.shapes.items()
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Draw each example's objective by weight: `members` are {"name": …, "weight": …, the objective's own keys}.
+
+    `corpora` of a member, a list of numbers in data.members, says which corpora it reads (all, where it is not given).
+    All members emit the same arrays, filled up to the longest of theirs, and share one loss. A mixture of span
+    corruptions with other densities and lengths, and prefix_lm, is UL2's (Tay et al. 2022), without its mode tokens.
+    """
+
+    name: ClassVar[str] = "mixture"
+    paper: ClassVar[str] = "T5 3.5.2; UL2"
+    families: ClassVar[tuple[str, ...]] = ("encoder_decoder", "decoder_only", "encoder_only")
+    refusals: ClassVar[dict[str, str]] = {}
+    random: ClassVar[bool] = True
+    predicts_tokens: ClassVar[bool] = True
+    head_dropout: ClassVar[float] = 0.0
+
+    members: tuple[dict, ...]
+    bound: tuple[Any, ...] = dataclasses.field(default=(), compare=False, metadata=UNSEEN)
+
+    def __post_init__(self) -> None:
+        if not self.bound:
+            object.__setattr__(self, "bound", tuple(objective for objective, _, _ in self._read))
+
+    @functools.cached_property
+    def _read(self) -> list[tuple[Any, float, dict[str, Any]]]:
+        from jaxformer.objectives import OBJECTIVES  # of which this is one
+
+        choices = {name: kind for name, kind in OBJECTIVES.items() if kind is not Mixture}
+        read = read_members("objective", self.members, choices, {"corpora": ()})
+        for number, (_, _, options) in enumerate(read):
+            corpora = options["corpora"]
+            if not isinstance(corpora, (list, tuple)) or not all(type(corpus) is int for corpus in corpora):
+                raise UserError(f"objective.members[{number}].corpora: {corpora!r} is not a list of numbers")
+        return read
+
+    def carried_by(self, family: str, visibility: str) -> Self:
+        """Return a copy for a model of this family. Raises UserError when one of the members cannot be carried by it,
+        or members differ in their arrays or losses."""
+        bound: list[Any] = []
+        for number, member in enumerate(self.bound):
+            where = f"objective.members[{number}]"
+            try:
+                bound.append(member.carried_by(family, visibility))
+            except UserError as error:
+                raise UserError(str(error).replace("objective.", f"{where}.", 1)) from error
+            for what in ("label_smoothing", "z_loss", "heads"):
+                mine, first = getattr(bound[-1], what), getattr(bound[0], what)
+                if mine != first:
+                    raise UserError(
+                        f"{where}: {what} is {mine!r}, but that of {bound[0].name} {first!r}: a run has one loss"
+                    )
+            if differing := sorted(bound[-1].shapes.keys() ^ bound[0].shapes.keys()):
+                raise UserError(
+                    f"{where}: {member.name} does not mix with {bound[0].name}: only one of them emits "
+                    f"{', '.join(differing)}"
+                )
+        return dataclasses.replace(self, bound=tuple(bound))
+
+    def bind(self, vocabulary: Vocabulary) -> Self:
+        """Return a copy whose members know the ids. Raises UserError when the tokenizer lacks a token they need."""
+        return dataclasses.replace(self, bound=tuple(member.bind(vocabulary) for member in self.bound))
+
+    @property
+    def label_smoothing(self) -> float:
+        return self.bound[0].label_smoothing
+
+    @property
+    def z_loss(self) -> float:
+        return self.bound[0].z_loss
+
+    @property
+    def heads(self) -> dict[str, int]:
+        return self.bound[0].heads
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        return self.bound[0].coefficients
+
+    @property
+    def shapes(self) -> Shapes:
+        every = [member.shapes for member in self.bound]
+        return {name: (max(shapes[name][0] for shapes in every), dtype) for name, (_, dtype) in every[0].items()}
+
+    @property
+    def num_input_tokens(self) -> int:
+        return sum(shape[0] for name, (shape, _) in self.shapes.items() if name in ("inputs", "encoder_inputs"))
+
+    def mixed(self) -> list[Member]:
+        """Return the members with their shares of the examples."""
+        total = sum(weight for _, weight, _ in self._read)
+        return [
+            Member(objective, weight / total, tuple(options["corpora"]))
+            for objective, (_, weight, options) in zip(self.bound, self._read, strict=True)
+        ]
