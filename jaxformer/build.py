@@ -18,33 +18,40 @@ from jaxformer.models.model import Model
 from jaxformer.optimizers import Optimizer, freeze, make_optimizer
 from jaxformer.progress import Display
 from jaxformer.sharding import replicated
-from jaxformer.step import Losses, execution, init_state, make_eval_step, make_train_step
+from jaxformer.step import Losses, Teaching, execution, init_state, make_eval_step, make_train_step
 from jaxformer.tokenizers import Tokenizer, load_tokenizer
 
 
 def choose_tokenizer(config: Config, workdir: Path, resumes: bool, display: Display) -> Tokenizer:
-    """Return the run's own tokenizer when it resumes, that of `init_from` when it starts there, else the config's.
+    """Return the run's own tokenizer when it resumes, that of `init_from` or of a teacher when it starts from there,
+    else the config's.
 
-    Raises UserError when `init_from` is no run, or a tokenizer file is named that is not the checkpoint's.
+    Raises UserError when such a base is no run, or another tokenizer is named than the checkpoint's.
     """
     own = workdir / "tokenizer.json"
     if resumes and own.exists():
         return load_tokenizer(own)
-    if config.init_from:
-        base = Path(config.init_from)
-        if not finished_steps(base / "checkpoints"):  # said now, before a corpus is tokenised
-            raise UserError(f"init_from: {base} is not a run with a checkpoint; give a folder that `train` wrote")
-        tokenizer = load_tokenizer(base / "tokenizer.json")
-        if config.selected["tokenizer"] == "file":
-            wanted = load_tokenizer(Path(config.tokenizer.path))
-            if wanted.fingerprint != tokenizer.fingerprint:
-                raise UserError(
-                    f"tokenizer.path: {config.tokenizer.path} is not the tokenizer of {config.init_from} (fingerprints "
-                    f"{wanted.fingerprint}, {tokenizer.fingerprint}); leave tokenizer.path "
-                    "out to use the checkpoint's own"
-                )
-        return tokenizer
-    return corpus_tokenizer(config.tokenizer, config.data, display.progress)
+    bases = {"init_from": config.init_from}
+    if config.distillation is not None:
+        bases["distillation.teacher"] = config.distillation.teacher
+    found: dict[str, Tokenizer] = {}
+    for key, base in bases.items():
+        if base:
+            if not finished_steps(Path(base) / "checkpoints"):  # said now, before a corpus is tokenised
+                raise UserError(f"{key}: {base} is not a run with a checkpoint; give a folder that `train` wrote")
+            found[f"{key} {base}"] = load_tokenizer(Path(base) / "tokenizer.json")
+    if config.selected["tokenizer"] == "file":
+        found[f"tokenizer.path {config.tokenizer.path}"] = load_tokenizer(Path(config.tokenizer.path))
+    if not found:
+        return corpus_tokenizer(config.tokenizer, config.data, display.progress)
+    (first, tokenizer), *others = found.items()
+    for where, other in others:
+        if other.fingerprint != tokenizer.fingerprint:
+            raise UserError(
+                f"{where}: its tokenizer is not that of {first} (fingerprints {other.fingerprint}, "
+                f"{tokenizer.fingerprint}); all must have one vocabulary (leave tokenizer.path out to use a run's own)"
+            )
+    return tokenizer
 
 
 def label_names(config: Config) -> tuple[str, ...]:
@@ -103,8 +110,9 @@ def _shared(model: Model) -> Model:
 
 @functools.lru_cache(maxsize=8)
 def compiled_steps(
-    model: Model, losses: Losses, optimizer: Optimizer, trainable: tuple[str, ...], accumulation_steps: int, mesh: Any
-) -> tuple[Any, Any, Any]:
+    model: Model, losses: Losses, optimizer: Optimizer, trainable: tuple[str, ...], accumulation_steps: int, mesh: Any,
+    teaching: Teaching | None = None,
+) -> tuple[Any, Any, Any]:  # fmt: skip
     """Return jitted make_state(rng), train_step and eval_step, replicated over the mesh.
 
     Runs of one shape in one process, as sweeps and fine-tunings have many, share them, and are traced and compiled
@@ -114,7 +122,7 @@ def compiled_steps(
     everywhere = replicated(mesh)
     make_state = jax.jit(lambda key: init_state(model, update, key), out_shardings=everywhere)
     train_step = jax.jit(
-        make_train_step(model, losses, update, accumulation_steps),
+        make_train_step(model, losses, update, accumulation_steps, teaching),
         donate_argnums=0,
         out_shardings=(everywhere, everywhere),
     )

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from jaxformer.checkpoint import CheckpointConfig
 from jaxformer.data.sources import SOURCES
+from jaxformer.distillation import DistillationConfig
 from jaxformer.errors import UserError, suggest
 from jaxformer.evaluation import EvaluationConfig
 from jaxformer.footprint import FootprintConfig
@@ -38,6 +39,7 @@ SECTIONS: dict[str, Any] = {
     "model": TransformerConfig,
     "objective": OBJECTIVES,
     "task": TASKS,
+    "distillation": DistillationConfig,
     "tokenizer": TOKENIZERS,
     "data": SOURCES,
     "optimizer": OPTIMIZERS,
@@ -48,6 +50,8 @@ SECTIONS: dict[str, Any] = {
     "generation": GenerationConfig,
     "footprint": FootprintConfig,
 }
+# What not every config has.
+OPTIONAL = ("objective", "task", "distillation")
 SCALARS: dict[str, Any] = {"seed": int, "init_from": str}
 # The selector is a key of the section, beside the dataclass's fields.
 SELECTORS = {"model": "preset"} | {section: "name" for section, room in SECTIONS.items() if isinstance(room, dict)}
@@ -55,7 +59,7 @@ SELECTORS = {"model": "preset"} | {section: "name" for section, room in SECTIONS
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A resolved experiment. Exactly one of `objective` and `task` is there."""
+    """A resolved experiment. Exactly one of `objective` and `task` is there, and `distillation` where it is used."""
 
     name: str
     seed: int
@@ -63,6 +67,7 @@ class Config:
     model: TransformerConfig
     objective: Any
     task: Any
+    distillation: DistillationConfig | None
     tokenizer: Any
     data: Any
     optimizer: Any
@@ -141,11 +146,11 @@ def resolve(experiment: Mapping[str, Any], overrides: Sequence[str] = (), *, nam
     if ("objective" in given) == ("task" in given):
         raise UserError(f"{name}: a config has either an 'objective' (pretraining) or a 'task' (supervised)")
 
-    values: dict[str, Any] = {"name": name, "objective": None, "task": None}
+    values: dict[str, Any] = {"name": name} | dict.fromkeys(OPTIONAL)
     values |= {key: _convert(given.get(key, kind()), kind, key) for key, kind in SCALARS.items()}
     selected: dict[str, str] = {}
     for section, room in SECTIONS.items():
-        if section in ("objective", "task") and section not in given:
+        if section in OPTIONAL and section not in given:
             continue
         keys = dict(given.get(section, {}))
         if section in SELECTORS:
@@ -333,6 +338,15 @@ def _check(config: Config) -> None:
         raise UserError(f"model.max_length: {model.max_length} positions, but rows are {longest} tokens long")
     if getattr(supervision, "next_sentence", False) and model.token_types < 2:
         raise UserError("objective.next_sentence: segment pairs need model.token_types of 2")
+    if getattr(supervision, "pooled_at", "") == "first" and model.visibility == "causal":
+        raise UserError(
+            "task.pooled_at: the first token sees nothing of the text under model.visibility=causal; set it to last"
+        )
+    if config.distillation is not None:
+        if config.objective is None:
+            raise UserError("distillation: a student is taught on an objective, not on a task; leave one of them out")
+        if config.init_from and config.distillation.layers:
+            raise UserError("init_from: with distillation.layers the student begins from its teacher; leave one out")
     training = config.training
     schedule(config.optimizer, training.num_steps)  # refuses a warm-up that leaves no step to decay in
     if training.attention != "einsum" and model.attention_dropout > 0:

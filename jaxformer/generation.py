@@ -68,6 +68,7 @@ def generate(
         rows, segments = _pad([np.asarray(prompt) for prompt in prompts], width, left=True)
         batch = {"inputs": rows, "segment_ids": segments}
         batch["positions"] = np.maximum(np.cumsum(segments, axis=1) - 1, 0).astype(np.int32)
+        batch["prefix_length"] = np.full(len(rows), width, np.int32)  # read by models that see the whole prompt
     else:
         rows, segments = _pad([np.asarray(prompt) for prompt in prompts], width, left=False)
         starts = np.full((len(prompts), 1), start_id, np.int32)

@@ -27,24 +27,17 @@ class Meter:
 
     def __init__(
         self, config: Config, model: Model, supervision: Any, start: int, log: MetricsLog, display: Display,
-        learning_rate: Callable[[int], float],
+        learning_rate: Callable[[int], float], teacher: Model | None = None,
     ) -> None:  # fmt: skip
         self.training, self.workdir = config.training, log.path.parent
         self.log, self.display, self.learning_rate = log, display, learning_rate
         self.loss = math.nan
         self.tokens, self.seconds = log.last("train/tokens"), log.last("train/seconds")
-        self.flops = self.training.batch_size * flops_per_example(
-            family=model.config.family,
-            d_model=model.config.d_model,
-            d_ff=model.config.d_ff,
-            num_heads=model.config.num_heads,
-            head_dim=model.config.head_dim,
-            num_layers=model.config.num_layers,
-            vocab_size=model.config.stored_vocab_size,
-            gated=model.config.gated,
-            transform=model.config.output_head == "transform",
-            lengths={name: shape[0] for name, (shape, _) in supervision.shapes.items() if shape},
-        )
+        lengths = {name: shape[0] for name, (shape, _) in supervision.shapes.items() if shape}
+        per_example = _flops(model, lengths)
+        if teacher is not None:  # which only runs forward
+            per_example += _flops(teacher, lengths) / 3
+        self.flops = self.training.batch_size * per_example
         device_peak = peak(jax.devices()[0].device_kind)
         self.peak = device_peak and device_peak * jax.device_count()
         self.step, self.since = start, time.perf_counter()
@@ -91,6 +84,22 @@ class Meter:
         self.log.write(step, {f"train/{name}": value for name, value in values.items()})
         brief = {"loss": values["loss"], "tok/s": rate} | ({"MFU": values["mfu"]} if self.peak else {})
         self.display.progress("training", step, self.training.num_steps, brief)
+
+
+def _flops(model: Model, lengths: Mapping[str, int]) -> float:
+    config = model.config
+    return flops_per_example(
+        family=config.family,
+        d_model=config.d_model,
+        d_ff=config.d_ff,
+        num_heads=config.num_heads,
+        head_dim=config.head_dim,
+        num_layers=config.num_layers,
+        vocab_size=config.stored_vocab_size,
+        gated=config.gated,
+        transform=config.output_head == "transform",
+        lengths=lengths,
+    )
 
 
 class Signals:

@@ -225,6 +225,9 @@ class LoadedRun:
         vocabulary, reads = self.tokenizer.vocabulary, self.model.config.family == "encoder_decoder"
         # What an encoder reads has the tokens around it that it had in training.
         rows = [self.tokenizer.encode(prompt, special=reads) for prompt in prompts]
+        if not reads and getattr(self.config.supervision, "delimited", False):
+            # A single stack that learnt to read one text and write another: this token ended what it read.
+            rows = [np.append(row, vocabulary.id("end")).astype(np.int32) for row in rows]
         answers = generate(
             self.model,
             self.params,

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxformer.distillation import DistillationConfig, cosine_loss, soft_loss
 from jaxformer.errors import UserError, suggest
 from jaxformer.losses import cross_entropy, weighted
 from jaxformer.models.attention import IMPLEMENTATIONS
@@ -139,12 +140,17 @@ def group_sums(
 
     Without `rngs` (evaluation) the loss is plain cross-entropy: no dropout, no label smoothing, no z-loss.
     """
-    outputs = model.apply(params, batch, rngs)
+    return _judged(model, supervision, params, batch, model.apply(params, batch, rngs), rngs is not None)
+
+
+def _judged(
+    model: Model, supervision: Supervision, params: Params, batch: Batch, outputs: Mapping[str, jax.Array], trains: bool
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array], dict[str, jax.Array]]:
     losses, correct, predictions = {}, {}, {}
     for name, (targets, weights) in groups(supervision, batch).items():
         if name == "tokens":
             logits, size = model.project(params, outputs["hidden"]), model.config.vocab_size
-            smoothing, z_loss = (supervision.label_smoothing, supervision.z_loss) if rngs is not None else (0.0, 0.0)
+            smoothing, z_loss = (supervision.label_smoothing, supervision.z_loss) if trains else (0.0, 0.0)
         else:
             logits, size, smoothing, z_loss = outputs[name], supervision.heads[name], 0.0, 0.0
         loss = cross_entropy(logits, targets, size, label_smoothing=smoothing, z_loss=z_loss)
@@ -154,6 +160,45 @@ def group_sums(
     return losses, correct, predictions
 
 
+class Teaching(NamedTuple):
+    """How a student is taught, and the model that teaches; its parameters go into every step."""
+
+    config: DistillationConfig
+    model: Model
+
+
+def taught_positions(teaching: Teaching, batch: Batch) -> jax.Array:
+    """Return float32 [B, T] or [B, P]: 1 where teacher and student are compared."""
+    of_all = teaching.config.positions == "all"
+    return (batch["segment_ids" if of_all else "weights"] > 0).astype(jnp.float32)
+
+
+def taught_sums(
+    model: Model, supervision: Supervision, params: Params, batch: Batch, rngs: Mapping[str, jax.Array],
+    teaching: Teaching, teacher_params: Params,
+) -> dict[str, jax.Array]:  # fmt: skip
+    """Return the weighted sum of every group's loss, and of "soft" and "cosine", the losses against the teacher."""
+    config, read = teaching.config, dict(batch)
+    if config.positions == "all":
+        read.pop("predict_positions", None)
+    outputs = model.apply(params, read, rngs)
+    student, mask = outputs["hidden"], taught_positions(teaching, batch)
+    if "predict_positions" in batch and "predict_positions" not in read:
+        own = jnp.take_along_axis(student, batch["predict_positions"][..., None], axis=1)
+        outputs = {**outputs, "hidden": own}
+    sums, _, _ = _judged(model, supervision, params, batch, outputs, True)
+    teacher = teaching.model.apply(teacher_params, read)["hidden"]
+    if config.soft_weight:
+        real = slice(model.config.vocab_size)  # of each table: they may be stored with padding of their own
+        logits = model.project(params, student)[..., real]
+        sums["soft"] = soft_loss(
+            logits, teaching.model.project(teacher_params, teacher)[..., real], mask, config.temperature
+        )
+    if config.cosine_weight:
+        sums["cosine"] = cosine_loss(student, teacher, mask)
+    return sums
+
+
 def num_tokens(batch: Batch) -> jax.Array:
     """Return how many input tokens of the batch are not padding."""
     names = [name for name in ("segment_ids", "encoder_segment_ids") if name in batch]
@@ -161,29 +206,39 @@ def num_tokens(batch: Batch) -> jax.Array:
 
 
 def make_train_step(
-    model: Model, supervision: Supervision, optimizer: optax.GradientTransformation, accumulation_steps: int = 1
-) -> Callable[[TrainState, Batch, jax.Array, jax.Array | float], tuple[TrainState, Metrics]]:
-    """Return train_step(state, batch, rng, learning_rate) -> (state, metrics).
+    model: Model, supervision: Supervision, optimizer: optax.GradientTransformation, accumulation_steps: int = 1,
+    teaching: Teaching | None = None,
+) -> Callable[..., tuple[TrainState, Metrics]]:  # fmt: skip
+    """Return train_step(state, batch, rng, learning_rate, teacher_params=None) -> (state, metrics).
 
     The loss is the sum over groups of coefficient x sum / count, every count taken over the whole batch before the
     backward pass, so micro-batches and shards add up to the exact gradient. `rng` is the run's; dropout draws from it
     by step and micro-batch. `learning_rate` goes to the optimizer's update (optax's own optimizers, which have one of
-    theirs, do not read it).
+    theirs, do not read it). With `teaching` the loss is that of distillation; the
+    teacher's parameters are constants.
     """
     optimizer = optax.with_extra_args_support(optimizer)
 
     def train_step(
-        state: TrainState, batch: Batch, rng: jax.Array, learning_rate: jax.Array | float
+        state: TrainState, batch: Batch, rng: jax.Array, learning_rate: jax.Array | float, teacher_params: Any = None
     ) -> tuple[TrainState, Metrics]:
-        counts = {
-            name: jnp.maximum(jnp.sum(weights), 1e-9) for name, (_, weights) in groups(supervision, batch).items()
-        }
+        counts = {name: jnp.sum(weights) for name, (_, weights) in groups(supervision, batch).items()}
+        coefficients = dict(supervision.coefficients)
+        if teaching is not None:
+            config = teaching.config
+            counts |= dict.fromkeys(("soft", "cosine"), jnp.sum(taught_positions(teaching, batch)))
+            coefficients = {name: config.hard_weight * factor for name, factor in coefficients.items()}
+            coefficients |= {"soft": config.soft_weight, "cosine": config.cosine_weight}
         step_rng = jax.random.fold_in(rng, state.step)
 
         def loss_of(params: Params, micro: Batch, micro_rng: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-            losses, _, _ = group_sums(model, supervision, params, micro, {"dropout": micro_rng})
-            means = {name: losses[name] / counts[name] for name in losses}
-            return sum((supervision.coefficients[name] * mean for name, mean in means.items()), jnp.zeros(())), means
+            rngs = {"dropout": micro_rng}
+            if teaching is None:
+                losses, _, _ = group_sums(model, supervision, params, micro, rngs)
+            else:
+                losses = taught_sums(model, supervision, params, micro, rngs, teaching, teacher_params)
+            means = {name: losses[name] / jnp.maximum(counts[name], 1e-9) for name in losses}
+            return sum((coefficients[name] * mean for name, mean in means.items()), jnp.zeros(())), means
 
         grad_of = jax.value_and_grad(loss_of, has_aux=True)
         if accumulation_steps == 1:

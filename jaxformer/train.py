@@ -6,12 +6,9 @@ Precedence: resume the run's own workdir, else start from `init_from`, else star
 import contextlib
 import signal
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
 
 from jaxformer.build import (
     bind,
@@ -23,7 +20,7 @@ from jaxformer.build import (
     label_names,
     timeless,
 )
-from jaxformer.checkpoint import Checkpoints, restore_params
+from jaxformer.checkpoint import Checkpoints
 from jaxformer.config import Config
 from jaxformer.data.batches import train_batches
 from jaxformer.data.prepare import prepare
@@ -34,10 +31,11 @@ from jaxformer.models.model import count_parameters
 from jaxformer.monitor import Meter, Signals
 from jaxformer.optimizers import schedule
 from jaxformer.progress import Display
-from jaxformer.run import MetricsLog, check_resumable, compare_with_base, is_run, write_record
+from jaxformer.run import MetricsLog, check_resumable, is_run, write_record
 from jaxformer.runtime import prepare_process
 from jaxformer.sharding import make_mesh, place, replicated
-from jaxformer.step import TrainState, losses_of
+from jaxformer.start import open_teacher, start_state
+from jaxformer.step import losses_of
 
 
 def train(
@@ -83,9 +81,11 @@ def _train(
 
     rng = jax.random.key(config.seed)
     init_rng, dropout_rng = jax.random.split(rng)
+    teacher = open_teacher(config, tokenizer, replicated(mesh))
     make_state, train_step, eval_step = compiled_steps(
-        model, losses_of(supervision), timeless(config.optimizer), training.trainable, training.accumulation_steps, mesh
-    )
+        model, losses_of(supervision), timeless(config.optimizer), training.trainable, training.accumulation_steps,
+        mesh, teacher and teacher.teaching,
+    )  # fmt: skip
     learning_rate = schedule(config.optimizer, training.num_steps)
     num_parameters = count_parameters(model)
     devices = f"{mesh.size} {jax.devices()[0].device_kind} device{'s' * (mesh.size > 1)}"
@@ -94,7 +94,9 @@ def _train(
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
     everywhere = replicated(mesh)
     new_tokens = getattr(supervision, "new_token_ids", ())
-    state = _start(config, workdir, resumes, checkpoints, make_state, init_rng, everywhere, display, new_tokens, labels)
+    state = start_state(
+        config, workdir, resumes, checkpoints, make_state, init_rng, everywhere, display, new_tokens, labels, teacher
+    )
     if not resumes:  # only now: what failed until here has left no run that a corrected command would have to resume
         tokenizer.save(workdir / "tokenizer.json")
         write_record(workdir, config, labels, num_parameters)
@@ -109,7 +111,8 @@ def _train(
         process_count=jax.process_count(),
         workers=config.data.workers,
     )
-    meter = Meter(config, model, supervision, start, log, display, learning_rate)
+    meter = Meter(config, model, supervision, start, log, display, learning_rate, teacher and teacher.teaching.model)
+    taught = () if teacher is None else (teacher.params,)
     results: dict[str, float] = {}
 
     def judge() -> dict[str, float]:
@@ -128,7 +131,7 @@ def _train(
             pending: dict[str, jax.Array] | None = None
             for step in range(start + 1, training.num_steps + 1):
                 batch = place(mesh, next(batches))
-                state, metrics = train_step(state, batch, dropout_rng, learning_rate(step - 1))
+                state, metrics = train_step(state, batch, dropout_rng, learning_rate(step - 1), *taught)
                 if pending is not None:  # the device is already at the next step while this one's numbers are read
                     meter.read(step - 1, pending)
                 pending = metrics
@@ -162,32 +165,3 @@ def _train(
             log.close()
             checkpoints.close()
     return {"train/loss": meter.loss, **(results or judge())}
-
-
-def _start(
-    config: Config, workdir: Path, resumes: bool, checkpoints: Checkpoints, make_state: Any, rng: jax.Array,
-    sharding: jax.sharding.Sharding, display: Display, new_token_ids: Sequence[int], labels: Sequence[str],
-) -> TrainState:  # fmt: skip
-    """Return the state to go on from: the newest good checkpoint, else `init_from` with fresh embeddings for the tokens
-    that it has not learnt, else fresh."""
-    if resumes:
-        shapes = jax.eval_shape(make_state, rng)
-        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
-        found = checkpoints.restore_latest(target)
-        if found is not None:
-            display.note(f"resuming {workdir} at step {found[0]}")
-            return found[1]
-    state = make_state(rng)
-    if config.init_from:
-        params, table = restore_params(
-            Path(config.init_from), state.params, skip=config.checkpoint.init_skip, new=config.checkpoint.init_new
-        )
-        display.note(table.render())
-        for line in compare_with_base(config, labels, table.restored):
-            display.note(f"note: {line}")
-        if new_token_ids:
-            rows = np.array(new_token_ids)
-            table_VD, fresh_VD = params["embedding"]["tokens"], state.params["embedding"]["tokens"]
-            params["embedding"]["tokens"] = jax.device_put(table_VD.at[rows].set(fresh_VD[rows]), sharding)
-        state = state._replace(params=params)
-    return state

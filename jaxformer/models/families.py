@@ -81,10 +81,18 @@ class DecoderOnly(Family):
 
     def start(self, batch: Batch, segment_ids_BS: jax.Array) -> Cache:
         layers = self.variables["params"]["decoder"]["layers"]
-        return self.decoder.start_cache(layers, segment_ids_BS, self.execution.dtype)
+        cache = self.decoder.start_cache(layers, segment_ids_BS, self.execution.dtype)
+        return {**cache, "prefix_length": batch.get("prefix_length")}
 
     def decode(self, cache: Cache, inputs: jax.Array, positions: jax.Array, segment_ids: jax.Array, index: Any) -> Any:
-        hidden, _, cache = self.decoder(self.embedding(inputs), positions, segment_ids, cache=cache, index=index)
+        hidden, _, cache = self.decoder(
+            self.embedding(inputs),
+            positions,
+            segment_ids,
+            prefix_length_B=cache["prefix_length"],
+            cache=cache,
+            index=index,
+        )
         return hidden, cache
 
 

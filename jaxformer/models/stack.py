@@ -133,7 +133,7 @@ class Stack(nn.Module):
         relative_TS = jnp.arange(num_keys)[None, :] - (index + jnp.arange(num_queries)[:, None])
         buckets_TS = relative_buckets(
             relative_TS,
-            bidirectional=self.visibility == "full",
+            bidirectional=self.visibility != "causal",  # of a prefix, too (T5, section 3.2.1)
             num_buckets=config.relative_buckets,
             max_distance=config.relative_max_distance,
         )

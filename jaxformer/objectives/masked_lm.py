@@ -73,6 +73,11 @@ class MaskedLM(Objective):
         """Return a copy for a model of this family. Raises UserError for a visibility that masks do not have."""
         if family in self.families and visibility == "prefix":
             raise UserError("objective.name: masked_lm has no prefix; set model.visibility to full or causal")
+        if family in self.families and visibility == "causal" and self.next_sentence:
+            raise UserError(
+                "objective.next_sentence: it is read at [CLS], which sees nothing under model.visibility=causal; "
+                "set it to false"
+            )
         return super().carried_by(family, visibility)
 
     @property

@@ -17,6 +17,7 @@ from jaxformer.tokenizers import Vocabulary
 
 Encode = Callable[[str], np.ndarray]
 BOUND: Any = {"config": False}
+PLACES = ("first", "last")
 
 
 def cut(texts: Sequence[np.ndarray], room: int) -> list[np.ndarray]:
@@ -193,13 +194,21 @@ class _LabelAlone(_Classification):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PooledClassification(_LabelAlone):
-    """BERT's: `[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]` with two token types, classified at [CLS].
+    """BERT's: `[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]` with two token types, classified at the "first" of them.
 
+    `pooled_at` "last" classifies at the last [SEP]: the only one that has seen everything in a left-to-right encoder.
     `head_dropout` acts before the classifier.
     """
 
     name: ClassVar[str] = "pooled_classification"
     families: ClassVar[tuple[str, ...]] = ("encoder_only",)
+
+    pooled_at: str = "first"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pooled_at not in PLACES:
+            raise UserError(f"task.pooled_at: '{self.pooled_at}' is not first or last{suggest(self.pooled_at, PLACES)}")
 
     def bind(self, vocabulary: Vocabulary, labels: tuple[str, ...], encode: Encode) -> Self:
         """Return a copy that knows ids and labels. Raises UserError when the tokenizer lacks [PAD], [CLS] or [SEP]."""
@@ -210,7 +219,8 @@ class PooledClassification(_LabelAlone):
     @property
     def shapes(self) -> Shapes:
         row = (self.sequence_length,)
-        return {name: (row, INT) for name in ("inputs", "segment_ids", "positions", "token_types")} | _LABEL
+        shapes: Shapes = {name: (row, INT) for name in ("inputs", "segment_ids", "positions", "token_types")} | _LABEL
+        return shapes | ({"label_positions": ((), INT)} if self.pooled_at == "last" else {})
 
     def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Return the arrays of `shapes`; draws nothing from `rng`."""
@@ -218,7 +228,10 @@ class PooledClassification(_LabelAlone):
         first, *second = self._texts(example, self.sequence_length - 1 - len(self.text_fields))
         tokens = np.concatenate([[classify], first, [separator], *[np.append(text, separator) for text in second]])
         types = padded(np.arange(len(tokens)) >= len(first) + 2, self.sequence_length)
-        return self._sequence(tokens) | {"token_types": types} | _label(example)
+        arrays = self._sequence(tokens) | {"token_types": types} | _label(example)
+        if self.pooled_at == "last":
+            arrays["label_positions"] = np.array(len(tokens) - 1, INT)
+        return arrays
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

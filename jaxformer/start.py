@@ -1,0 +1,118 @@
+"""Where a run's parameters come from: its own checkpoint, another run, the layers of a teacher, or chance.
+
+The teacher of a distillation is a run, too: its model is read and never trained.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxformer.checkpoint import Checkpoints, RestoreTable, restore_params, stored_shapes
+from jaxformer.config import Config
+from jaxformer.distillation import DistillationConfig
+from jaxformer.errors import UserError
+from jaxformer.models.model import Model, Params
+from jaxformer.progress import Display
+from jaxformer.run import compare_with_base, open_run
+from jaxformer.step import Teaching, TrainState, execution
+from jaxformer.tokenizers import Tokenizer
+
+
+class Teacher(NamedTuple):
+    """How a run is taught, and the parameters of what teaches it, heads of rows left out."""
+
+    teaching: Teaching
+    params: Params
+
+
+def start_state(
+    config: Config, workdir: Path, resumes: bool, checkpoints: Checkpoints, make_state: Any, rng: jax.Array,
+    sharding: jax.sharding.Sharding, display: Display, new_token_ids: Sequence[int], labels: Sequence[str],
+    teacher: Teacher | None,
+) -> TrainState:  # fmt: skip
+    """Return the state to go on from: the newest good checkpoint, else `init_from` with fresh embeddings for the tokens
+    that it has not learnt, else layers of a teacher, else fresh."""
+    if resumes:
+        shapes = jax.eval_shape(make_state, rng)
+        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
+        found = checkpoints.restore_latest(target)
+        if found is not None:
+            display.note(f"resuming {workdir} at step {found[0]}")
+            return found[1]
+    state = make_state(rng)
+    if config.init_from:
+        params, table = restore_params(
+            Path(config.init_from), state.params, skip=config.checkpoint.init_skip, new=config.checkpoint.init_new
+        )
+        display.note(table.render())
+        for line in compare_with_base(config, labels, table.restored):
+            display.note(f"note: {line}")
+        if new_token_ids:
+            rows = np.array(new_token_ids)
+            table_VD, fresh_VD = params["embedding"]["tokens"], state.params["embedding"]["tokens"]
+            params["embedding"]["tokens"] = jax.device_put(table_VD.at[rows].set(fresh_VD[rows]), sharding)
+        state = state._replace(params=params)
+    elif teacher is not None and config.distillation is not None and config.distillation.layers:
+        params, table = begin_with_layers(config, config.distillation, teacher, state.params)
+        display.note(table.render())
+        state = state._replace(params=params)
+    return state
+
+
+def open_teacher(config: Config, tokenizer: Tokenizer, sharding: jax.sharding.Sharding) -> Teacher | None:
+    """Return the teacher of `config.distillation`, its parameters placed by `sharding`; None without that section.
+
+    Raises UserError for a folder that is no run, and a teacher of which this student cannot learn: another family or
+    vocabulary, a shorter table of positions, hidden states of another size to compare, layers that it does not have.
+    """
+    distillation, student = config.distillation, config.model
+    if distillation is None:
+        return None
+    folder = Path(distillation.teacher)
+    run = open_run(folder)
+    theirs = run.config.model
+    where = f"distillation.teacher: {folder}"
+    if theirs.family != student.family:
+        raise UserError(f"{where} is {theirs.family}, the student {student.family}; both must read the same batch")
+    if run.tokenizer.fingerprint != tokenizer.fingerprint or theirs.vocab_size != student.vocab_size:
+        raise UserError(
+            f"{where} has another vocabulary ({theirs.vocab_size} ids, tokenizer {run.tokenizer.fingerprint}) than the "
+            f"student ({student.vocab_size} ids, tokenizer {tokenizer.fingerprint}); a distribution cannot be compared"
+        )
+    if distillation.cosine_weight and theirs.d_model != student.d_model:
+        raise UserError(
+            f"{where} has hidden states of {theirs.d_model} numbers, the student of {student.d_model}; "
+            "set distillation.cosine_weight=0 or model.d_model to the teacher's"
+        )
+    shapes = config.objective.shapes
+    longest = max(shape[0] for name, (shape, _) in shapes.items() if name.endswith("inputs"))
+    if theirs.position == "learned" and longest > theirs.max_length:
+        raise UserError(f"{where} knows {theirs.max_length} positions, but rows are {longest} tokens long")
+    if distillation.layers and len(distillation.layers) != student.num_layers:
+        raise UserError(
+            f"distillation.layers: {len(distillation.layers)} layers for a student of {student.num_layers}; "
+            "give as many as model.num_layers"
+        )
+    if distillation.layers and distillation.layers[-1] >= theirs.num_layers:
+        raise UserError(
+            f"distillation.layers: there is no layer {distillation.layers[-1]} among the teacher's {theirs.num_layers}"
+        )
+    model = Model(theirs, execution(config.training))
+    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), model.shapes)
+    stored = stored_shapes(folder)
+    skip = ("row_heads/.*",) if any(path.startswith("row_heads/") for path in stored) else ()
+    return Teacher(Teaching(distillation, model), restore_params(folder, target, skip=skip)[0])
+
+
+def begin_with_layers(
+    config: Config, distillation: DistillationConfig, teacher: Teacher, fresh: Params
+) -> tuple[Params, RestoreTable]:
+    """Return a student's parameters taken over from its teacher: the chosen layers, embeddings and all else that both
+    have. What only one side has must be named, as for any restore: `checkpoint.init_skip`, `checkpoint.init_new`."""
+    kept = set(distillation.layers)
+    dropped = [layer for layer in range(teacher.teaching.model.config.num_layers) if layer not in kept]
+    skip = (*config.checkpoint.init_skip, *(rf".*/layers[{layer}]/.*" for layer in dropped))
+    return restore_params(Path(distillation.teacher), fresh, skip=skip, new=config.checkpoint.init_new)
