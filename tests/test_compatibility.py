@@ -1,0 +1,141 @@
+"""Objective x family: every allowed pair trains, every forbidden one is refused with its reason."""
+
+import itertools
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jaxformer import config as configs
+from jaxformer.build import bind, build_model, compiled_steps, timeless
+from jaxformer.data.batches import train_batches
+from jaxformer.data.prepare import corpus_tokenizer, prepare
+from jaxformer.errors import UserError
+from jaxformer.models.config import FAMILIES
+from jaxformer.objectives import NOT_PROVIDED, OBJECTIVES
+from jaxformer.sharding import make_mesh, place
+from jaxformer.step import losses_of
+from jaxformer.tokenizers import Unigram, train_tokenizer
+
+PRESETS = {"decoder_only": "gpt2_124m", "encoder_only": "bert_base", "encoder_decoder": "t5_base"}
+SIZES = {"d_model": 16, "d_ff": 32, "num_heads": 2, "head_dim": 8, "num_layers": 1, "max_length": 64, "vocab_size": 160}
+NO_DROPOUT = dict.fromkeys(("dropout", "attention_dropout", "hidden_dropout", "final_dropout"), 0.0)
+# Lengths for which all objectives of a family emit arrays of the same shapes: they share one compiled step.
+T5 = {"sequence_length": 32, "max_target_length": 32, "z_loss": 0.0}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "causal_lm": {"sequence_length": 63},
+    "masked_lm": {"sequence_length": 63, "max_predictions": 9},
+    "parallel_text": {"source_length": 32, "target_length": 32},
+    "mixture": {"members": ({"name": "bert_style", **T5}, {"name": "drop_tokens", "weight": 2.0, **T5})},
+} | {name: T5 for name, kind in OBJECTIVES.items() if hasattr(kind, "max_target_length")}
+OF_FAMILY: dict[tuple[str, str], dict[str, Any]] = {
+    ("prefix_lm", "decoder_only"): {"sequence_length": 63, "z_loss": 0.0},
+    ("causal_lm", "encoder_only"): {"sequence_length": 63},
+    ("mixture", "encoder_only"): {
+        "members": [
+            {"name": "masked_lm", "sequence_length": 63, "max_predictions": 9, "next_sentence": False},
+            {"name": "masked_lm", "sequence_length": 47, "max_predictions": 6, "next_sentence": False},
+        ]
+    },
+}
+PAIRS = list(itertools.product(OBJECTIVES, FAMILIES))
+ALLOWED = [(name, family) for name, family in PAIRS if family in OBJECTIVES[name].families]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sentences of few words, as documents and as pairs, and tokenizers that have every special token."""
+    folder, draw = tmp_path_factory.mktemp("corpus"), random.Random(0)
+
+    def sentence() -> str:
+        return f"The {draw.choice(['cat', 'dog', 'bird'])} and the {draw.choice(['lock', 'door'])} came."
+
+    documents = [" ".join(sentence() for _ in range(draw.randint(4, 9))) for _ in range(60)]
+    (folder / "text.txt").write_text("\n\n".join(documents))
+    pairs = [{"source": sentence(), "target": sentence().upper()} for _ in range(200)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    tokenizer = train_tokenizer(Unigram(vocab_size=130, num_sentinels=40), [*documents, *(p["target"] for p in pairs)])
+    tokenizer.backend.add_special_tokens(["<mask>", "<s>"])
+    tokenizer.save(folder / "unigram.json")
+    return folder
+
+
+def config_of(name: str, family: str, corpus: Path, visibility: str) -> configs.Config:
+    data: dict[str, Any] = {"name": "text", "path": str(corpus / "text.txt")}
+    if name == "parallel_text":
+        data = {"name": "json_lines", "path": str(corpus / "pairs.jsonl")}
+    tokenizer: dict[str, Any] = {"name": "file", "path": str(corpus / "unigram.json")}
+    if family == "encoder_only":
+        tokenizer = {"name": "wordpiece", "vocab_size": 120}
+    sections = {
+        "model": {"preset": PRESETS[family], **SIZES, **NO_DROPOUT, "visibility": visibility},
+        "objective": {"name": name} | OF_FAMILY.get((name, family), SETTINGS.get(name, {"sequence_length": 32})),
+        "tokenizer": tokenizer,
+        "data": data,
+        "optimizer": {"name": "adamw", "learning_rate": 0.02, "schedule": "constant"},
+        "training": {"num_steps": 25, "batch_size": 16, "unroll_layers": 1},
+        "sharding": {"data": 1},
+    }
+    return configs.resolve(sections, name=f"{name} on {family}")
+
+
+def visibility_of(name: str, family: str) -> str:
+    if family == "encoder_only":
+        return "causal" if name == "causal_lm" else "full"
+    return "prefix" if family == "decoder_only" and name != "causal_lm" else "causal"
+
+
+@pytest.mark.parametrize(("name", "family"), ALLOWED)
+def test_an_allowed_pair_trains_and_its_loss_falls(name: str, family: str, corpus: Path) -> None:
+    config = config_of(name, family, corpus, visibility_of(name, family))
+    tokenizer = corpus_tokenizer(config.tokenizer, config.data)
+    supervision = bind(config, tokenizer, ())
+    members = prepare(config.data, supervision, tokenizer, "train", seed=0)
+    mesh = make_mesh(config.sharding, {"batch": 16})
+    make_state, step, _ = compiled_steps(
+        build_model(config, supervision), losses_of(supervision), timeless(config.optimizer), (".*",), 1, mesh
+    )
+    state, losses = make_state(jax.random.key(0)), []
+    batches = train_batches(members, seed=0, batch_size=16)
+    for batch in itertools.islice(batches, config.training.num_steps):
+        state, metrics = step(state, place(mesh, batch), jax.random.key(1), 0.02)
+        losses.append(float(metrics.get("tokens_loss", metrics["loss"])))
+    batches.close()
+    assert np.mean(losses[-3:]) < 0.8 * losses[0], losses
+
+
+def test_every_pair_is_either_allowed_or_refused_for_a_reason() -> None:
+    for name, kind in OBJECTIVES.items():
+        assert kind.name == name and kind.paper
+        assert set(kind.families) | set(kind.refusals) == set(FAMILIES)
+        assert not set(kind.families) & set(kind.refusals) and all(kind.refusals.values())
+    assert all(paper and reason for paper, reason in NOT_PROVIDED.values())
+
+
+@pytest.mark.parametrize(("name", "family"), [pair for pair in PAIRS if pair not in ALLOWED])
+def test_a_forbidden_pair_is_refused_with_the_reason(name: str, family: str, corpus: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        config_of(name, family, corpus, "full" if family == "encoder_only" else "causal")
+    message = str(caught.value)
+    assert name in message and family in message and OBJECTIVES[name].refusals[family] in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "visibility", "message"),
+    [
+        ("causal_lm", "encoder_only", "full", "sees what it predicts; set model.visibility=causal"),
+        ("prefix_lm", "decoder_only", "causal", "set model.visibility=prefix"),
+        ("masked_lm", "encoder_only", "prefix", "masked_lm has no prefix"),
+        ("masked_lm", "encoder_only", "causal", "objective.next_sentence: it is read at"),
+    ],
+)
+def test_a_visibility_that_cannot_work_is_refused(
+    name: str, family: str, visibility: str, message: str, corpus: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        config_of(name, family, corpus, visibility)
