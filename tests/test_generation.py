@@ -3,18 +3,24 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from runs import make_run
 from tiny import CONFIGS
 
+import jaxformer
 from jaxformer.errors import UserError
 from jaxformer.generation import GenerationConfig, generate
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.model import Model, Params
+from jaxformer.objectives.causal_lm import CausalLM
+from jaxformer.objectives.corruption import PrefixLM
+from jaxformer.objectives.parallel_text import ParallelText
 
 Ids = np.ndarray
 NO_END = 1000  # beyond every vocabulary
@@ -39,12 +45,24 @@ MODELS = {
         relative_buckets=8,
         relative_max_distance=16,
     ),
+    # It sees its whole prompt, both ways.
+    "prefix": tiny(
+        "gpt", tied_embeddings=False, visibility="prefix", position="relative", norm_placement="pre",
+        relative_buckets=8, relative_max_distance=16,
+    ),
     "transformer": tiny("transformer", tied_embeddings=False),  # sinusoidal
     "t5": tiny("t5", tied_embeddings=False),
-}
+}  # fmt: skip
 
 
-SEEDS = {"learned": 58, "banded": 43, "relative": 6, "transformer": 21, "t5": 41}  # of models whose answers vary
+SEEDS = {
+    "learned": 58,
+    "banded": 43,
+    "relative": 6,
+    "prefix": 0,
+    "transformer": 21,
+    "t5": 41,
+}  # of models whose answers vary
 
 
 @functools.cache
@@ -92,6 +110,8 @@ def logits_after(name: str) -> Callable[[Ids, Ids], Ids]:
         batch = row(decoded)
         if encodes:
             batch |= {f"encoder_{key}": value for key, value in row(prompt).items()}
+        else:
+            batch["prefix_length"] = jnp.array([len(prompt)])
         return np.asarray(run(batch, len(decoded) - 1))
 
     return logits
@@ -225,3 +245,15 @@ def test_what_cannot_be_generated_is_refused() -> None:
 def test_a_row_may_fill_the_position_table() -> None:
     prompts = prompts_of(*[32 - NEW] * 6)
     assert continued("learned", prompts) == [greedy_by_recomputing("learned", prompt) for prompt in prompts]
+
+
+@pytest.mark.parametrize(("objective", "ends"), [(ParallelText(), True), (PrefixLM(), False), (CausalLM(), False)])
+def test_a_prompt_ends_as_what_was_read_in_training_did(
+    objective: Any, ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, rows = jaxformer.load(make_run("gpt2", tmp_path / "run")), []
+    monkeypatch.setattr("jaxformer.run.generate", lambda _, __, prompts, *___, **____: rows.extend(prompts) or prompts)
+    carried = objective.carried_by("decoder_only", "prefix")
+    dataclasses.replace(run, config=dataclasses.replace(run.config, objective=carried)).generate(["Open the file."])
+    text = run.tokenizer.encode("Open the file.").tolist()
+    assert rows[0].tolist() == [*text, *([run.tokenizer.vocabulary.id("end")] if ends else [])]

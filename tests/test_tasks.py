@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
+from jaxformer.config import load
 from jaxformer.errors import UserError
 from jaxformer.tasks import TASKS
 from jaxformer.tasks.classification import (
@@ -168,6 +169,18 @@ def test_pooled_by_hand():
     pair = bound(PooledClassification(sequence_length=8, text_fields=PAIR))
     arrays = pair(example(2, 1), np.random.default_rng(0))
     check(arrays, inputs=[3, 30, 31, 4, 60, 4, 0, 0], token_types=[0, 0, 0, 0, 1, 1, 0, 0])
+
+
+def test_a_left_to_right_encoder_is_classified_at_its_last_token():
+    task = bound(PooledClassification(sequence_length=8, pooled_at="last"))
+    arrays = task(example(3), np.random.default_rng(0))
+    check(arrays, inputs=[3, 30, 31, 32, 4, 0, 0, 0], label_positions=4)
+    assert set(arrays) == set(task.shapes)
+    with pytest.raises(UserError, match="task.pooled_at: 'lst' is not first or last; did you mean 'last'"):
+        PooledClassification(pooled_at="lst")
+    with pytest.raises(UserError, match="task.pooled_at: the first token sees nothing"):
+        load("finetune_area:bert,smoke", ["model.visibility=causal"])
+    load("finetune_area:bert,smoke", ["model.visibility=causal", "task.pooled_at=last"])
 
 
 def test_text_to_text_by_hand():
