@@ -12,7 +12,7 @@ from tiny import CONFIGS, batch_of
 
 from jaxformer import evaluation
 from jaxformer.errors import UserError
-from jaxformer.evaluation import EvaluationConfig, evaluate
+from jaxformer.evaluation import EvaluationConfig, combined, evaluate
 from jaxformer.generation import GenerationConfig
 from jaxformer.metrics import METRICS, judge
 from jaxformer.models.model import Model
@@ -136,6 +136,17 @@ def test_perplexity_is_of_the_token_loss_and_never_overflows() -> None:
     assert of(math.log(20.0)) == pytest.approx(20.0)
     assert of(0.0) == 1.0
     assert math.isfinite(of(1e6))
+
+
+def test_the_members_of_a_mixture_are_judged_apart_and_by_their_shares_together() -> None:
+    one, two = {"loss": 2.0, "token_accuracy": 0.5}, {"loss": 4.0, "token_accuracy": 0.25}
+    assert combined([("", 1.0, one)]) == one
+    assert combined([("a", 0.75, one), ("b", 0.25, two)]) == {
+        "loss": 2.5, "a/loss": 2.0, "a/token_accuracy": 0.5, "b/loss": 4.0, "b/token_accuracy": 0.25,
+    }  # fmt: skip
+    # A member without rows has no share.
+    assert combined([("a", 0.75, {}), ("b", 0.25, two)]) == {"loss": 4.0, "b/loss": 4.0, "b/token_accuracy": 0.25}
+    assert combined([("a", 0.5, {}), ("b", 0.5, {})]) == {}
 
 
 def test_no_batches_give_no_metrics() -> None:

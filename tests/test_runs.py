@@ -156,6 +156,38 @@ def test_fine_tuning_from_a_run_beats_chance_and_can_be_used(
         assert run.generate(["area text: The cat and the dog came."]) == ["animals"]
 
 
+def test_a_mixture_of_objectives_and_corpora_resumes_and_is_judged_by_its_members(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = tmp_path / "more.txt"
+    more.write_text((corpus / "documents.txt").read_text().upper())
+    objectives = [
+        {"name": "span_corruption", "sequence_length": 24, "max_target_length": 24, "weight": 3.0},
+        {"name": "span_corruption", "sequence_length": 16, "noise_density": 0.5, "corpora": [1]},
+        {"name": "prefix_lm", "sequence_length": 24},
+    ]
+    corpora = [{"name": "text", "path": str(path), "cap": 50} for path in (corpus / "documents.txt", more)]
+    keys = {"objective.name": "mixture", "objective.members": objectives, "data.name": "mixture"}
+    keys |= {"data.members": corpora, "data.mixing": "proportional", "data.temperature": 2.0, "checkpoint.every": 5}
+
+    def run(folder: Path, steps: int) -> dict[str, np.ndarray]:
+        words = pretraining("t5", corpus, folder, **{**keys, "training.num_steps": steps, "footprint.enabled": False})
+        unread = ("--config.data.path", "--config.objective.sequence_length")
+        assert main([word for word in words if not word.startswith(unread)]) == 0
+        return flatten(jaxformer.load(folder).params)
+
+    unbroken, _ = run(tmp_path / "unbroken", 10), run(tmp_path / "broken", 5)
+    broken = run(tmp_path / "broken", 10)
+    assert all(np.array_equal(broken[path], unbroken[path]) for path in unbroken)
+    judged = read_metrics(tmp_path / "unbroken")[-1]
+    names = [f"span_corruption0-data{n}" for n in (0, 1)] + ["span_corruption1-data1"]
+    names += [f"prefix_lm2-data{n}" for n in (0, 1)]
+    assert {key.split("/")[1] for key in judged if key.count("/") == 2} == set(names) and "eval/loss" in judged
+    capsys.readouterr()
+    assert main(["evaluate", f"--workdir={tmp_path / 'unbroken'}", "--json"]) == 0
+    assert "prefix_lm2-data1/perplexity" in json.loads(capsys.readouterr().out)
+
+
 def test_text_comes_from_a_run_on_the_command_line(
     unbroken: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
