@@ -18,8 +18,23 @@ def parse_arg(arg: str, sizes: tuple[str, ...], default: str) -> tuple[str, str]
     return (size or [default])[0], (scale or [""])[0]
 
 
+def mixture(weights: dict[str, float]) -> dict:
+    """Return the data section that draws from TFDS datasets {NAME[/CONFIG]: weight}.
+
+    They are read from ~/tensorflow_datasets, prepared as ArrayRecord. What TFDS has comes from `tfds build NAME
+    --file_format=array_record`; a corpus that it does not have (each experiment says which) is a folder of that name
+    there, which you prepare, with one field "text".
+    """
+    members = [{"name": "tfds", "dataset": name, "weight": weight} for name, weight in weights.items()]
+    return {"name": "mixture", "members": members}
+
+
 def base() -> ConfigDict:
-    """Return the skeleton of a pretraining experiment on the built-in corpus."""
+    """Return the skeleton of a pretraining experiment.
+
+    Its `data` is the paper's, which is not small and often not public. Your own text instead:
+    --config.data.name=text --config.data.path=FILE_OR_FOLDER
+    """
     return ConfigDict(
         {
             "seed": 0,
@@ -27,14 +42,12 @@ def base() -> ConfigDict:
             "model": {},
             "objective": {},
             "tokenizer": {},
-            # The papers' corpora are not public or not small: this is the text that every Python carries. Your own:
-            # --config.data.name=text --config.data.path=FILE_OR_FOLDER
-            "data": {"name": "stdlib_docs"},
+            "data": {},
             "optimizer": {},
             "training": {"log_every": 100, "eval_every": 5000},
             "sharding": {},
             "checkpoint": {"every": 5000},
-            "evaluation": {},
+            "evaluation": {"max_examples": 10_000},  # of corpora so large, a part will do
             "generation": {},
             "footprint": {},
         }
@@ -42,12 +55,16 @@ def base() -> ConfigDict:
 
 
 def shrink(config: ConfigDict, scale: str) -> None:
-    """Make a laptop's run of a paper's: about a minute for smoke, about ten for small, on two CPU cores."""
+    """Make a laptop's run of a paper's: about a minute for smoke, about ten for small, on two CPU cores.
+
+    Its text is the built-in corpus, the documentation that every Python carries.
+    """
     sizes = {
         "smoke": {"d_model": 128, "d_ff": 512, "num_heads": 4, "head_dim": 32, "num_layers": 2},
         "small": {"d_model": 256, "d_ff": 1024, "num_heads": 4, "head_dim": 64, "num_layers": 4},
     }
     steps = {"smoke": 300, "small": 600}
+    config.data = {"name": "stdlib_docs"}
     config.model.update(sizes[scale])
     # No dropout: so short a run underfits.
     config.model.update({"vocab_size": 4096, "dropout": 0.0, "attention_dropout": 0.0})

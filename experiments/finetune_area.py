@@ -33,6 +33,7 @@ def get_config(arg: str = "bert") -> ConfigDict:
         raise ValueError(f"'{arg}': the first word is one of {', '.join(FAMILIES)}")
     config = FAMILIES[family].get_config(",".join(words))
     del config.objective
+    config.data = {"name": "stdlib_docs"}
     config.task = dict(TASKS[family])
     config.optimizer.update(OPTIMIZERS[family])
     config.training.update({"num_steps": 375, "batch_size": 32, "log_every": 10, "eval_every": 125})

@@ -16,6 +16,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.objective = {"name": "causal_lm", "sequence_length": 512}
     # The paper's lower-cased BPE has 40,000 merges; ours is trained on the corpus at hand.
     config.tokenizer = {"name": "byte_bpe", "vocab_size": 40_478, "lowercase": True}
+    config.data = {"name": "tfds", "dataset": "bookscorpus"}  # not in TFDS: a folder that you prepare
     config.optimizer = {
         "name": "adamw",
         "learning_rate": 2.5e-4,

@@ -1,4 +1,4 @@
-"""T5 (Raffel et al. 2019): span corruption, text to text.
+"""T5 (Raffel et al. 2019) and T5 v1.1 (Shazeer 2020): span corruption, text to text.
 
 jaxformer train --config=t5:smoke
 """
@@ -7,20 +7,23 @@ from ml_collections import ConfigDict
 
 from . import common
 
-SIZES = ("60m", "base", "large", "3b", "11b")
+SIZES = ("60m", "base", "large", "3b", "11b", "1_1_small", "1_1_base", "1_1_large", "1_1_xl", "1_1_xxl")
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`jaxformer train --config=t5[:60m|base|large|3b|11b][,smoke|small]`; without ARG the paper's baseline (base).
+    """`jaxformer train --config=t5[:SIZE][,smoke|small]`, SIZE 60m, base, large, 3b, 11b or 1_1_small to 1_1_xxl;
+    without ARG the paper's baseline (base).
 
-    60m is the paper's "small", a word that here means a small run.
+    60m is the paper's "small", a word that here means a small run. Every size gets the baseline's steps and batch; the
+    released models had more.
     """
     size, scale = common.parse_arg(arg, SIZES, "base")
     config = common.base()
     config.model = {"preset": "t5_" + {"60m": "small"}.get(size, size)}
-    # The baseline pretrains with dropout 0.1 (section 3.1.3).
+    # The baseline pretrains with dropout 0.1 (section 3.1.3), v1.1 without.
     config.objective = {"name": "span_corruption", "sequence_length": 512}
     config.tokenizer = {"name": "unigram", "vocab_size": 32_100}
+    config.data = {"name": "tfds", "dataset": "c4/en", "validation_split": "validation"}
     config.optimizer = {
         "name": "adafactor",
         "learning_rate": 0.01,  # 1 / sqrt(10,000)

@@ -43,7 +43,7 @@ def choose_tokenizer(config: Config, workdir: Path, resumes: bool, display: Disp
     if config.selected["tokenizer"] == "file":
         found[f"tokenizer.path {config.tokenizer.path}"] = load_tokenizer(Path(config.tokenizer.path))
     if not found:
-        return corpus_tokenizer(config.tokenizer, config.data, display.progress)
+        return corpus_tokenizer(config.tokenizer, config.data, config.supervision, display.progress)
     (first, tokenizer), *others = found.items()
     for where, other in others:
         if other.fingerprint != tokenizer.fingerprint:

@@ -180,6 +180,29 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("--json", action="store_true", help="print JSON")
     models.add_argument("--plot", metavar="FILE", help="draw sizes over time instead: .png, .svg or .pdf")
 
+    objectives = add(
+        "objectives", _objectives, "list the objectives and the families of models that they train",
+        "objectives   (jaxformer objectives show NAME --text=FILE shows one at work)",
+    )  # fmt: skip
+    objectives.add_argument("--json", action="store_true", help="print JSON")
+    actions = objectives.add_subparsers(dest="action", metavar="ACTION")
+    show = add(
+        "show", _objectives_show, "show what an objective makes of a text",
+        "objectives show masked_lm --text=README.md", overrides=True, within=actions,
+    )  # fmt: skip
+    show.add_argument("name", nargs="?", default="", metavar="NAME", help="the objective")
+    show.add_argument("--config", default="", metavar="NAME[:ARG]|FILE[:ARG]", help="take it from an experiment")
+    show.add_argument("--text", required=True, metavar="FILE", help="plain text, or .jsonl for fields of its lines")
+    show.add_argument("--tokenizer", metavar="FILE|DIR", help="default: one trained on the text")
+    show.add_argument("--family", default="", help="of models (default: the first that carries it)")
+    show.add_argument("--visibility", default="", help="of the model: full, causal or prefix (default: what it needs)")
+    show.add_argument("--examples", type=int, default=2, metavar="N", help="default: 2")
+    show.add_argument(
+        "--length", type=int, metavar="L", help="tokens that a stack reads (default: 64, or the config's)"
+    )
+    show.add_argument("--seed", type=int, help="seed of the run (default: 0, or the config's)")
+    show.add_argument("--json", action="store_true", help="print JSON, with every array")
+
     demo = add("demo", _demo, "show what pretraining is worth, on the built-in corpus", "demo --family=bert")
     demo.add_argument("--family", default="bert", choices=("bert", "gpt", "t5", "all"), help="default: bert")
     demo.add_argument("--output", default="runs/demo", metavar="DIR", help="where it all goes (default: runs/demo)")
@@ -271,7 +294,7 @@ def _tokenizer_train(args: argparse.Namespace, overrides: list[str]) -> int:
 
     config = configs.load(args.config, overrides)
     with Display() as display:
-        tokenizer = corpus_tokenizer(config.tokenizer, config.data, display.progress)
+        tokenizer = corpus_tokenizer(config.tokenizer, config.data, config.supervision, display.progress)
     with disk_errors(args.output):
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         tokenizer.save(Path(args.output))
@@ -338,6 +361,34 @@ def _models(args: argparse.Namespace, overrides: list[str]) -> int:
         print(f"plot: {picture}")
     else:
         catalog.print_table(entries)
+    return 0
+
+
+def _objectives(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer import compatibility
+
+    if args.json:
+        print(json.dumps(compatibility.entries()))
+    else:
+        compatibility.print_table()
+    return 0
+
+
+def _objectives_show(args: argparse.Namespace, overrides: list[str]) -> int:
+    # Nothing is computed: an accelerator would take seconds to start, or be somebody else's.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from jaxformer import showing
+    from jaxformer.examples import draw_examples
+
+    shown = draw_examples(
+        Path(args.text), args.name, config=args.config, tokenizer=Path(args.tokenizer) if args.tokenizer else None,
+        family=args.family, visibility=args.visibility, count=args.examples, length=args.length, seed=args.seed,
+        overrides=overrides,
+    )  # fmt: skip
+    if args.json:
+        print(json.dumps(showing.as_json(shown)))
+    else:
+        showing.print_examples(shown)
     return 0
 
 

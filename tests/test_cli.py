@@ -20,9 +20,9 @@ from jaxformer.errors import UserError
 from jaxformer.progress import Display, shown
 from jaxformer.tokenizers import Tokenizer, WordPiece, train_tokenizer
 
-VERBS = ["train", "evaluate", "generate", "report", "import", "export", "tokenizer", "models", "demo"]
-ACTIONS = ["train", "encode", "decode", "show"]
-COMMANDS = [[], *([verb] for verb in VERBS), *(["tokenizer", action] for action in ACTIONS)]
+VERBS = ["train", "evaluate", "generate", "report", "import", "export", "tokenizer", "models", "objectives", "demo"]
+ACTIONS = {"tokenizer": ["train", "encode", "decode", "show"], "objectives": ["show"]}
+COMMANDS = [[], *([verb] for verb in VERBS), *([verb, action] for verb in ACTIONS for action in ACTIONS[verb])]
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -57,14 +57,14 @@ def test_every_help_has_an_example_of_that_verb(run: Run, command: list[str]) ->
 
 
 def test_every_verb_is_listed_and_tested(run: Run) -> None:
-    for command, names in (([], VERBS), (["tokenizer"], ACTIONS)):
+    for command, names in (([], VERBS), *(([verb], names) for verb, names in ACTIONS.items())):
         _, out, _ = run(*command, "--help")
         assert re.findall(r"^    (\w+) *(?:  .*)?$", out, re.MULTILINE) == names
 
 
 def test_verbs_that_take_overrides_say_so(run: Run) -> None:
     for command in COMMANDS:
-        takes = command in (["train"], ["evaluate"], ["tokenizer", "train"])
+        takes = command in (["train"], ["evaluate"], ["tokenizer", "train"], ["objectives", "show"])
         assert (cli.OVERRIDES in run(*command, "--help")[1]) == takes, command
 
 

@@ -92,7 +92,7 @@ def visibility_of(name: str, family: str) -> str:
 @pytest.mark.parametrize(("name", "family"), ALLOWED)
 def test_an_allowed_pair_trains_and_its_loss_falls(name: str, family: str, corpus: Path) -> None:
     config = config_of(name, family, corpus, visibility_of(name, family))
-    tokenizer = corpus_tokenizer(config.tokenizer, config.data)
+    tokenizer = corpus_tokenizer(config.tokenizer, config.data, config.supervision)
     supervision = bind(config, tokenizer, ())
     members = prepare(config.data, supervision, tokenizer, "train", seed=0)
     mesh = make_mesh(config.sharding, {"batch": 16})

@@ -1,4 +1,4 @@
-"""The row index: windows, packed rows and segment pairs of hand-written stores, beside slow and plain ways to them."""
+"""The row index: windows, packed rows, segment pairs and pairs of texts, beside slow and plain ways to them."""
 
 import dataclasses
 import random
@@ -8,22 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cases import store_of
 
 from jaxformer.data import rows as module
 from jaxformer.data.rows import Row, Rows, build_rows
 from jaxformer.data.store import Store
-from jaxformer.errors import UserError
+from jaxformer.errors import EmptySplit, UserError
 
 SEPARATOR = 999
-
-
-def store_of(*documents: list[list[int]], path: Path = Path("nowhere")) -> Store:
-    """A store of documents that are lists of sentences that are lists of tokens."""
-    tokens = [token for document in documents for sentence in document for token in sentence]
-    lengths = [sum(map(len, document)) for document in documents]
-    sentences = np.cumsum([0] + [len(sentence) for document in documents for sentence in document])[:-1]
-    offsets = np.cumsum([0, *lengths])
-    return Store(path, np.array(tokens, np.uint16), offsets.astype(np.int64), sentences.astype(np.int64), "by hand")
 
 
 def objective(kind: str, row_length: int, separator: int | None = None, **settings: Any) -> Any:
@@ -33,6 +25,11 @@ def objective(kind: str, row_length: int, separator: int | None = None, **settin
 def pairs(row_length: int, short: float = 0.1, dupe_factor: int = 1) -> Any:
     keys = {"short_sequence_probability": short, "dupe_factor": dupe_factor}
     return objective("segment_pairs", row_length, None, **keys)
+
+
+def texts(source: int, target: int, pack: bool = True) -> Any:
+    settings = {"rows": "pairs", "lengths": [source, target], "ends": 1, "pack": pack}
+    return SimpleNamespace(row_settings=settings)
 
 
 def rows_of(store: Store, wanted: Any, seed: int = 0) -> Rows:
@@ -124,6 +121,12 @@ def test_windows_are_those_of_the_plain_stream(seed: int, length: int, separator
     if len(stream) % length and len(expected) > 1:
         expected.pop()  # the last, shorter window
     assert read(rows_of(store_of(*documents), objective("windows", length, separator))) == expected
+
+
+def test_windows_are_there_once_for_each_copy_of_the_corpus() -> None:
+    once, thrice = (rows_of(store_of(*TWO), objective("windows", 3, **keys)) for keys in ({}, {"dupe_factor": 3}))
+    assert read(thrice) == read(once) * 3
+    assert [thrice[number]["number"] for number in range(6)] == list(range(6))
 
 
 # Packed.
@@ -365,9 +368,103 @@ def test_cutting_takes_from_the_longer_side_and_from_both_ends() -> None:
     assert {(a_length, b_length) for _, a_length, _, b_length in odd} == {(4, 3)}  # B is cut first on a tie
 
 
+# Pairs of texts.
+
+# Three pairs: of 2 and 1 tokens, of 1 and 3, of 3 and 2.
+THREE = ([[1, 2]], [[11]], [[3]], [[13, 14], [15]], [[4], [5, 6]], [[16, 17]])
+
+
+def test_pairs_of_texts_by_hand() -> None:
+    first, second, third = read(rows_of(store_of(*THREE), texts(5, 5, pack=False)))
+    assert first == {
+        "tokens": [1, 2, 11],
+        "segment_ids": [1, 1, 1],
+        "sentence_starts": [True, False, True],
+        "is_target": [False, False, True],
+    }
+    assert second["tokens"] == [3, 13, 14, 15] and second["is_target"] == [False, True, True, True]
+    assert second["sentence_starts"] == [True, True, False, True] and second["segment_ids"] == [1, 1, 1, 1]
+    assert third["tokens"] == [4, 5, 6, 16, 17] and third["sentence_starts"] == [True, True, False, True, False]
+
+
+def test_packed_pairs_of_texts_by_hand() -> None:
+    # With their ends the sources have 3, 2 and 4 tokens, the targets 2, 4 and 3.
+    found = read(rows_of(store_of(*THREE), texts(5, 6)))
+    assert [row["tokens"] for row in found] == [[1, 2, 11, 3, 13, 14, 15], [4, 5, 6, 16, 17]]
+    assert found[0]["segment_ids"] == [1, 1, 1, 2, 2, 2, 2] and found[1]["segment_ids"] == [1] * 5
+    assert found[0]["is_target"] == [False, False, True, False, True, True, True]
+    for full, rows in (((9, 9), 1), ((8, 9), 2), ((9, 8), 2), ((5, 5), 3), ((4, 6), 3)):
+        assert len(rows_of(store_of(*THREE), texts(*full))) == rows, full
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_pairs_that_do_not_fit_or_lack_a_side_are_left_out(pack: bool) -> None:
+    long = [[20, 21, 22, 23, 24]]
+    store = store_of(*THREE[:2], [], [[30]], [[31]], [], [], [], long, [[32]], [[33]], long, *THREE[2:4])
+    found = rows_of(store, texts(5, 5, pack))
+    assert [token for row in read(found) for token in row["tokens"]] == [1, 2, 11, 3, 13, 14, 15]
+    # With room for five tokens and their end the long ones are in.
+    assert sum(len(row["tokens"]) for row in read(rows_of(store, texts(6, 6, pack)))) == 7 + 2 * 6
+
+
+@pytest.mark.parametrize("lengths", [(12, 15), (40, 25), (30, 200)])
+@pytest.mark.parametrize("seed", range(3))
+def test_packed_pairs_are_those_of_the_plain_way(seed: int, lengths: tuple[int, int]) -> None:
+    documents = random_documents(seed, count=60, sentences=3)
+    expected: list[list[int]] = []
+    used = lengths  # as if a row were full
+    for source, target in zip(documents[::2], documents[1::2], strict=True):
+        sizes = [sum(map(len, side)) + 1 for side in (source, target)]
+        if any(size > length for size, length in zip(sizes, lengths, strict=True)):
+            continue
+        together = (used[0] + sizes[0], used[1] + sizes[1])
+        if together[0] > lengths[0] or together[1] > lengths[1]:
+            expected.append([])
+            together = (sizes[0], sizes[1])
+        used = together
+        expected[-1] += [token for side in (source, target) for sentence in side for token in sentence]
+    assert [row["tokens"] for row in read(rows_of(store_of(*documents), texts(*lengths)))] == expected
+
+
+def test_pairs_of_which_none_fits_are_refused() -> None:
+    for store, limits in ((store_of(*THREE), (2, 2)), (store_of([[1]], [], [], [[2]]), (9, 9))):
+        message = f"no pair of texts in this split has both sides and fits into {limits[0] - 1} and {limits[1] - 1}"
+        with pytest.raises(EmptySplit, match=message) as caught:
+            rows_of(store, texts(*limits))
+        assert len(str(caught.value).splitlines()) == 1
+
+
+# Rarity.
+
+
+def test_rarity_is_the_smoothed_frequency_in_the_whole_store() -> None:
+    store = store_of([[1, 2, 2, 3]], [[2, 3, 2]])  # 1 once, 2 four times, 3 twice
+    first, second = (rows_of(store, objective("windows", 4, SEPARATOR, frequency_smoothing=0.5))[n] for n in (0, 1))
+    np.testing.assert_allclose(first["rarity"], [1, 4**-0.5, 4**-0.5, 2**-0.5])
+    # The separator is not of the store, and the largest of all ids.
+    assert second["tokens"].tolist() == [SEPARATOR, 2, 3, 2]
+    np.testing.assert_allclose(second["rarity"], [1, 4**-0.5, 2**-0.5, 4**-0.5])
+    assert "rarity" not in rows_of(store, objective("windows", 4, SEPARATOR, frequency_smoothing=0.0))[0]
+
+
+def test_rarity_is_kept_with_the_index(tmp_path: Path) -> None:
+    store, wanted = store_of(*random_documents(8), path=tmp_path), objective("windows", 6, frequency_smoothing=0.7)
+    made, kept = (build_rows(store, wanted, 0) for _ in range(2))
+    assert kept.index.keys() == made.index.keys() and read(kept) == read(made)
+    assert len(kept) == len(made) == len(rows_of(store, objective("windows", 6)))
+
+
 # The index on disk, and what all kinds share.
 
-KINDS = [objective("windows", 6, SEPARATOR), objective("packed", 6, SEPARATOR), pairs(6)]
+KINDS = [
+    objective("windows", 6, SEPARATOR),
+    objective("packed", 6, SEPARATOR),
+    pairs(6),
+    texts(40, 50),
+    objective("windows", 6, SEPARATOR, dupe_factor=2, frequency_smoothing=0.7),
+]
+# What a row has beside tokens, segments and starts of sentences.
+MORE = {"segment_pairs": {"boundary": int, "label": int}, "pairs": {"is_target": bool}}
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.row_settings["rows"])
@@ -380,10 +477,14 @@ def test_all_kinds_are_tested() -> None:
 
 
 def test_a_row_has_the_types_that_objectives_read(kind: Any) -> None:
-    row = rows_of(store_of(*random_documents(8)), kind)[0]
-    types = {name: value.dtype for name, value in row.items() if isinstance(value, np.ndarray)}
-    assert types == {"tokens": np.int32, "segment_ids": np.int32, "sentence_starts": bool}
-    assert set(row) - set(types) == ({"boundary", "label"} if kind.row_settings["rows"] == "segment_pairs" else set())
+    settings = kind.row_settings
+    row = rows_of(store_of(*random_documents(8)), kind, seed=3)[1]
+    types = {name: value.dtype if isinstance(value, np.ndarray) else type(value) for name, value in row.items()}
+    expected = {"tokens": np.int32, "segment_ids": np.int32, "sentence_starts": bool, "number": int, "seed": int}
+    rarity = {"rarity": np.float64} if "frequency_smoothing" in settings else {}
+    assert types == expected | MORE.get(settings["rows"], {}) | rarity
+    assert (row["number"], row["seed"]) == (1, 3)
+    assert {len(value) for value in row.values() if isinstance(value, np.ndarray)} == {len(row["tokens"])}
 
 
 def test_the_index_is_made_once_and_read_again(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -403,7 +504,7 @@ def test_other_settings_stores_and_seeds_have_their_own_index(tmp_path: Path) ->
     assert read(build_rows(store, KINDS[2], 1)) == read(rows_of(store, KINDS[2], 1)) != read(rows_of(store, KINDS[2]))
     build_rows(store, KINDS[0], 1)  # windows draw nothing: another seed needs no other index
     build_rows(dataclasses.replace(store, fingerprint="another"), KINDS[0], 0)
-    assert len(list(tmp_path.iterdir())) == 8
+    assert len(list(tmp_path.iterdir())) == 10
 
 
 def test_a_damaged_index_is_made_again(kind: Any, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ TEXTS = [
 ] * 4
 SETTINGS: dict[str, Any] = {
     "byte_bpe": ByteBPE(vocab_size=320),
+    "bart": ByteBPE(vocab_size=320, special="bart"),
     "wordpiece": WordPiece(vocab_size=160),
     "unigram": Unigram(vocab_size=120, num_sentinels=10),
 }
@@ -51,17 +52,23 @@ def spelled(tokenizer: Tokenizer) -> list[str]:
     return tokenizer.tokens(range(tokenizer.vocab_size))
 
 
+def special_tokens(tokenizer: Tokenizer) -> list[str]:
+    return tokenizer.tokens(np.flatnonzero(tokenizer.vocabulary.is_special))
+
+
 def test_every_kind_that_trains_is_tested() -> None:
     assert {type(config) for config in SETTINGS.values()} == {
         kind for kind in TOKENIZERS.values() if "vocab_size" in kind.__dataclass_fields__
     }
 
 
+@pytest.mark.parametrize("name", ["byte_bpe", "bart"])
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 @settings(max_examples=200, deadline=None)
-def test_byte_bpe_gives_back_any_text(text: str) -> None:
-    tokenizer = TRAINED["byte_bpe"]
-    assume("<|" not in text)  # a special token that is spelled out is that token, as everywhere
+def test_byte_bpe_gives_back_any_text(name: str, text: str) -> None:
+    tokenizer = TRAINED[name]
+    # A special token that is spelled out is that token, as everywhere.
+    assume(not any(token in text for token in special_tokens(tokenizer)))
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
@@ -118,6 +125,7 @@ def test_encoding_adds_no_special_token(tokenizer: Tokenizer) -> None:
     ("name", "single", "pair"),
     [
         ("byte_bpe", "{a}", "{a} {b}"),
+        ("bart", "<s> {a} </s>", "<s> {a} </s> </s> {b} </s>"),
         ("wordpiece", "[CLS] {a} [SEP]", "[CLS] {a} [SEP] {b} [SEP]"),
         ("unigram", "{a} </s>", "{a} </s> {b} </s>"),
     ],
@@ -147,7 +155,7 @@ def test_no_id_reaches_the_vocabulary_size(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize(("name", "config"), SETTINGS.items())
 def test_training_keeps_to_the_vocabulary_size(name: str, config: Any) -> None:
     assert TRAINED[name].vocab_size <= config.vocab_size
-    assert TRAINED["byte_bpe"].vocab_size == 320
+    assert TRAINED["byte_bpe"].vocab_size == TRAINED["bart"].vocab_size == 320
 
 
 def test_each_role_is_the_token_of_that_spelling(tokenizer: Tokenizer) -> None:
@@ -161,6 +169,7 @@ def test_each_role_is_the_token_of_that_spelling(tokenizer: Tokenizer) -> None:
     ("name", "roles"),
     [
         ("byte_bpe", {"pad", "end", "start", "delimiter", "extract"}),
+        ("bart", {"start", "pad", "end", "unknown", "mask"}),
         ("wordpiece", {"pad", "unknown", "classify", "separator", "mask"}),
         ("unigram", {"pad", "end", "unknown"}),
     ],
@@ -171,6 +180,17 @@ def test_each_kind_has_the_roles_of_its_family(name: str, roles: set[str]) -> No
 
 def test_the_ids_of_t5_come_first() -> None:
     assert spelled(TRAINED["unigram"])[:3] == ["<pad>", "</s>", "<unk>"]
+
+
+def test_the_ids_of_bart_come_first_and_its_mask_last() -> None:
+    tokenizer = TRAINED["bart"]
+    vocabulary = tokenizer.vocabulary
+    assert tokenizer.vocab_size == 320
+    assert [vocabulary.id(role) for role in ("start", "pad", "end", "unknown", "mask")] == [0, 1, 2, 3, 319]
+    assert special_tokens(tokenizer) == ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    # The mask stands for a word with the space before it.
+    masked = tokenizer.encode("the <mask> dog")
+    assert tokenizer.tokens(masked)[-2:] == ["<mask>", "Ġdog"] and tokenizer.decode(masked[:-2]) == "the"
 
 
 def test_special_tokens_are_those_and_no_others(tokenizer: Tokenizer) -> None:
@@ -339,6 +359,7 @@ def test_a_folder_is_no_tokenizer(tmp_path: Path) -> None:
     "config",
     [
         ByteBPE(vocab_size=260),
+        ByteBPE(vocab_size=261, special="bart"),
         WordPiece(vocab_size=5),
         WordPiece(vocab_size=30),
         Unigram(vocab_size=103),
@@ -350,6 +371,12 @@ def test_a_folder_is_no_tokenizer(tmp_path: Path) -> None:
 def test_a_vocabulary_too_small_for_its_base_is_refused(config: Any) -> None:
     with pytest.raises(UserError, match=f"tokenizer.vocab_size: {config.vocab_size} ") as caught:
         train_tokenizer(config, TEXTS)
+    assert one_line(caught)
+
+
+def test_special_tokens_of_no_known_kind_are_refused() -> None:
+    with pytest.raises(UserError, match="tokenizer.special: 'brt' is not gpt or bart; did you mean 'bart'") as caught:
+        ByteBPE(special="brt")
     assert one_line(caught)
 
 

@@ -16,6 +16,7 @@ from jaxformer.data.store import build_examples, build_pairs, build_store
 from jaxformer.errors import UserError
 from jaxformer.objectives.mixture import Member as Part
 from jaxformer.objectives.mixture import Mixture, Padded
+from jaxformer.objectives.objective import Objective
 from jaxformer.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 
 Progress = Callable[[str, int, int], None]
@@ -31,25 +32,36 @@ def weighted_sources(source: Source) -> list[tuple[Source, float]]:
     return source.sources() if isinstance(source, Mixed) else [(source, 1.0)]
 
 
-def corpus_tokenizer(config: Any, source: Source, progress: Progress | None = None) -> Tokenizer:
+def parts_of(supervision: Any) -> list[Part]:
+    """Return a mixture's objectives with their shares; any other objective, or a task, is its own only part."""
+    return supervision.mixed() if isinstance(supervision, Mixture) else [Part(supervision, 1.0, ())]
+
+
+def corpus_tokenizer(config: Any, source: Source, supervision: Any, progress: Progress | None = None) -> Tokenizer:
     """Return the tokenizer that `config` asks for, trained on the training text unless that was done before."""
-    members = weighted_sources(source)
     if not hasattr(config, "vocab_size"):
         return load_tokenizer(Path(config.path))
-    key = json.dumps(
-        [type(config).__name__, dataclasses.asdict(config), [member.fingerprint("train") for member, _ in members]]
+    corpora = [member for member, _ in weighted_sources(source)]
+    # What each objective reads of which corpus, once: a document, or both sides of a pair.
+    read = dict.fromkeys(
+        (corpus, getattr(part.objective, "fields", ()) if isinstance(part.objective, Objective) else ())
+        for part in parts_of(supervision)
+        for corpus in part.corpora or range(len(corpora))
+        if 0 <= corpus < len(corpora)
     )
+    fingerprints = [[corpora[corpus].fingerprint("train"), *fields] for corpus, fields in read]
+    key = json.dumps([type(config).__name__, dataclasses.asdict(config), fingerprints])
     path = cache_folder() / "tokenizers" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     if not path.exists():
         if progress:
             progress("training the tokenizer", 0, 0)
-        train_tokenizer(config, _texts(members)).save(path)
+
+        def texts() -> Iterator[str]:
+            for corpus, fields in read:
+                yield from corpora[corpus].texts("train", fields)
+
+        train_tokenizer(config, texts()).save(path)
     return load_tokenizer(path)
-
-
-def _texts(members: list[tuple[Source, float]]) -> Iterator[str]:
-    for member, _ in members:
-        yield from member.documents("train")
 
 
 def prepare(
@@ -61,7 +73,7 @@ def prepare(
     Raises UserError for malformed data, an empty split, and a number of a corpus that there is not.
     """
     corpora = weighted_sources(source)
-    parts = supervision.mixed() if isinstance(supervision, Mixture) else [Part(supervision, 1.0, ())]
+    parts = parts_of(supervision)
     members: list[Member] = []
     for number, part in enumerate(parts):
         wanted = part.corpora or range(len(corpora))

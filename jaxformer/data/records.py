@@ -50,10 +50,14 @@ class Source:
         for where, record in self.records(split, False):
             yield _text(record, self.text_field, where)
 
-    def pairs(self, split: str, fields: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-        """Yield {field: text} of a split. Raises UserError, naming the row, for what is malformed."""
+    def texts(self, split: str, fields: tuple[str, ...] = ()) -> Iterator[str]:
+        """Yield the documents of a split, or, with `fields`, these of each of its records in turn. Raises UserError,
+        naming the row, for what is malformed."""
+        if not fields:
+            yield from self.documents(split)
+            return
         for where, record in self.records(split, True):
-            yield {field: _text(record, field, where) for field in fields}
+            yield from (_text(record, field, where) for field in fields)
 
     def examples(self, split: str, fields: tuple[str, ...]) -> Iterator[dict[str, Any]]:
         """Yield {field: text, "label": class} of a split. Raises UserError, naming the row, for what is malformed."""

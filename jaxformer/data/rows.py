@@ -62,7 +62,7 @@ def build_rows(store: Store, objective: Any, seed: int, cache: bool = True) -> R
             pass
     index = make(store, settings, seed)
     if "rarity" in columns:
-        index["rarity"] = _rarity(store, settings["frequency_smoothing"])
+        index["rarity"] = _rarity(store, settings)
     if cache:
         with disk_errors(path):
             temporary = path.with_name(f".{uuid.uuid4().hex}.npz")
@@ -71,10 +71,11 @@ def build_rows(store: Store, objective: Any, seed: int, cache: bool = True) -> R
     return Rows(store, settings, index, seed)
 
 
-def _rarity(store: Store, smoothing: float) -> np.ndarray:
-    """Return count^-smoothing of every id, 1 for those that the store does not have."""
-    counts = np.bincount(store.tokens, minlength=1)
-    return np.maximum(counts, 1.0) ** -smoothing
+def _rarity(store: Store, settings: dict[str, Any]) -> np.ndarray:
+    """Return count^-frequency_smoothing of every id, 1 for those that the store does not have."""
+    # The separator's id may be larger than any of the text's.
+    counts = np.bincount(store.tokens, minlength=1 + (settings["separator"] or 0))
+    return np.maximum(counts, 1.0) ** -settings["frequency_smoothing"]
 
 
 def _windows(store: Store, settings: dict[str, Any], seed: int) -> Index:

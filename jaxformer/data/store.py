@@ -125,12 +125,9 @@ def build_pairs(
 ) -> Store:  # fmt: skip
     """Return the fields of a source's split, one document each, as many in turn as there are fields."""
     key = [source.fingerprint(split), split, tokenizer.fingerprint, "pairs", *fields, SPLITTER]
-
-    def texts() -> Iterator[str]:
-        for example in source.pairs(split, tuple(fields)):
-            yield from (example[field] for field in fields)
-
-    return _open_or_write(cache, key, texts, tokenizer, progress, f"tokenising {split} pairs", False)
+    return _open_or_write(
+        cache, key, lambda: source.texts(split, tuple(fields)), tokenizer, progress, f"tokenising {split} pairs", False
+    )
 
 
 def _open_or_write(

@@ -8,20 +8,33 @@ from typing import Any
 import tokenizers as hf
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from jaxformer.errors import UserError
-from jaxformer.tokenizers.templates import bert_template, t5_template
+from jaxformer.errors import UserError, suggest
+from jaxformer.tokenizers.templates import bart_template, bert_template, t5_template
 from jaxformer.tokenizers.tokenizer import SENTINEL, Tokenizer
+
+# The special tokens of byte-level BPE that come first.
+BYTE_BPE_SPECIAL = {
+    "gpt": ("<|endoftext|>", "<|start|>", "<|delimiter|>", "<|extract|>"),
+    "bart": ("<s>", "<pad>", "</s>", "<unk>"),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ByteBPE:
-    """Byte-level BPE (GPT-2, section 2.2), with the special tokens of GPT's task inputs (GPT, section 3.3).
+    """Byte-level BPE (GPT-2, section 2.2). GPT's own vocabulary is of lower-case text; GPT-2's is not.
 
-    GPT's own vocabulary is of lower-case text; GPT-2's is not.
+    `special` "gpt" has the special tokens of GPT's task inputs (GPT, section 3.3). "bart" has those of BART's released
+    vocabulary by the same ids, `<mask>` being the last, and puts `<s> … </s>` around a text.
     """
 
     vocab_size: int = 8192
     lowercase: bool = False
+    special: str = "gpt"
+
+    def __post_init__(self) -> None:
+        if self.special not in BYTE_BPE_SPECIAL:
+            hint = suggest(self.special, BYTE_BPE_SPECIAL)
+            raise UserError(f"tokenizer.special: '{self.special}' is not {' or '.join(BYTE_BPE_SPECIAL)}{hint}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,20 +105,25 @@ def _room(config: Any, needed: int) -> None:
 
 
 def _byte_bpe(config: ByteBPE, texts: Iterable[str]) -> hf.Tokenizer:
-    special = ["<|endoftext|>", "<|start|>", "<|delimiter|>", "<|extract|>"]
-    _room(config, 256 + len(special))
+    special = list(BYTE_BPE_SPECIAL[config.special])
+    # As in the released vocabulary, the mask takes the space before it: it stands for words with theirs.
+    last = [hf.AddedToken("<mask>", lstrip=True, normalized=False, special=True)] if config.special == "bart" else []
+    _room(config, 256 + len(special) + len(last))
     tokenizer = hf.Tokenizer(models.BPE())
     if config.lowercase:
         tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=config.vocab_size,
+        vocab_size=config.vocab_size - len(last),
         special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens(last)
+    if config.special == "bart":
+        tokenizer.post_processor = bart_template(tokenizer)
     return tokenizer
 
 
