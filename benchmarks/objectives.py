@@ -6,6 +6,7 @@ See benchmarks/README.md.
 """
 
 import argparse
+import dataclasses
 import datetime
 import json
 import os
@@ -13,7 +14,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,17 +97,42 @@ def rngs(seed: int) -> Iterator[np.random.Generator]:
         number += 1
 
 
-def median(run: Callable[[], float], rounds: int) -> float:
-    """Return the median of what `run` returns in several rounds; the first, not counted, warms up."""
-    run()
-    return statistics.median(run() for _ in range(rounds))
+@dataclasses.dataclass
+class Subject:
+    """An objective for a family, what runs it, and the rates that were measured, in tokens of the corpus per second."""
+
+    name: str
+    family: str
+    examples: list[tuple[Any, Any]]  # (transform, row)
+    batches: Any
+    alone: list[float] = dataclasses.field(default_factory=list)
+    pipeline: list[float] = dataclasses.field(default_factory=list)
+
+    @property
+    def row_tokens(self) -> float:
+        return sum(len(row["tokens"]) for _, row in self.examples) / len(self.examples)
+
+    def measure(self) -> None:
+        """Time on the CPU is what other work on the machine changes least."""
+        time.sleep(0.1)  # another's batches may still be in the making
+        start = time.thread_time()
+        for (transform, row), rng in zip(self.examples, rngs(0), strict=False):
+            transform(row, rng)
+        self.alone.append(len(self.examples) * self.row_tokens / (time.thread_time() - start))
+        next(self.batches)  # the first were made beforehand
+        next(self.batches)
+        start = time.process_time()
+        for _ in range(BATCHES):
+            next(self.batches)
+        self.pipeline.append(BATCHES * BATCH * self.row_tokens / (time.process_time() - start))
+
+    def result(self) -> dict[str, Any]:
+        rates = {"alone": round(statistics.median(self.alone)), "pipeline": round(statistics.median(self.pipeline))}
+        return {"objective": self.name, "family": self.family, "row_tokens": round(self.row_tokens)} | rates
 
 
-def measure(name: str, family: str, texts: Store, pairs: Store, rounds: int) -> dict[str, Any]:
-    """Return tokens of the corpus per second of CPU: by the objective's call alone, and in batches as training's.
-
-    Time on the CPU, of all threads, is what other work on the machine changes least; one core has one second a second.
-    """
+def subject(name: str, family: str, texts: Store, pairs: Store) -> Subject:
+    """Return an objective with its rows: 1000 of them in memory, and batches as training makes them."""
     objective = objective_of(name, family)
     parts = [part.objective for part in parts_of(objective)]
     members = []
@@ -115,31 +141,7 @@ def measure(name: str, family: str, texts: Store, pairs: Store, rounds: int) -> 
         members.append(Member(rows, Padded(part, objective.shapes) if len(parts) > 1 else part))
     drawn = [(members[number % len(members)], number) for number in np.random.default_rng(2).permutation(ROWS)]
     examples = [(member.transform, member.rows[number % len(member.rows)]) for member, number in drawn]
-    tokens = sum(len(row["tokens"]) for _, row in examples)
-
-    def alone() -> float:
-        start = time.process_time()
-        for (transform, row), rng in zip(examples, rngs(0), strict=False):
-            transform(row, rng)
-        return tokens / (time.process_time() - start)
-
-    batches = train_batches(members, seed=0, batch_size=BATCH)
-
-    def together() -> float:
-        start = time.process_time()
-        for _ in range(BATCHES):
-            next(batches)
-        return BATCHES * BATCH * tokens / len(examples) / (time.process_time() - start)
-
-    result = {
-        "objective": name,
-        "family": family,
-        "row_tokens": round(tokens / len(examples)),
-        "alone": round(median(alone, rounds)),
-        "pipeline": round(median(together, rounds)),
-    }
-    batches.close()
-    return result
+    return Subject(name, family, examples, train_batches(members, seed=0, batch_size=BATCH))
 
 
 def cpu() -> str:
@@ -162,24 +164,30 @@ def main() -> None:
     about |= {"numpy": np.__version__, "grain": grain.__version__}
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before Grain starts its threads
-    results = []
-    if not args.json:
-        print("| objective | family | tokens a row | alone, 1000 tokens/s | pipeline, 1000 tokens/s |")
-        print("| --- | --- | ---: | ---: | ---: |")
     with tempfile.TemporaryDirectory() as folder:
         texts, pairs = store(Path(folder) / "texts", 1000, 20), store(Path(folder) / "pairs", 25, 25)
-        for name in args.names or OBJECTIVES:
-            kind: Any = OBJECTIVES[name]
-            for family in [family for family in FAMILIES if family in kind.families]:
-                result = measure(name, family, texts, pairs, args.rounds)
-                results.append(result)
-                if not args.json:
-                    rates = f"{result['alone'] / 1e3:,.0f} | {result['pipeline'] / 1e3:,.0f}"
-                    print(f"| `{name}` | {family} | {result['row_tokens']} | {rates} |", flush=True)
+        kinds: dict[str, Any] = {name: OBJECTIVES[name] for name in args.names or OBJECTIVES}
+        carried = [(name, family) for name, kind in kinds.items() for family in FAMILIES if family in kind.families]
+        subjects = [subject(name, family, texts, pairs) for name, family in carried]
+        # Round by round over all of them, so that what disturbs for a while disturbs them alike. One more warms up.
+        for number in range(args.rounds + 1):
+            for one in subjects:
+                one.measure()
+                if not number:
+                    one.alone.clear()
+                    one.pipeline.clear()
+        results = [one.result() for one in subjects]
+        for one in subjects:
+            one.batches.close()
     if args.json:
         print(json.dumps(about | {"results": results}))
-    else:
-        print("\n" + ", ".join(f"{key} {value}" for key, value in about.items()))
+        return
+    print("| objective | family | tokens a row | alone, 1000 tokens/s | pipeline, 1000 tokens/s |")
+    print("| --- | --- | ---: | ---: | ---: |")
+    for result in results:
+        rates = f"{result['alone'] / 1e3:,.0f} | {result['pipeline'] / 1e3:,.0f}"
+        print(f"| `{result['objective']}` | {result['family']} | {result['row_tokens']} | {rates} |")
+    print("\n" + ", ".join(f"{key} {value}" for key, value in about.items()))
 
 
 if __name__ == "__main__":

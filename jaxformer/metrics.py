@@ -3,16 +3,19 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from sklearn.metrics import accuracy_score, f1_score
 
 
 def _f1(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> float:
+    from sklearn.metrics import f1_score  # which takes a second to import
+
     # Macro: every class counts the same, also those that were never predicted. -1 (text that names no label) is wrong
     # for every class without being a class of its own.
     return float(f1_score(labels, predictions, labels=range(num_classes), average="macro", zero_division=0.0))
 
 
 def _accuracy(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> float:
+    from sklearn.metrics import accuracy_score
+
     return float(accuracy_score(labels, predictions))
 
 

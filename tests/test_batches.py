@@ -76,6 +76,15 @@ def test_a_batch_stacks_the_arrays_of_its_examples() -> None:
     assert shapes["inputs"] == ((8, 2), np.int32) and shapes["label_weights"] == ((8,), np.float32)
 
 
+def test_a_batch_may_be_of_one_example() -> None:
+    one, four = train(8, batch_size=1), train(2, batch_size=4)
+    assert one[0]["inputs"].shape == (1, 2) and one[0]["label_weights"].shape == (1,)
+    assert flat(one) == flat(four) and flat(one, "draw") == flat(four, "draw")
+    parts = [train(3, batch_size=2, process_index=index, process_count=2) for index in range(2)]
+    assert_equal(joined(parts), train(3, batch_size=2))
+    assert_equal(train(2, batch_size=1, start_step=3), train(5, batch_size=1)[3:])
+
+
 def test_the_same_seed_gives_the_same_batches_and_another_does_not() -> None:
     first = train(9)
     assert_equal(train(9), first)

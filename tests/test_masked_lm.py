@@ -45,6 +45,8 @@ def test_masked_window_by_hand():
     check(arrays, inputs=[CLS, 20, SEP, 21, SEP, 0, 0, 0], token_types=[0] * 8, weights=[1, 0])
     assert arrays["targets"][0] == [CLS, 20, SEP, 21][arrays["predict_positions"][0]]
     assert "next_sentence_targets" not in arrays
+    # A window that ends with its document has its separator already.
+    check(bound(row_of([20, 21, SEP]), generator()), inputs=[CLS, 20, 21, SEP, 0, 0, 0, 0])
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,8 @@ def test_temperature_by_hand() -> None:
     equal = mixture(1, 1, 1, mixing="proportional", temperature=1e9)
     np.testing.assert_allclose(equal.rates([1, 10, 10**6]), [1 / 3] * 3, rtol=1e-6)
     np.testing.assert_allclose(mixture(4, 1, temperature=2.0).rates([7, 7]), [2 / 3, 1 / 3])
+    frozen = mixture(1, 1, mixing="proportional", temperature=0.01)  # the larger one to the power 100
+    np.testing.assert_allclose(frozen.rates([10**6, 10**5]), [1, 1e-100])
 
 
 def test_weights_multiply_sizes_after_the_cap() -> None:

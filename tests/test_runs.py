@@ -270,7 +270,7 @@ def test_mistakes_end_in_one_line_and_leave_nothing_behind(
     file = {"tokenizer.name": "file", "tokenizer.path": other}
     mistakes = {
         "no file": pretraining("gpt", corpus, workdir, **{"data.path": tmp_path / "nowhere"}),
-        "is not the tokenizer of": fine_tuning("gpt", corpus, workdir, base, **file),
+        "its tokenizer is not that of": fine_tuning("gpt", corpus, workdir, base, **file),
         "are not the model's": fine_tuning("gpt", corpus, workdir, base, **{"model.d_ff": 48}),
         "the tokenizer has no 'classify' token": pretraining("bert", corpus, workdir, **file),
         "do not divide among 8 devices": pretraining("gpt", corpus, workdir, **{"training.batch_size": 12}),

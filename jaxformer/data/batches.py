@@ -98,7 +98,10 @@ def train_batches(
     dataset = shuffled[0] if len(shuffled) == 1 else grain.MapDataset.mix(shuffled, weights)
     dataset = dataset.random_map(_Draw([member.transform for member in members]), seed=seed)
     # Sliced after the random map: slicing before would change the draws.
-    dataset = _Block(dataset, batch_size, process_index, process_count).batch(_share(batch_size, process_count))
+    own = _share(batch_size, process_count)
+    dataset = _Block(dataset, batch_size, process_index, process_count)
+    # Grain cannot count the batches of one of an endless dataset.
+    dataset = dataset.batch(own) if own > 1 else dataset.map(_alone)
     if start_step:
         dataset = dataset[start_step:]
     # One thread: batches are made while the device computes, and more would take its cores on a CPU.
@@ -109,6 +112,10 @@ def train_batches(
             flags.FLAGS.mark_as_parsed()  # grain's worker processes insist on parsed absl flags
         iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     return Batches(iter(iterable))
+
+
+def _alone(example: Mapping[str, np.ndarray]) -> Batch:
+    return {name: array[None] for name, array in example.items()}
 
 
 class Batches:

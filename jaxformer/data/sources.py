@@ -173,8 +173,10 @@ class Mixture(Source):
         rates = []
         for size, (_, weight, options) in zip(sizes, self._read, strict=True):
             cap = options["cap"] or self.cap or size
-            rates.append((weight * (min(size, cap) if self.mixing == "proportional" else 1)) ** (1 / self.temperature))
-        return [rate / sum(rates) for rate in rates]
+            rates.append(weight * (min(size, cap) if self.mixing == "proportional" else 1))
+        # Of the largest: no power of a share overflows.
+        scaled = [(rate / max(rates)) ** (1 / self.temperature) for rate in rates]
+        return [rate / sum(scaled) for rate in scaled]
 
 
 MIXINGS = ("weights", "proportional")

@@ -125,7 +125,9 @@ class MaskedLM(Objective):
         if count:
             frame = put_in([words.id("classify"), words.id("separator")])
             second = [clean[boundary:], frame[1:]] if self.next_sentence else []
-            clean = np.concatenate([frame[:1], clean[:boundary], frame[1:], *second])
+            # A window may end where its document does, and has a separator there.
+            ended = int(not self.next_sentence and row["tokens"][count - 1] == words.id("separator"))
+            clean = np.concatenate([frame[:1], clean[:boundary], frame[1 + ended :], *second])
         places = np.sort(self._choose(clean, row, rng))
         inputs = clean.copy()
         inputs[places] = self._corrupt(clean[places], rng)
