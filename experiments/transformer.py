@@ -51,6 +51,6 @@ def get_config(arg: str = "") -> ConfigDict:
         config.objective.update({"source_length": 128, "target_length": 32})
         config.model.update({"max_length": 128, "dropout": 0.1})  # there are but 1,600 such pairs
         config.training.batch_size = 16
-        rate = {"smoke": 2e-3, "small": 1e-3}[scale]
+        rate = {"smoke": 2e-3, "small": 5e-4}[scale]  # post-norm: at 1e-3 the larger one learns little
         config.optimizer.update({"learning_rate": rate, "warmup_steps": 60})
     return config

@@ -1,5 +1,7 @@
 """BART's noises: each by hand, what they leave alone, and their rates over many draws."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -181,9 +183,18 @@ def test_what_does_not_fit_is_cut_at_its_end() -> None:
         ({"replace": "spam"}, "objective.replace: 'spam' is not one of span, token, nothing; did you mean 'span'"),
         ({"masking_rate": 1.5}, "objective.masking_rate"),
         ({"mean_span_length": -1.0}, "objective.mean_span_length"),
+        ({"mean_span_length": 1e-9}, "objective.mean_span_length: 1e-09 must be at least 0.1"),
         ({"sequence_length": 2}, "objective.sequence_length"),
     ],
 )
 def test_impossible_settings_are_refused(values: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Denoising(**values)
+
+
+def test_whole_words_need_a_tokenizer_that_says_where_they_begin() -> None:
+    wordless = dataclasses.replace(vocabulary(), word_starts=np.arange(SIZE) < 4)  # special tokens alone
+    with pytest.raises(UserError, match="objective.whole_words: this tokenizer does not say where words begin"):
+        Denoising().bind(wordless)
+    for objective in (Denoising(whole_words=False), Denoising(masking_rate=0.0)):
+        objective.bind(wordless)

@@ -7,6 +7,7 @@ import pytest
 from cases import CLS, SEP, SIZE, WORDS, check, generator, random_row, row_of, store_of, vocabulary
 
 from jaxformer.data.rows import build_rows
+from jaxformer.errors import UserError
 from jaxformer.objectives.masked_lm import MaskedLM, fitting
 
 ALL_MASKED = {"masking_rate": 1.0, "mask_share": 1.0, "random_share": 0.0}
@@ -47,6 +48,16 @@ def test_masked_window_by_hand():
     assert "next_sentence_targets" not in arrays
     # A window that ends with its document has its separator already.
     check(bound(row_of([20, 21, SEP]), generator()), inputs=[CLS, 20, 21, SEP, 0, 0, 0, 0])
+
+
+def test_a_window_that_ends_with_its_document_has_one_separator_there():
+    bound = MaskedLM(sequence_length=6, next_sentence=False, max_predictions=3, **ALL_MASKED).bind(vocabulary())
+    check(bound(row_of([20, 21, SEP]), generator()), inputs=[CLS, 5, 5, SEP, 0, 0], targets=[20, 21, 0])
+    check(bound(row_of([20, SEP, 21, SEP]), generator()), inputs=[CLS, 5, SEP, 5, SEP, 0], weights=[1, 1, 0])
+    check(bound(row_of([20, SEP, 21, 22]), generator()), inputs=[CLS, 5, SEP, 5, 5, SEP], segment_ids=[1] * 6)
+    pair = MaskedLM(sequence_length=8, max_predictions=3, **ALL_MASKED).bind(vocabulary())
+    arrays = pair(row_of([20, SEP], boundary=1), generator())  # not of pairs, whose frame is the same whatever the text
+    check(arrays, inputs=[CLS, 5, SEP, SEP, SEP, 0, 0, 0], token_types=[0, 0, 0, 1, 1, 0, 0, 0])
 
 
 @pytest.mark.parametrize(
@@ -194,3 +205,11 @@ def test_a_separator_that_the_text_never_has_has_a_rarity():
     np.testing.assert_allclose(rows[0]["rarity"], [2**-0.5, 1, 2**-0.5, 1, 1, 1])
     assert rows[0]["tokens"].tolist() == [20, 21, 20, 150, 22, 150]
     bound(rows[0], generator())
+
+
+def test_whole_words_need_a_tokenizer_that_says_where_they_begin():
+    words = vocabulary()
+    wordless = vocabulary(word_starts=words.is_special)
+    with pytest.raises(UserError, match="objective.whole_word: this tokenizer does not say where words begin"):
+        MaskedLM(whole_word=True).bind(wordless)
+    MaskedLM().bind(wordless)

@@ -166,6 +166,7 @@ def test_the_only_corpus_is_number_zero(tmp_path):
         ((SHORT, {"name": "span_corupt"}), r"objective.members\[1\].name: no 'span_corupt'; did you mean"),
         ((SHORT, {"name": "mixture", "members": ()}), r"objective.members\[1\].name: no 'mixture'"),
         ((SHORT | {"corpora": 1},), r"objective.members\[0\].corpora: 1 is not a list of numbers"),
+        ((SHORT | {"corpora": [0, 0]},), r"objective.members\[0\].corpora: \[0, 0\] names a corpus twice"),
         ((SHORT | {"corpora": ["a"]},), r"objective.members\[0\].corpora: \['a'\] is not a list"),
         ((SHORT | {"corpora": [True]},), r"objective.members\[0\].corpora: \[True\] is not a list"),
         ((SHORT, LONG | {"weight": 0}), r"objective.members\[1\].weight: 0 must be a number above 0"),

@@ -182,7 +182,7 @@ def rebuilt(arrays, objective):
             assert (ids[0], ids[middle], ids[-1]) == (CLS, SEP, SEP)
             return [*ids[1:middle], *ids[middle + 1 : -1]]
         assert (ids[0], ids[-1]) == (CLS, SEP)
-        return ids[1:-1].tolist()
+        return ids[1:-1].tolist()  # whether the text ended with the last separator or before it
     if isinstance(objective, CausalLM):
         ids = [*real(arrays), arrays["targets"][len(real(arrays)) - 1]]
         assert objective.family != "encoder_only" or ids[0] == CLS
@@ -229,6 +229,8 @@ def test_inputs_and_targets_rebuild_the_text(carried, folder):
                 kept, dropped = (interleaved(runs(side[:-1]), []) for side in source_and_target(arrays))
                 assert sorted(kept + dropped) == sorted(text)
                 assert is_subsequence(kept, text) and is_subsequence(dropped, text)
+            elif isinstance(objective, MaskedLM) and text[-1] == SEP:
+                assert rebuilt(arrays, objective) == text[:-1]
             else:
                 assert rebuilt(arrays, objective) == text
 
@@ -257,8 +259,11 @@ def test_what_stands_around_texts_is_never_corrupted(carried):
             arrays, text = transform(row, generator(seed)), row["tokens"]
             ids = real(arrays)
             if isinstance(objective, MaskedLM):
-                half = [text[: row["boundary"]], [SEP], text[row["boundary"] :]]
-                clean = np.concatenate([[CLS], *(half if objective.next_sentence else [text]), [SEP]])
+                if objective.next_sentence:
+                    clean = [CLS, *text[: row["boundary"]], SEP, *text[row["boundary"] :], SEP]
+                else:  # one separator where the window ends with its document
+                    clean = [CLS, *text] if text[-1] == SEP else [CLS, *text, SEP]
+                clean = np.array(clean)
                 special = objective.words.is_special[clean]
                 np.testing.assert_array_equal(ids[special], clean[special])
                 assert not objective.words.is_special[arrays["targets"][arrays["weights"] > 0]].any()

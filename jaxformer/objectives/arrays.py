@@ -32,13 +32,6 @@ def positions(segment_ids: np.ndarray) -> np.ndarray:
     return index - np.maximum.accumulate(np.where(starts, index, 0))
 
 
-def bound(vocabulary: Vocabulary | None) -> Vocabulary:
-    """Return the vocabulary of a bound objective."""
-    if vocabulary is None:
-        raise TypeError("this objective has no vocabulary yet; call bind first")
-    return vocabulary
-
-
 def check_at_least(minimum: float, **values: float) -> None:
     """Raise UserError for a config value of the objective below `minimum`."""
     for key, value in values.items():
@@ -51,3 +44,9 @@ def check_share(**values: float) -> None:
     for key, value in values.items():
         if not 0 <= value <= 1:
             raise UserError(f"objective.{key}: {value} must lie between 0 and 1")
+
+
+def check_word_starts(vocabulary: Vocabulary, key: str) -> None:
+    """Raise UserError for a tokenizer none of whose tokens says that a word begins; `key` asks for whole words."""
+    if not (vocabulary.word_starts & ~vocabulary.is_special).any():
+        raise UserError(f"objective.{key}: this tokenizer does not say where words begin; set it to false")

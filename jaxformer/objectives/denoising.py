@@ -2,15 +2,16 @@
 
 import dataclasses
 import math
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 
 from jaxformer.errors import UserError, suggest
-from jaxformer.objectives.arrays import check_at_least, check_share
+from jaxformer.objectives.arrays import check_at_least, check_share, check_word_starts
 from jaxformer.objectives.noise import infilling_spans, inserted, permuted_sentences, rotated
 from jaxformer.objectives.objective import Row, put_in
 from jaxformer.objectives.text_to_text import TextToText
+from jaxformer.tokenizers import Vocabulary
 
 REPLACES = ("span", "token", "nothing")
 
@@ -54,10 +55,18 @@ class Denoising(TextToText):
             insert_rate=self.insert_rate,
             rotate_probability=self.rotate_probability,
         )
-        check_at_least(0, mean_span_length=self.mean_span_length)
+        if self.mean_span_length != 0:  # of shorter ones next to all are empty
+            check_at_least(0.1, mean_span_length=self.mean_span_length)
         if self.replace not in REPLACES:
             hint = suggest(self.replace, REPLACES)
             raise UserError(f"objective.replace: '{self.replace}' is not one of {', '.join(REPLACES)}{hint}")
+
+    def bind(self, vocabulary: Vocabulary) -> Self:
+        """Return a copy that knows the ids. Raises UserError when the tokenizer lacks a token that is needed, or words
+        of which whole ones are to be masked."""
+        if self.whole_words and self.masking_rate > 0:
+            check_word_starts(vocabulary, "whole_words")
+        return super().bind(vocabulary)
 
     @property
     def row_length(self) -> int:

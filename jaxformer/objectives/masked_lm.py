@@ -6,8 +6,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from jaxformer.errors import UserError, suggest
-from jaxformer.objectives.arrays import FLOAT, INT, Shapes, check_at_least, check_share
+from jaxformer.objectives.arrays import FLOAT, INT, Shapes, check_at_least, check_share, check_word_starts
 from jaxformer.objectives.objective import Objective, Row, Written, one_segment, put_in, row_shapes, target_shapes
+from jaxformer.tokenizers import Vocabulary
 
 MASKS = ("dynamic", "static")
 
@@ -79,6 +80,13 @@ class MaskedLM(Objective):
                 "set it to false"
             )
         return super().carried_by(family, visibility)
+
+    def bind(self, vocabulary: Vocabulary) -> Self:
+        """Return a copy that knows the ids. Raises UserError when the tokenizer lacks one of BERT's special tokens, or
+        words of which whole ones are to be chosen."""
+        if self.whole_word:
+            check_word_starts(vocabulary, "whole_word")
+        return super().bind(vocabulary)
 
     @property
     def rows(self) -> str:  # type: ignore[override]

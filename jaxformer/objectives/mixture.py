@@ -71,6 +71,8 @@ class Mixture:
             corpora = options["corpora"]
             if not isinstance(corpora, (list, tuple)) or not all(type(corpus) is int for corpus in corpora):
                 raise UserError(f"objective.members[{number}].corpora: {corpora!r} is not a list of numbers")
+            if len(set(corpora)) < len(corpora):
+                raise UserError(f"objective.members[{number}].corpora: {corpora!r} names a corpus twice")
         return read
 
     def carried_by(self, family: str, visibility: str) -> Self:
