@@ -62,5 +62,5 @@ def get_config(arg: str = "") -> ConfigDict:
         config.model.max_length = config.objective.sequence_length = 128
         config.objective.max_predictions = 20
         config.training.batch_size = {"smoke": 24, "small": 16}[scale]
-        config.optimizer.update({"learning_rate": {"smoke": 4e-3, "small": 2e-3}[scale], "warmup_steps": 50})
+        config.optimizer.update({"learning_rate": {"smoke": 4e-3, "small": 1e-3}[scale], "warmup_steps": 50})
     return config
