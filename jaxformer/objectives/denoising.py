@@ -116,10 +116,9 @@ class Denoising(TextToText):
             text = text.copy()
             text[firsts[owner] + places] = np.where(random, drawn, mask)
         else:
-            dropped = np.zeros(len(text) + 1, np.int64)
             # The first token of a span bears its mask, unless another span runs over it.
-            np.add.at(dropped, firsts + (self.replace == "span"), 1)
-            np.add.at(dropped, ends, -1)
+            begins = np.bincount(firsts + (self.replace == "span"), minlength=len(text) + 1)
+            dropped = begins - np.bincount(ends, minlength=len(text) + 1)
             written = text.copy()
             written[firsts] = masks
             text = written[np.cumsum(dropped)[: len(text)] == 0]

@@ -75,7 +75,7 @@ def permuted_sentences(tokens: np.ndarray, starts: np.ndarray, share: float, rng
 
     `starts` [n] is True where a sentence begins; the first token always begins one.
     """
-    firsts = np.union1d([0], np.flatnonzero(starts))
+    firsts = np.flatnonzero(np.concatenate([[True], starts[1:]]))
     count = math.ceil(share * len(firsts))
     order = np.arange(len(firsts))
     chosen = rng.permutation(len(firsts))[:count]
