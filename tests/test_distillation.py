@@ -25,8 +25,7 @@ from jaxformer.sharding import ShardingConfig, make_mesh, replicated
 from jaxformer.start import begin_with_layers, open_teacher
 from jaxformer.step import Teaching, init_state, make_train_step
 
-PAIRS = ("gpt3", "bert", "t5")  # one of each family
-WEIGHTS = {"soft_weight": 5.0, "hard_weight": 2.0, "cosine_weight": 1.0}
+SLOW = (("gpt3", "all"), ("gpt3", "predicted"), ("t5", "predicted"))
 
 
 def teaching_of(name: str, **values: Any) -> Teaching:
@@ -68,8 +67,15 @@ def test_cosine_loss_by_hand() -> None:
     assert np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("positions", ["all", "predicted"])
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize(
+    ("name", "positions"),
+    [
+        ("bert", "all"),
+        ("bert", "predicted"),
+        ("t5", "all"),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW),
+    ],
+)
 def test_the_loss_is_the_sum_that_numpy_finds(name: str, positions: str) -> None:
     student, supervision, batch = student_of(name), supervision_of(name), batch_of(name)
     teaching = teaching_of(name, positions=positions, temperature=3.0)
@@ -98,7 +104,7 @@ def test_the_loss_is_the_sum_that_numpy_finds(name: str, positions: str) -> None
     assert float(metrics["loss"]) == pytest.approx(5 * soft + 2 * hard + cosine, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt3", "t5"))])
 def test_micro_batches_make_the_same_step(name: str) -> None:
     student, supervision, batch = student_of(name), supervision_of(name), batch_of(name, rows=8)
     teaching, optimizer = teaching_of(name), optax.sgd(0.1)
