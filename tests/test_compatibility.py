@@ -43,6 +43,7 @@ OF_FAMILY: dict[tuple[str, str], dict[str, Any]] = {
     },
 }
 PAIRS = list(itertools.product(OBJECTIVES, FAMILIES))
+OWN = (("causal_lm", "decoder_only"), ("masked_lm", "encoder_only"), ("span_corruption", "encoder_decoder"))
 ALLOWED = [(name, family) for name, family in PAIRS if family in OBJECTIVES[name].families]
 
 
@@ -89,7 +90,9 @@ def visibility_of(name: str, family: str) -> str:
     return "prefix" if family == "decoder_only" and name != "causal_lm" else "causal"
 
 
-@pytest.mark.parametrize(("name", "family"), ALLOWED)
+@pytest.mark.parametrize(
+    ("name", "family"), [pytest.param(*pair, marks=() if pair in OWN else pytest.mark.slow) for pair in ALLOWED]
+)
 def test_an_allowed_pair_trains_and_its_loss_falls(name: str, family: str, corpus: Path) -> None:
     config = config_of(name, family, corpus, visibility_of(name, family))
     tokenizer = corpus_tokenizer(config.tokenizer, config.data, config.supervision)
