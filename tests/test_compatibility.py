@@ -1,15 +1,22 @@
 """Objective x family: every allowed pair trains, every forbidden one is refused with its reason."""
 
+import io
 import itertools
 import json
 import random
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
+from shown import Verb, verb
 
+from jaxformer import compatibility
 from jaxformer import config as configs
 from jaxformer.build import bind, build_model, compiled_steps, timeless
 from jaxformer.data.batches import train_batches
@@ -21,6 +28,7 @@ from jaxformer.sharding import make_mesh, place
 from jaxformer.step import losses_of
 from jaxformer.tokenizers import Unigram, train_tokenizer
 
+ROOT = Path(__file__).resolve().parents[1]
 PRESETS = {"decoder_only": "gpt2_124m", "encoder_only": "bert_base", "encoder_decoder": "t5_base"}
 SIZES = {"d_model": 16, "d_ff": 32, "num_heads": 2, "head_dim": 8, "num_layers": 1, "max_length": 64, "vocab_size": 160}
 NO_DROPOUT = dict.fromkeys(("dropout", "attention_dropout", "hidden_dropout", "final_dropout"), 0.0)
@@ -126,6 +134,90 @@ def test_a_forbidden_pair_is_refused_with_the_reason(name: str, family: str, cor
     message = str(caught.value)
     assert name in message and family in message and OBJECTIVES[name].refusals[family] in message
     assert "\n" not in message
+
+
+# The table in words.
+
+
+@pytest.fixture
+def objectives(capsys: pytest.CaptureFixture[str]) -> Verb:
+    return verb(capsys)
+
+
+def test_every_family_is_carried_or_refused_with_a_reason() -> None:
+    entries = compatibility.entries()
+    assert [entry["name"] for entry in entries] == [*OBJECTIVES, *NOT_PROVIDED]
+    for entry in entries[: len(OBJECTIVES)]:
+        kind = OBJECTIVES[entry["name"]]
+        assert (entry["paper"], entry["provided"]) == (kind.paper, True)
+        assert list(entry["families"]) == list(FAMILIES)
+        for family, reason in entry["families"].items():
+            assert reason is None if family in kind.families else reason == kind.refusals[family] != ""
+    for entry in entries[len(OBJECTIVES) :]:
+        assert not entry["provided"] and all(entry["families"].values())
+
+
+@pytest.mark.parametrize(("name", "family"), [pair for pair in PAIRS if pair not in ALLOWED])
+def test_the_reason_is_that_of_the_error(name: str, family: str) -> None:
+    (entry,) = [entry for entry in compatibility.entries() if entry["name"] == name]
+    with pytest.raises(UserError, match=re.escape(entry["families"][family])):
+        OBJECTIVES[name]().carried_by(family, "causal")
+
+
+def test_the_piped_table_is_plain_and_whole(objectives: Verb) -> None:
+    code, out, err = objectives()
+    assert (code, err) == (0, "") and "\x1b" not in out
+    rows = {words[0]: words[1:] for line in out.split("\n\n")[0].splitlines() if (words := line.split())}
+    for name, kind in OBJECTIVES.items():
+        assert rows[name] == [*compatibility.marks(kind).values(), *kind.paper.split()]
+    assert rows["span_corruption"][:3] == ["✓*", "–", "✓"] and rows["masked_lm"][:3] == ["–", "✓", "–"]
+    assert rows["mixture"][:3] == ["✓", "✓", "✓"] and rows["causal_lm"][:3] == ["✓", "✓", "–"]
+    lines = [line.strip() for line in out.splitlines()]
+    for (family, reason), names in compatibility.refusals().items():
+        assert lines[lines.index(f"{family}: {reason}") + 1] == ", ".join(names)
+    for name, (paper, reason) in NOT_PROVIDED.items():
+        assert lines[lines.index(f"{name}: {reason}") + 1] == paper
+
+
+def test_the_table_fits_a_terminal() -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    compatibility.print_table(console)
+    shown = console.file.getvalue()
+    assert max(map(len, shown.splitlines())) <= 80 and "…" not in shown
+    assert all(re.search(rf"^{name} ", shown, re.MULTILINE) for name in OBJECTIVES)
+
+
+def test_json_of_the_table(objectives: Verb) -> None:
+    code, out, err = objectives("--json")
+    assert (code, err) == (0, "") and json.loads(out) == compatibility.entries()
+    assert json.loads(out)[0] == {
+        "name": "causal_lm",
+        "paper": OBJECTIVES["causal_lm"].paper,
+        "families": {
+            "decoder_only": None,
+            "encoder_only": None,
+            "encoder_decoder": "its encoder would read nothing; that is plain_lm",
+        },
+        "provided": True,
+    }
+
+
+def test_the_table_waits_for_nothing_heavy() -> None:
+    program = (
+        "import sys\nfrom jaxformer.cli import main\nmain(['objectives'])\nmain(['objectives', '--json'])\n"
+        "print(*{'jax', 'flax', 'grain', 'matplotlib'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "\n")
+
+
+def test_the_readme_has_the_table() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"<!-- objectives -->\n(.*)<!-- /objectives -->", readme, re.DOTALL)
+    assert table == compatibility.markdown_table()
+
+
+# Visibility.
 
 
 @pytest.mark.parametrize(
