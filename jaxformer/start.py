@@ -12,11 +12,10 @@ import numpy as np
 
 from jaxformer.checkpoint import Checkpoints, RestoreTable, restore_params, stored_shapes
 from jaxformer.config import Config
-from jaxformer.distillation import DistillationConfig
 from jaxformer.errors import UserError
 from jaxformer.models.model import Model, Params
 from jaxformer.progress import Display
-from jaxformer.run import compare_with_base, open_run
+from jaxformer.run import OpenRun, compare_with_base, open_run
 from jaxformer.step import Teaching, TrainState, execution
 from jaxformer.tokenizers import Tokenizer
 
@@ -55,15 +54,15 @@ def start_state(
             table_VD, fresh_VD = params["embedding"]["tokens"], state.params["embedding"]["tokens"]
             params["embedding"]["tokens"] = jax.device_put(table_VD.at[rows].set(fresh_VD[rows]), sharding)
         state = state._replace(params=params)
-    elif teacher is not None and config.distillation is not None and config.distillation.layers:
-        params, table = begin_with_layers(config, config.distillation, teacher, state.params)
+    elif teacher is not None and teacher.teaching.config.layers:
+        params, table = begin_with_layers(config, teacher, state.params)
         display.note(table.render())
         state = state._replace(params=params)
     return state
 
 
-def open_teacher(config: Config, tokenizer: Tokenizer, sharding: jax.sharding.Sharding) -> Teacher | None:
-    """Return the teacher of `config.distillation`, its parameters placed by `sharding`; None without that section.
+def fitting_teacher(config: Config, tokenizer: Tokenizer) -> OpenRun | None:
+    """Return the run that `config.distillation` names as teacher, its parameters unread; None without that section.
 
     Raises UserError for a folder that is no run, and a teacher of which this student cannot learn: another family or
     vocabulary, a shorter table of positions, hidden states of another size to compare, layers that it does not have.
@@ -71,10 +70,9 @@ def open_teacher(config: Config, tokenizer: Tokenizer, sharding: jax.sharding.Sh
     distillation, student = config.distillation, config.model
     if distillation is None:
         return None
-    folder = Path(distillation.teacher)
-    run = open_run(folder)
+    run = open_run(Path(distillation.teacher))
     theirs = run.config.model
-    where = f"distillation.teacher: {folder}"
+    where = f"distillation.teacher: {distillation.teacher}"
     if theirs.family != student.family:
         raise UserError(f"{where} is {theirs.family}, the student {student.family}; both must read the same batch")
     if run.tokenizer.fingerprint != tokenizer.fingerprint or theirs.vocab_size != student.vocab_size:
@@ -100,19 +98,23 @@ def open_teacher(config: Config, tokenizer: Tokenizer, sharding: jax.sharding.Sh
         raise UserError(
             f"distillation.layers: there is no layer {distillation.layers[-1]} among the teacher's {theirs.num_layers}"
         )
-    model = Model(theirs, execution(config.training))
+    return run
+
+
+def open_teacher(config: Config, run: OpenRun | None, sharding: jax.sharding.Sharding) -> Teacher | None:
+    """Return the teacher that `fitting_teacher` found, its parameters placed by `sharding`."""
+    if run is None or config.distillation is None:
+        return None
+    folder, model = Path(config.distillation.teacher), Model(run.config.model, execution(config.training))
     target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), model.shapes)
-    stored = stored_shapes(folder)
-    skip = ("row_heads/.*",) if any(path.startswith("row_heads/") for path in stored) else ()
-    return Teacher(Teaching(distillation, model), restore_params(folder, target, skip=skip)[0])
+    skip = ("row_heads/.*",) if any(path.startswith("row_heads/") for path in stored_shapes(folder)) else ()
+    return Teacher(Teaching(config.distillation, model), restore_params(folder, target, skip=skip)[0])
 
 
-def begin_with_layers(
-    config: Config, distillation: DistillationConfig, teacher: Teacher, fresh: Params
-) -> tuple[Params, RestoreTable]:
+def begin_with_layers(config: Config, teacher: Teacher, fresh: Params) -> tuple[Params, RestoreTable]:
     """Return a student's parameters taken over from its teacher: the chosen layers, embeddings and all else that both
     have. What only one side has must be named, as for any restore: `checkpoint.init_skip`, `checkpoint.init_new`."""
-    kept = set(distillation.layers)
-    dropped = [layer for layer in range(teacher.teaching.model.config.num_layers) if layer not in kept]
-    skip = (*config.checkpoint.init_skip, *(rf".*/layers[{layer}]/.*" for layer in dropped))
+    distillation, model = teacher.teaching
+    dropped = set(range(model.config.num_layers)) - set(distillation.layers)
+    skip = (*config.checkpoint.init_skip, *(rf".*/layers[{layer}]/.*" for layer in sorted(dropped)))
     return restore_params(Path(distillation.teacher), fresh, skip=skip, new=config.checkpoint.init_new)

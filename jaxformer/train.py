@@ -34,7 +34,7 @@ from jaxformer.progress import Display
 from jaxformer.run import MetricsLog, check_resumable, is_run, write_record
 from jaxformer.runtime import prepare_process
 from jaxformer.sharding import make_mesh, place, replicated
-from jaxformer.start import open_teacher, start_state
+from jaxformer.start import fitting_teacher, open_teacher, start_state
 from jaxformer.step import losses_of
 
 
@@ -61,6 +61,7 @@ def _train(
 ) -> dict[str, float]:
     began = time.perf_counter()
     tokenizer = choose_tokenizer(config, workdir, resumes, display)
+    teacher_run = fitting_teacher(config, tokenizer)  # a teacher that does not fit is refused before data is prepared
     labels = label_names(config)
     supervision = bind(config, tokenizer, labels)
     members = prepare(config.data, supervision, tokenizer, "train", seed=config.seed, progress=display.progress)
@@ -81,7 +82,7 @@ def _train(
 
     rng = jax.random.key(config.seed)
     init_rng, dropout_rng = jax.random.split(rng)
-    teacher = open_teacher(config, tokenizer, replicated(mesh))
+    teacher = open_teacher(config, teacher_run, replicated(mesh))
     make_state, train_step, eval_step = compiled_steps(
         model, losses_of(supervision), timeless(config.optimizer), training.trainable, training.accumulation_steps,
         mesh, teacher and teacher.teaching,

@@ -22,7 +22,7 @@ from jaxformer.models.model import Model
 from jaxformer.parameters import flatten
 from jaxformer.run import read_metrics
 from jaxformer.sharding import ShardingConfig, make_mesh, replicated
-from jaxformer.start import begin_with_layers, open_teacher
+from jaxformer.start import begin_with_layers, fitting_teacher, open_teacher
 from jaxformer.step import Teaching, init_state, make_train_step
 
 SLOW = (("gpt3", "all"), ("gpt3", "predicted"), ("t5", "predicted"))
@@ -188,13 +188,12 @@ def run(config: configs.Config, workdir: Path) -> dict[str, float]:
 @pytest.mark.parametrize("name", STUDENTS)
 def test_a_student_begins_with_layers_of_its_teacher(name: str, teachers: Path) -> None:
     config = student_config(teachers, name)
-    assert config.distillation is not None
     words = tokenizer_of(CASES[name][1])
     student, everywhere = build_model(config, bind(config, words, ())), replicated(make_mesh(ShardingConfig(), {}))
-    teacher = open_teacher(config, words, everywhere)
+    teacher = open_teacher(config, fitting_teacher(config, words), everywhere)
     assert teacher is not None
     fresh = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=everywhere), student.shapes)
-    own, table = begin_with_layers(config, config.distillation, teacher, fresh)
+    own, table = begin_with_layers(config, teacher, fresh)
     theirs = params_of(teachers / name)
     assert set(flatten(own)) == set(flatten(student.shapes)) <= set(theirs) and not table.new
     for path, array in flatten(own).items():
@@ -255,7 +254,7 @@ def test_families_must_agree(teachers: Path) -> None:
         config, model=dataclasses.replace(config.model, family="decoder_only", visibility="causal")
     )
     with pytest.raises(UserError, match="is encoder_only, the student decoder_only"):
-        open_teacher(other, tokenizer_of("wordpiece"), replicated(make_mesh(ShardingConfig(), {})))
+        fitting_teacher(other, tokenizer_of("wordpiece"))
 
 
 def test_the_command_line_distils(teachers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
