@@ -14,15 +14,12 @@ import numpy as np
 
 from jaxformer import config as configs
 from jaxformer.config import Config
-from jaxformer.data.batches import Member, train_batches
-from jaxformer.data.prepare import parts_of
-from jaxformer.data.rows import build_rows
-from jaxformer.data.store import build_pairs, build_store
+from jaxformer.data.batches import train_batches
+from jaxformer.data.prepare import parts_of, prepare, training_texts
 from jaxformer.errors import UserError, suggest
 from jaxformer.models.config import FAMILIES
 from jaxformer.objectives import OBJECTIVES
-from jaxformer.objectives.mixture import Member as Part
-from jaxformer.objectives.mixture import Mixture, Padded
+from jaxformer.objectives.mixture import Mixture, Part
 from jaxformer.objectives.objective import TOKENS, Row
 from jaxformer.tokenizers import ByteBPE, Tokenizer, Unigram, WordPiece, load_tokenizer, train_tokenizer
 
@@ -88,7 +85,7 @@ def draw_examples(
     else:
         names_one = bool(config) or any(override.startswith("tokenizer.") for override in overrides)
         settings = resolved.tokenizer if names_one else fitting_tokenizer(parts, resolved.model.family)
-        found, origin = _tokenizer(settings, resolved.data, parts, text)
+        found, origin = _tokenizer(settings, resolved, text)
     vocabulary = found.vocabulary
     if resolved.model.family == "encoder_decoder":
         vocabulary = vocabulary.starting(resolved.model.decoder_start)
@@ -195,14 +192,12 @@ def fitting_tokenizer(parts: Sequence[Part], family: str) -> Any:
     return ByteBPE() if family == "decoder_only" and names <= {"causal_lm", "prefix_lm"} else Unigram()
 
 
-def _tokenizer(settings: Any, source: Any, parts: Sequence[Part], text: Path) -> tuple[Tokenizer, str]:
+def _tokenizer(settings: Any, config: Config, text: Path) -> tuple[Tokenizer, str]:
     """Return the tokenizer of these settings, trained on all that the objectives read, and where it comes from."""
     if not hasattr(settings, "vocab_size"):
         return load_tokenizer(Path(settings.path)), settings.path
-
-    read = dict.fromkeys(map(_fields, parts))
-    texts = (text for fields in read for text in source.texts("train", fields))
-    return train_tokenizer(settings, texts), f"{type(settings).__name__}, trained on {text.name}"
+    trained = train_tokenizer(settings, training_texts(config.data, config.objective))
+    return trained, f"{type(settings).__name__}, trained on {text.name}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,18 +220,15 @@ class _Traced:
 
 def _draw(objective: Any, source: Any, tokenizer: Tokenizer, count: int, seed: int) -> list[Example]:
     """Return the first `count` examples of training a bound objective on `source`. Nothing is kept on disk."""
-    parts, members = parts_of(objective), []
+    parts = parts_of(objective)
     with tempfile.TemporaryDirectory(prefix="jaxformer-") as folder:
-        for number, part in enumerate(parts):
-            if fields := _fields(part):
-                store = build_pairs(source, "train", tokenizer, fields, Path(folder))
-            else:
-                store = build_store(source, "train", tokenizer, Path(folder))
-            transform = Padded(part.objective, objective.shapes) if len(parts) > 1 else part.objective
-            rows = build_rows(store, part.objective, seed)
-            members.append(Member(rows, _Traced(number, part.objective, transform), part.weight))
-        # Numbered through all batches, examples are the same in batches of any size; grain fails on a size of 1.
-        batches = train_batches(members, seed=seed, batch_size=max(count, 2))
+        members = prepare(source, objective, tokenizer, "train", seed=seed, cache=Path(folder))
+        traced = [
+            member._replace(transform=_Traced(number, parts[number].objective, member.transform))
+            for number, member in enumerate(members)  # one for each part, of the one corpus
+        ]
+        # Numbered through all batches, examples are the same in batches of any size.
+        batches = train_batches(traced, seed=seed, batch_size=count)
         try:
             batch: Any = next(batches)
         finally:

@@ -114,8 +114,11 @@ def train_batches(
     return Batches(iter(iterable))
 
 
-def _alone(example: Mapping[str, np.ndarray]) -> Batch:
-    return {name: array[None] for name, array in example.items()}
+def _alone(example: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _alone(value) if isinstance(value, Mapping) else np.asarray(value)[None]
+        for name, value in example.items()
+    }
 
 
 class Batches:

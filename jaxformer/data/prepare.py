@@ -14,8 +14,7 @@ from jaxformer.data.rows import build_rows
 from jaxformer.data.sources import Mixture as Mixed
 from jaxformer.data.store import build_examples, build_pairs, build_store
 from jaxformer.errors import UserError
-from jaxformer.objectives.mixture import Member as Part
-from jaxformer.objectives.mixture import Mixture, Padded
+from jaxformer.objectives.mixture import Mixture, Padded, Part
 from jaxformer.objectives.objective import Objective
 from jaxformer.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 
@@ -41,39 +40,45 @@ def corpus_tokenizer(config: Any, source: Source, supervision: Any, progress: Pr
     """Return the tokenizer that `config` asks for, trained on the training text unless that was done before."""
     if not hasattr(config, "vocab_size"):
         return load_tokenizer(Path(config.path))
-    corpora = [member for member, _ in weighted_sources(source)]
-    # What each objective reads of which corpus, once: a document, or both sides of a pair.
-    read = dict.fromkeys(
-        (corpus, getattr(part.objective, "fields", ()) if isinstance(part.objective, Objective) else ())
-        for part in parts_of(supervision)
-        for corpus in part.corpora or range(len(corpora))
-        if 0 <= corpus < len(corpora)
-    )
-    fingerprints = [[corpora[corpus].fingerprint("train"), *fields] for corpus, fields in read]
+    fingerprints = [[corpus.fingerprint("train"), *fields] for corpus, fields in _read(source, supervision)]
     key = json.dumps([type(config).__name__, dataclasses.asdict(config), fingerprints])
     path = cache_folder() / "tokenizers" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     if not path.exists():
         if progress:
             progress("training the tokenizer", 0, 0)
-
-        def texts() -> Iterator[str]:
-            for corpus, fields in read:
-                yield from corpora[corpus].texts("train", fields)
-
-        train_tokenizer(config, texts()).save(path)
+        train_tokenizer(config, training_texts(source, supervision)).save(path)
     return load_tokenizer(path)
 
 
+def training_texts(source: Source, supervision: Any) -> Iterator[str]:
+    """Yield every text of the training split that an objective or a task reads, once."""
+    for corpus, fields in _read(source, supervision):
+        yield from corpus.texts("train", fields)
+
+
+def _read(source: Source, supervision: Any) -> list[tuple[Source, tuple[str, ...]]]:
+    """Return the corpora that are read and which fields of each; none: its documents, of which a task's are parts."""
+    corpora = [corpus for corpus, _ in weighted_sources(source)]
+    read = dict.fromkeys(
+        (number, getattr(part.objective, "fields", ()) if isinstance(part.objective, Objective) else ())
+        for part in parts_of(supervision)
+        for number in part.corpora or range(len(corpora))
+        if 0 <= number < len(corpora)
+    )
+    return [(corpora[number], fields) for number, fields in read]
+
+
 def prepare(
-    source: Source, supervision: Any, tokenizer: Tokenizer, split: str, *, seed: int, progress: Progress | None = None
-) -> list[Member]:
+    source: Source, supervision: Any, tokenizer: Tokenizer, split: str, *, seed: int, progress: Progress | None = None,
+    cache: Path | None = None,
+) -> list[Member]:  # fmt: skip
     """Return the rows of an objective, or the examples of a task, of one split: a member for each corpus of a mixture
-    and for each objective that reads it.
+    and for each objective that reads it. Stores are kept in `cache` (None: where all of them are).
 
     Raises UserError for malformed data, an empty split, and a number of a corpus that there is not.
     """
-    corpora = weighted_sources(source)
-    parts = parts_of(supervision)
+    corpora, parts = weighted_sources(source), parts_of(supervision)
+    cache = cache or cache_folder()
     members: list[Member] = []
     for number, part in enumerate(parts):
         wanted = part.corpora or range(len(corpora))
@@ -83,7 +88,9 @@ def prepare(
                 f"their numbers are 0 to {len(corpora) - 1}"
             )
         found = [
-            _rows(corpora[corpus][0], part.objective, tokenizer, split, seed, progress) if corpus in wanted else []
+            _rows(corpora[corpus][0], part.objective, tokenizer, split, seed, cache, progress)
+            if corpus in wanted
+            else []
             for corpus in range(len(corpora))
         ]
         sizes = [len(rows) for rows in found]
@@ -100,12 +107,13 @@ def prepare(
 
 
 def _rows(
-    source: Source, supervision: Any, tokenizer: Tokenizer, split: str, seed: int, progress: Progress | None
-) -> Any:
+    source: Source, supervision: Any, tokenizer: Tokenizer, split: str, seed: int, cache: Path,
+    progress: Progress | None,
+) -> Any:  # fmt: skip
     if hasattr(supervision, "labels"):
-        return build_examples(source, split, tokenizer, supervision.fields, cache_folder(), progress)
+        return build_examples(source, split, tokenizer, supervision.fields, cache, progress)
     if hasattr(supervision, "fields"):
-        store = build_pairs(source, split, tokenizer, supervision.fields, cache_folder(), progress)
+        store = build_pairs(source, split, tokenizer, supervision.fields, cache, progress)
     else:
-        store = build_store(source, split, tokenizer, cache_folder(), progress)
+        store = build_store(source, split, tokenizer, cache, progress)
     return build_rows(store, supervision, seed)

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -136,18 +136,23 @@ def _packed(store: Store, settings: dict[str, Any], seed: int) -> Index:
     first_piece = np.concatenate([[0], np.cumsum(counts)[:-1]])
     begin = (np.arange(len(document)) - np.repeat(first_piece, counts)) * length
     size = np.minimum(length, lengths[document] - begin)
-    ends = np.cumsum(size)
-    firsts = [0]
-    while True:
-        filled = ends[firsts[-1] - 1] if firsts[-1] else 0
-        following = int(np.searchsorted(ends, filled + length, side="right"))
-        if following >= len(ends):
-            break
-        firsts.append(following)
-    first = np.array(firsts)
-    last = np.append(first[1:], len(document))
     # The pieces are stored flat in one column per fact; every row names its range.
+    first, last = _in_order(size[:, None], [length])
     return {"first": first, "last": last, "document": document, "begin": begin, "size": size}
+
+
+def _in_order(sizes: np.ndarray, limits: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first piece of each row and the one after its last, of pieces [n, sides] packed in order: a row ends
+    where the next one does not fit into the limit of one of its sides."""
+    ends, firsts = np.cumsum(sizes, axis=0), [0]
+    while True:
+        filled = ends[firsts[-1] - 1] if firsts[-1] else np.zeros(len(limits), np.int64)
+        following = min(
+            int(np.searchsorted(ends[:, side], filled[side] + limit, side="right")) for side, limit in enumerate(limits)
+        )
+        if following >= len(ends):
+            return np.array(firsts), np.array([*firsts[1:], len(ends)])
+        firsts.append(following)
 
 
 def _packed_row(rows: Rows, number: int) -> Row:
@@ -257,28 +262,19 @@ def _pair(rows: Rows, number: int) -> Row:
 def _pairs_of_texts(store: Store, settings: dict[str, Any], seed: int) -> Index:
     """Pairs of documents of which both sides have text and fit with their end tokens, packed in order where asked."""
     sizes = np.diff(store.document_offsets).reshape(-1, 2)
-    limits = np.array(settings["lengths"]) - settings["ends"]
-    kept = np.flatnonzero(((sizes > 0) & (sizes <= limits)).all(axis=1))
+    sizes, texts = sizes + 1, sizes > 0  # with the end token of each side
+    kept = np.flatnonzero((texts & (sizes <= settings["lengths"])).all(axis=1))
     if not len(kept):
         raise EmptySplit(
-            f"data: no pair of texts in this split has both sides and fits into {limits[0]} and {limits[1]} tokens; "
+            "data: no pair of texts in this split has both sides and fits, with an end token each, into "
+            f"{' and '.join(map(str, settings['lengths']))} tokens; "
             "check the fields, or lengthen objective.source_length and target_length"
         )
-    firsts = [*range(len(kept))]
+    first = np.arange(len(kept))
+    last = first + 1
     if settings["pack"]:
-        ends = np.cumsum(sizes[kept] + settings["ends"], axis=0)
-        firsts = [0]
-        while True:
-            filled = ends[firsts[-1] - 1] if firsts[-1] else np.zeros(2, np.int64)
-            following = min(
-                int(np.searchsorted(ends[:, side], filled[side] + settings["lengths"][side], side="right"))
-                for side in range(2)
-            )
-            if following >= len(kept):
-                break
-            firsts.append(following)
-    first = np.array(firsts)
-    return {"first": first, "last": np.append(first[1:], len(kept)), "pair": kept}
+        first, last = _in_order(sizes[kept], settings["lengths"])
+    return {"first": first, "last": last, "pair": kept}
 
 
 def _pairs_row(rows: Rows, number: int) -> Row:
