@@ -83,12 +83,18 @@ def evaluate(
 
 def combined(parts: Sequence[tuple[str, float, Mapping[str, float]]]) -> dict[str, float]:
     """Return the metrics of a mixture's members, given as (name, share, metrics): those of a single one as they are; of
-    several "loss", the mean of their losses by share, and every "NAME/metric"."""
+    several every "NAME/metric", and of those that all have the mean by share (of perplexities, as of their losses)."""
     if len(parts) == 1:
         return dict(parts[0][2])
     judged = [part for part in parts if part[2]]
-    total = sum(share for _, share, _ in judged)
-    metrics = {"loss": sum(share / total * found["loss"] for _, share, found in judged)} if judged else {}
+    shares = np.array([share for _, share, _ in judged])
+    metrics = {}
+    for key in judged[0][2] if judged else ():
+        if all(key in found for _, _, found in judged):
+            values = np.array([found[key] for _, _, found in judged])
+            geometric = key == "perplexity"
+            mean = np.average(np.log(values) if geometric else values, weights=shares)
+            metrics[key] = float(np.exp(mean) if geometric else mean)
     return metrics | {f"{name}/{key}": value for name, _, found in judged for key, value in found.items()}
 
 

@@ -214,8 +214,7 @@ def make_train_step(
     The loss is the sum over groups of coefficient x sum / count, every count taken over the whole batch before the
     backward pass, so micro-batches and shards add up to the exact gradient. `rng` is the run's; dropout draws from it
     by step and micro-batch. `learning_rate` goes to the optimizer's update (optax's own optimizers, which have one of
-    theirs, do not read it). With `teaching` the loss is that of distillation; the
-    teacher's parameters are constants.
+    theirs, do not read it). With `teaching` the loss is that of distillation, and `teacher_params` are constants.
     """
     optimizer = optax.with_extra_args_support(optimizer)
 

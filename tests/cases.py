@@ -172,6 +172,13 @@ MEMBERS: list[Any] = [
 ]  # fmt: skip
 
 
+def draws(objective: Any) -> bool:
+    """Whether two visits of one row give two examples."""
+    return (
+        objective.name not in ("causal_lm", "plain_lm", "parallel_text") and getattr(objective, "masks", "") != "static"
+    )
+
+
 def _cases() -> list[Case]:
     found = []
     for number, member in enumerate(MEMBERS):

@@ -157,7 +157,7 @@ def test_deshuffling_by_hand():
 
 def test_plain_language_modelling_reads_nothing_but_the_end():
     bound = PlainLM(sequence_length=6).bind(vocabulary())
-    assert (bound.row_length, bound.source_length, bound.target_length, bound.num_input_tokens) == (5, 1, 6, 7)
+    assert (bound.row_length, bound.source_length, bound.target_length) == (5, 1, 6)
     check(
         bound(row_of([10, 11, 12]), generator()),
         encoder_inputs=[1],

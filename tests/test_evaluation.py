@@ -139,13 +139,18 @@ def test_perplexity_is_of_the_token_loss_and_never_overflows() -> None:
 
 
 def test_the_members_of_a_mixture_are_judged_apart_and_by_their_shares_together() -> None:
-    one, two = {"loss": 2.0, "token_accuracy": 0.5}, {"loss": 4.0, "token_accuracy": 0.25}
+    one = {"loss": 2.0, "perplexity": math.exp(2.0), "accuracy": 0.5}
+    two = {"loss": 4.0, "perplexity": math.exp(4.0), "accuracy": 0.25, "f1": 0.1}
     assert combined([("", 1.0, one)]) == one
-    assert combined([("a", 0.75, one), ("b", 0.25, two)]) == {
-        "loss": 2.5, "a/loss": 2.0, "a/token_accuracy": 0.5, "b/loss": 4.0, "b/token_accuracy": 0.25,
+    found = combined([("a", 0.75, one), ("b", 0.25, two)])
+    assert {key: value for key, value in found.items() if "/" in key} == {
+        **{f"a/{key}": value for key, value in one.items()}, **{f"b/{key}": value for key, value in two.items()},
     }  # fmt: skip
+    means = {key: value for key, value in found.items() if "/" not in key}
+    assert means == pytest.approx({"loss": 2.5, "perplexity": math.exp(2.5), "accuracy": 0.4375})
     # A member without rows has no share.
-    assert combined([("a", 0.75, {}), ("b", 0.25, two)]) == {"loss": 4.0, "b/loss": 4.0, "b/token_accuracy": 0.25}
+    alone = combined([("a", 0.75, {}), ("b", 0.25, two)])
+    assert {key: alone[key] for key in two} == pytest.approx(two) and not any(key.startswith("a/") for key in alone)
     assert combined([("a", 0.5, {}), ("b", 0.5, {})]) == {}
 
 

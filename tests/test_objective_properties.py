@@ -20,6 +20,7 @@ from cases import (
     SPECIAL,
     START,
     WORDS,
+    draws,
     generator,
     members_of,
     objective_of,
@@ -67,11 +68,6 @@ def assert_equal(found, expected):
         assert one.keys() == other.keys()
         for name in one:
             np.testing.assert_array_equal(one[name], other[name], err_msg=name)
-
-
-def draws(objective):
-    """Whether another visit gives other arrays."""
-    return objective.random and getattr(objective, "masks", "") != "static"
 
 
 class Numbered:

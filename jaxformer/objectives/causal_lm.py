@@ -30,7 +30,6 @@ class CausalLM(Objective):
     paper: ClassVar[str] = "GPT 3.1, GPT-2, GPT-3; BERT 5.1 (LTR)"
     families: ClassVar[tuple[str, ...]] = ("decoder_only", "encoder_only")
     refusals: ClassVar[dict[str, str]] = {"encoder_decoder": "its encoder would read nothing; that is plain_lm"}
-    random: ClassVar[bool] = False
 
     sequence_length: int = 512
     packing: str = "windows"
@@ -90,11 +89,11 @@ class CausalLM(Objective):
         if self.family == "encoder_only" and len(text):
             text = np.concatenate([put_in([self.words.id("classify")]), text])
             segments = np.concatenate([segments[:1], segments])
-        return {
+        written = {
             "inputs": text[:-1],
             "targets": text[1:],
             "segment_ids": segments[:-1],
             "positions": positions(segments[:-1]),
             "weights": segments[1:] == segments[:-1],
-            "token_types": np.zeros(0),
         }
+        return written | ({"token_types": np.zeros(len(text[:-1]))} if self.family == "encoder_only" else {})

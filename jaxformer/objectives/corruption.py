@@ -123,10 +123,8 @@ class Corruption(TextToText):
         length, density = self.row_length, self.noise_density
         one = density * (1 - density)
         # A run ends where noise is followed by none; neighbours' ends exclude each other, hence the smaller variance.
-        return (length * density, math.sqrt(length * one)), (
-            length * one + density,
-            math.sqrt(length * one * (1 - 3 * one)),
-        )
+        runs = length * one + density, math.sqrt(length * one * (1 - 3 * one))
+        return (length * density, math.sqrt(length * one)), runs
 
     @property
     def _most_spans(self) -> int:
@@ -136,9 +134,9 @@ class Corruption(TextToText):
         if self.noise == "iid":
             mean, deviation = self._counts()[1]
             return min(math.ceil(mean + 4 * deviation), self.row_length // 2 + 1)
-        return (
-            noise_counts(self.row_length, self.noise_density, self.mean_span_length)[1] if self.noise == "spans" else 1
-        )
+        if self.noise != "spans":
+            return 1
+        return noise_counts(self.row_length, self.noise_density, self.mean_span_length)[1]
 
     def sides(self, row: Row, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Return source and target as references, each with EOS."""
@@ -268,7 +266,6 @@ class PlainLM(Corruption):
     paper: ClassVar[str] = "T5 3.2.3"
     families: ClassVar[tuple[str, ...]] = ("encoder_decoder",)
     refusals: ClassVar[dict[str, str]] = Corruption.refusals | {"decoder_only": "it has no encoder; that is causal_lm"}
-    random: ClassVar[bool] = False
     noise: str = "all"
     inputs: str = "drop"
     targets: str = "text"

@@ -13,7 +13,7 @@ from jaxformer.objectives.objective import TOKENS, UNSEEN, Row
 from jaxformer.tokenizers import Vocabulary
 
 
-class Member(NamedTuple):
+class Part(NamedTuple):
     """An objective of a run, its share of the examples, and the corpora (numbers in data.members) that it reads."""
 
     objective: Any
@@ -50,7 +50,6 @@ class Mixture:
     paper: ClassVar[str] = "T5 3.5.2; UL2"
     families: ClassVar[tuple[str, ...]] = ("encoder_decoder", "decoder_only", "encoder_only")
     refusals: ClassVar[dict[str, str]] = {}
-    random: ClassVar[bool] = True
     predicts_tokens: ClassVar[bool] = True
     head_dropout: ClassVar[float] = 0.0
 
@@ -123,14 +122,10 @@ class Mixture:
         every = [member.shapes for member in self.bound]
         return {name: (max(shapes[name][0] for shapes in every), dtype) for name, (_, dtype) in every[0].items()}
 
-    @property
-    def num_input_tokens(self) -> int:
-        return sum(shape[0] for name, (shape, _) in self.shapes.items() if name in ("inputs", "encoder_inputs"))
-
-    def mixed(self) -> list[Member]:
+    def mixed(self) -> list[Part]:
         """Return the members with their shares of the examples."""
         total = sum(weight for _, weight, _ in self._read)
         return [
-            Member(objective, weight / total, tuple(options["corpora"]))
+            Part(objective, weight / total, tuple(options["corpora"]))
             for objective, (_, weight, options) in zip(self.bound, self._read, strict=True)
         ]

@@ -35,7 +35,6 @@ class Objective:
     families: ClassVar[tuple[str, ...]]  # that can carry it; the first is its own
     refusals: ClassVar[Mapping[str, str]] = {}  # every other family, and why it cannot
     needs: ClassVar[tuple[str, ...]] = ("pad",)  # roles of special tokens
-    random: ClassVar[bool] = True  # whether it draws anything
     rows: ClassVar[str] = "windows"
     predicts_tokens: ClassVar[bool] = True
     head_dropout: ClassVar[float] = 0.0
@@ -49,7 +48,7 @@ class Objective:
     def __post_init__(self) -> None:
         check_share(label_smoothing=self.label_smoothing)
         check_at_least(0, z_loss=self.z_loss)
-        if not self.family and self.families:
+        if not self.family:
             object.__setattr__(self, "family", self.families[0])
 
     def carried_by(self, family: str, visibility: str) -> Self:
@@ -93,11 +92,6 @@ class Objective:
     def shapes(self) -> Shapes:
         """{array: (shape of one example, dtype)} of everything that is emitted."""
         raise TypeError("an objective says what it emits")
-
-    @property
-    def num_input_tokens(self) -> int:
-        """Tokens that one example's stacks read, padding included."""
-        return sum(shape[0] for name, (shape, _) in self.shapes.items() if name in ("inputs", "encoder_inputs"))
 
     def write(self, row: Row, rng: np.random.Generator) -> Written:
         """Return the values of every array of `shapes`, references for tokens. Everything random comes from `rng`."""

@@ -22,7 +22,6 @@ class ParallelText(TextToText):
 
     name: ClassVar[str] = "parallel_text"
     paper: ClassVar[str] = "Transformer 3, 5"
-    random: ClassVar[bool] = False
     rows: ClassVar[str] = "pairs"
 
     source_field: str = "source"
@@ -43,9 +42,8 @@ class ParallelText(TextToText):
 
     @property
     def row_settings(self) -> dict[str, Any]:
-        # Each side's text leaves room for its end token.
         packs = self.pack and self.family == "encoder_decoder"
-        return {"rows": self.rows, "lengths": [self.source_length, self.target_length], "ends": 1, "pack": packs}
+        return {"rows": self.rows, "lengths": [self.source_length, self.target_length], "pack": packs}
 
     def write(self, row: Row, rng: np.random.Generator) -> Written:
         """Return one example; draws nothing. A packed row has a segment for each of its pairs."""

@@ -63,10 +63,6 @@ class _Classification:
     def heads(self) -> dict[str, int]:
         return {"label": len(self.labels)}
 
-    @property
-    def num_input_tokens(self) -> int:
-        return self.sequence_length
-
     def _ids(self, *roles: str) -> list[int]:
         if self.vocabulary is None:
             raise TypeError("this task has no vocabulary yet; call bind first")
@@ -252,10 +248,6 @@ class DecoderClassification(_LabelAlone):
         return task
 
     @property
-    def num_input_tokens(self) -> int:
-        return 2 * self.sequence_length
-
-    @property
     def shapes(self) -> Shapes:
         names = ("inputs", "segment_ids", "positions")
         rows = {f"{side}{name}": ((self.sequence_length,), INT) for side in ("", "encoder_") for name in names}
@@ -344,10 +336,6 @@ class TextToTextClassification(_Classification):
         names = ("inputs", "segment_ids", "positions")
         shapes: Shapes = {name: (target, INT) for name in (*names, "targets")} | {"weights": (target, FLOAT)}
         return shapes | {f"encoder_{name}": (source, INT) for name in names}
-
-    @property
-    def num_input_tokens(self) -> int:
-        return self.sequence_length + self.target_length
 
     def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Return the arrays of `shapes`; draws nothing from `rng`."""
