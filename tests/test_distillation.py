@@ -257,6 +257,7 @@ def test_families_must_agree(teachers: Path) -> None:
         fitting_teacher(other, tokenizer_of("wordpiece"))
 
 
+@pytest.mark.slow
 def test_the_command_line_distils(teachers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = {"d_model": 16, "d_ff": 24, "num_heads": 2, "head_dim": 8, "num_layers": 1, "max_length": 64}
     keys = [f"model.{key}={value}" for key, value in sizes.items()]
