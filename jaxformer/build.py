@@ -1,24 +1,28 @@
 """From a resolved config to live objects: tokenizer, labels, bound objective or task, model, held-out rows."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxformer.checkpoint import finished_steps
 from jaxformer.config import Config
-from jaxformer.data.batches import Member, evaluation_batches
+from jaxformer.data.batches import Member, evaluation_batches, train_batches
 from jaxformer.data.prepare import corpus_tokenizer, prepare, weighted_sources
 from jaxformer.errors import EmptySplit, UserError
 from jaxformer.models.model import Model
 from jaxformer.optimizers import Optimizer, freeze, make_optimizer
+from jaxformer.phases import Phase
 from jaxformer.progress import Display
-from jaxformer.sharding import replicated
-from jaxformer.step import Losses, Teaching, execution, init_state, make_eval_step, make_train_step
+from jaxformer.sharding import make_mesh, own_rows, replicated, split, state_shardings
+from jaxformer.step import Losses, Teaching, TrainState, execution, init_state, make_eval_step, make_train_step
 from jaxformer.tokenizers import Tokenizer, load_tokenizer
 
 
@@ -65,16 +69,64 @@ def label_names(config: Config) -> tuple[str, ...]:
     return names.pop()
 
 
-def held_out_batches(config: Config, member: Member) -> Iterator[dict[str, np.ndarray]]:
-    """Return the batches of held-out rows, the same at every call."""
+def run_mesh(config: Config) -> Mesh:
+    """Return the mesh of a run. Raises UserError when a batch of any of its phases does not divide among devices."""
+    batches = {"evaluation.batch_size": config.evaluation.batch_size or config.training.batch_size}
+    for number, phase in enumerate(config.phases):
+        where = "training" if phase.last is None else f"training.phases[{number}]"
+        name = f"{where}.batch_size / accumulation_steps"
+        batches[name] = phase.batch_size // phase.accumulation_steps
+    return make_mesh(config.sharding, batches)
+
+
+def mesh_of(config: Config, mesh: Mesh) -> Mesh | None:
+    """Return the mesh that activations are split over: none under pmap, whose devices know nothing of each other."""
+    return mesh if config.sharding.strategy == "mesh" else None
+
+
+def training_members(config: Config, supervision: Any, tokenizer: Tokenizer, display: Display) -> list[list[Member]]:
+    """Return what the batches of every phase draw from; phases with the same rows share them."""
+    members: list[list[Member]] = []
+    for number, phase in enumerate(config.phases):
+        same = [other for other in range(number) if config.phases[other].changes == phase.changes]
+        members.append(
+            members[same[0]]
+            if same
+            else prepare(
+                config.data, phase.of(supervision), tokenizer, "train", seed=config.seed, progress=display.progress
+            )
+        )
+    return members
+
+
+def training_batches(
+    config: Config, members: Sequence[Sequence[Member]], mesh: Mesh, start: int
+) -> Generator[tuple[Phase, dict[str, np.ndarray]]]:
+    """Yield (phase, this process's rows of the batch) of every step after `start`, endlessly; close it in the end."""
+    for phase, drawn in zip(config.phases, members, strict=True):
+        if phase.last is not None and phase.last <= start:
+            continue
+        done = max(start, phase.first)
+        batches = train_batches(
+            drawn, seed=config.seed, batch_size=phase.batch_size, first_example=phase.example(done),
+            rows=own_rows(mesh, phase.batch_size), workers=config.data.workers,
+        )  # fmt: skip
+        with contextlib.closing(batches):
+            while phase.last is None or done < phase.last:
+                yield phase, next(batches)
+                done += 1
+
+
+def held_out_batches(config: Config, member: Member, mesh: Mesh | None = None) -> Iterator[dict[str, np.ndarray]]:
+    """Return the batches of held-out rows, the same at every call; on a mesh, this process's rows of them."""
+    batch_size = config.evaluation.batch_size or config.training.batch_size
     return evaluation_batches(
         member.rows,
         member.transform,
         seed=config.seed,
-        batch_size=config.evaluation.batch_size or config.training.batch_size,
+        batch_size=batch_size,
         limit=config.evaluation.max_examples,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        own=None if mesh is None else own_rows(mesh, batch_size),
     )
 
 
@@ -89,12 +141,13 @@ def held_out_members(config: Config, supervision: Any, tokenizer: Tokenizer, dis
         return []
 
 
-def build_model(config: Config, supervision: Any) -> Model:
-    """Return the model of a config with the heads that its objective or task asks for."""
+def build_model(config: Config, supervision: Any, mesh: Mesh | None = None) -> Model:
+    """Return the model of a config with the heads that its objective or task asks for, its activations split over a
+    mesh where one is given."""
     return _shared(
         Model(
             config.model,
-            execution(config.training),
+            execution(config.training, mesh),
             heads=tuple(supervision.heads.items()),
             head_dropout=supervision.head_dropout,
             predicts_tokens=supervision.predicts_tokens,
@@ -108,25 +161,61 @@ def _shared(model: Model) -> Model:
     return model
 
 
+class Steps(NamedTuple):
+    """The compiled functions of a run, and where the arrays of its state live."""
+
+    make_state: Any  # (rng) -> state, every array made where it lives
+    train_step: Any  # (state, batch, rng, learning_rate[, teacher_params]) -> (state, metrics); the state is donated
+    eval_step: Any  # (params, batch) -> (sums, predictions)
+    shardings: Any  # of the state
+
+
 @functools.lru_cache(maxsize=8)
 def compiled_steps(
-    model: Model, losses: Losses, optimizer: Optimizer, trainable: tuple[str, ...], accumulation_steps: int, mesh: Any,
-    teaching: Teaching | None = None,
-) -> tuple[Any, Any, Any]:  # fmt: skip
-    """Return jitted make_state(rng), train_step and eval_step, replicated over the mesh.
+    model: Model, losses: Losses, optimizer: Optimizer, trainable: tuple[str, ...], accumulation_steps: int, mesh: Mesh,
+    strategy: str = "mesh", skips: bool = False, teaching: Teaching | None = None,
+) -> Steps:  # fmt: skip
+    """Return the jitted (or pmapped) functions of a run on a mesh.
 
     Runs of one shape in one process, as sweeps and fine-tunings have many, share them, and are traced and compiled
     once. The optimizer's learning rate and schedule are not read.
     """
     update = freeze(make_optimizer(optimizer, model.shapes), trainable, model.shapes)
     everywhere = replicated(mesh)
-    make_state = jax.jit(lambda key: init_state(model, update, key), out_shardings=everywhere)
-    train_step = jax.jit(
-        make_train_step(model, losses, update, accumulation_steps, teaching),
-        donate_argnums=0,
-        out_shardings=(everywhere, everywhere),
+
+    def make_state(rng: jax.Array) -> TrainState:
+        return init_state(model, update, rng)
+
+    placed = state_shardings(mesh, jax.eval_shape(make_state, jax.random.key(0)), model.config.head_dim)
+    step = functools.partial(make_train_step, model, losses, update, accumulation_steps, teaching, skips=skips)
+    if strategy == "pmap":
+        train_step = _pmapped(step(axis="data"), mesh)
+    else:
+        keep = functools.partial(jax.lax.with_sharding_constraint, shardings=placed.params)
+        train_step = jax.jit(
+            step(keep=keep) if mesh.size > 1 else step(), donate_argnums=0, out_shardings=(placed, everywhere)
+        )
+    eval_step = jax.jit(make_eval_step(model, losses))
+    return Steps(jax.jit(make_state, out_shardings=placed), train_step, eval_step, placed)
+
+
+def _pmapped(step: Any, mesh: Mesh) -> Any:
+    """Return the step under `jax.pmap`, as a function of the same global arrays as the jitted one."""
+    count = mesh.size
+    mapped = jax.pmap(
+        step, axis_name="data", in_axes=(None, 0, None, None, None), out_axes=None, donate_argnums=0,
+        devices=list(mesh.devices.ravel()),
+    )  # fmt: skip
+    by_device = jax.jit(
+        lambda batch: jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch), out_shardings=split(mesh)
     )
-    return make_state, train_step, jax.jit(make_eval_step(model, losses))
+
+    def train_step(
+        state: TrainState, batch: Any, rng: jax.Array, learning_rate: jax.Array | float, teacher_params: Any = None
+    ) -> Any:
+        return mapped(state, by_device(batch), rng, jnp.float32(learning_rate), teacher_params)
+
+    return train_step
 
 
 def timeless(optimizer: Optimizer) -> Optimizer:

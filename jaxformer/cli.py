@@ -19,7 +19,27 @@ OVERRIDES = "--config.SECTION.KEY=VALUE overrides any key of the config"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb. Returns 0 done, 2 the user can fix it, 75 preempted after saving, 130 Ctrl-C, 1 our fault."""
+    """Run one verb. Returns 0 done, 2 the user can fix it, 75 preempted after saving, 130 Ctrl-C, 1 our fault.
+
+    A process that fails and has peers does not return: it ends, so that they do not wait for it.
+    """
+    code = _main(arguments)
+    if code not in (0, 75) and _has_peers():
+        from jaxformer.runtime import leave
+
+        leave(code)
+    return code
+
+
+def _has_peers() -> bool:
+    if "jaxformer.runtime" not in sys.modules:
+        return False
+    from jaxformer.runtime import has_peers
+
+    return has_peers()
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     # XLA logs what concerns its developers; ours reaches Python as an exception. Read when JAX is imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -47,6 +67,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if args.traceback:
             traceback.print_exc()
+            return 1
+        if type(error).__name__ == "JaxRuntimeError" and _has_peers():
+            what = str(error).strip().splitlines()
+            print(
+                f"jaxformer {args.verb}: another process of this run has gone, and its own message says why; stopped "
+                f"(seen here: {what[0] if what else ''})",
+                file=sys.stderr,
+            )
             return 1
         log = _log_traceback(getattr(args, "workdir", None))
         what = str(error).strip().splitlines()
@@ -107,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--config", required=True, metavar="NAME[:ARG]|FILE[:ARG]", help="the experiment")
     train.add_argument("--workdir", metavar="DIR", help="the run directory (default: runs/NAME[-ARG])")
     train.add_argument("--allow-config-change", action="store_true", help="resume although the config differs")
+    train.add_argument("--profile", action="store_true", help="write a trace of a few steps to DIR/profile")
     train.add_argument("--quiet", action="store_true", help="show nothing but errors")
 
     evaluate = add(
@@ -218,14 +247,18 @@ def default_workdir(spec: str) -> Path:
 def _train(args: argparse.Namespace, overrides: list[str]) -> int:
     from jaxformer import config as configs
     from jaxformer.progress import Display
+    from jaxformer.runtime import is_first
     from jaxformer.train import train
 
     config = configs.load(args.config, overrides)
     workdir = Path(args.workdir) if args.workdir else default_workdir(args.config)
     with Display(quiet=args.quiet) as display:
-        results = train(config, workdir, allow_config_change=args.allow_config_change, display=display)
+        results = train(
+            config, workdir, allow_config_change=args.allow_config_change, display=display, profile=args.profile
+        )
         words = "  ".join(f"{name} {value:.4g}" for name, value in results.items())
-        display.note(f"done: {workdir}  {words}")
+        if is_first():
+            display.note(f"done: {workdir}  {words}")
     return 0
 
 

@@ -6,6 +6,7 @@ of the wrong type or a combination that cannot work is one `UserError`, before a
 
 import ast
 import dataclasses
+import functools
 import importlib
 import pkgutil
 import re
@@ -29,6 +30,7 @@ from jaxformer.models.config import TransformerConfig
 from jaxformer.models.presets import PRESETS
 from jaxformer.objectives import OBJECTIVES
 from jaxformer.optimizers import OPTIMIZERS, schedule
+from jaxformer.phases import Phase, read_phases
 from jaxformer.sharding import ShardingConfig
 from jaxformer.step import TrainingConfig
 from jaxformer.tasks import TASKS
@@ -83,6 +85,13 @@ class Config:
     def supervision(self) -> Any:
         """The objective or the task, whichever the experiment has."""
         return self.task if self.objective is None else self.objective
+
+    @functools.cached_property
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases of the run; without `training.phases` there is one."""
+        training = self.training
+        name = self.selected["task" if self.objective is None else "objective"]
+        return read_phases(training.phases, training.batch_size, training.accumulation_steps, self.supervision, name)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved sections as plain dicts, as `config.json` holds them."""
@@ -333,7 +342,12 @@ def _check(config: Config) -> None:
             f"task.name: {config.selected['task']} needs {' or '.join(supervision.families)}, "
             f"but model.preset {config.selected['model']} is {model.family}"
         )
-    longest = max(shape[0] for name, (shape, _) in supervision.shapes.items() if name.endswith("inputs"))
+    longest = max(
+        shape[0]
+        for phase in config.phases
+        for name, (shape, _) in phase.of(supervision).shapes.items()
+        if name.endswith("inputs")
+    )
     if model.position == "learned" and longest > model.max_length:
         raise UserError(f"model.max_length: {model.max_length} positions, but rows are {longest} tokens long")
     if getattr(supervision, "next_sentence", False) and model.token_types < 2:

@@ -5,14 +5,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from jaxformer.errors import UserError
 from jaxformer.generation import GenerationConfig, generate
 from jaxformer.metrics import judge
 from jaxformer.models.model import Model, Params
+from jaxformer.sharding import gathered
 from jaxformer.tokenizers import Tokenizer
 
 HostBatch = Mapping[str, np.ndarray]
@@ -60,13 +59,14 @@ def evaluate(
         for name, values in sums.items():
             totals[name] = totals.get(name, np.zeros(3)) + np.array([float(value) for value in values])
         if getattr(supervision, "decodes", False):
-            true, guess = _written(model, params, batch, tokenizer, labels)
+            whole = {name: gathered(placed[name]) for name in batch}  # every process writes every answer
+            true, guess = _written(model, params, whole, tokenizer, labels)
             truth.append(true)
             guesses.append(guess)
         elif "label" in predictions:
-            real = _gather(placed["label_weights"]) > 0
-            truth.append(_gather(placed["label_targets"])[real])
-            guesses.append(_gather(predictions["label"])[real])
+            real = gathered(placed["label_weights"]) > 0
+            truth.append(gathered(placed["label_targets"])[real])
+            guesses.append(gathered(predictions["label"])[real])
     if not totals:
         return {}
     means = {name: (loss / max(count, 1e-9), right / max(count, 1e-9)) for name, (loss, right, count) in totals.items()}
@@ -96,13 +96,6 @@ def combined(parts: Sequence[tuple[str, float, Mapping[str, float]]]) -> dict[st
             mean = np.average(np.log(values) if geometric else values, weights=shares)
             metrics[key] = float(np.exp(mean) if geometric else mean)
     return metrics | {f"{name}/{key}": value for name, _, found in judged for key, value in found.items()}
-
-
-def _gather(array: Any) -> np.ndarray:
-    """Return a global array's rows on every process."""
-    if jax.process_count() > 1:
-        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
-    return np.asarray(array)
 
 
 def _written(

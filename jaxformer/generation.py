@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxformer.errors import UserError
 from jaxformer.models.model import Model, Params
+from jaxformer.sharding import gathered
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ def generate(
             "encoder_positions": np.broadcast_to(np.arange(width, dtype=np.int32), rows.shape).copy(),
         }
     run = _compiled(model, config.max_new_tokens, config.temperature > 0.0)
-    tokens = np.asarray(run(params, batch, jax.random.key(config.seed), max(config.temperature, 1e-6), end_id))
+    tokens = gathered(run(params, batch, jax.random.key(config.seed), max(config.temperature, 1e-6), end_id))
     ends = [np.flatnonzero(row == end_id) for row in tokens]
     return [row[: end[0]] if end.size else row for row, end in zip(tokens, ends, strict=True)]
 

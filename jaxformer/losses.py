@@ -1,6 +1,9 @@
 """Losses as (sum, count) pairs: divided only once the count over the whole global batch is known, so that sharded,
 accumulated, packed and padded batches give the exact mean."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -30,3 +33,29 @@ def cross_entropy(
 def weighted(values: jax.Array, weights: jax.Array) -> jax.Array:
     """Return the float32 sum of values x weights; entries of weight 0 add exactly 0 whatever their value."""
     return jnp.sum(jnp.where(weights > 0, values, 0.0) * weights, dtype=jnp.float32)
+
+
+def in_chunks(judge: Callable[..., Any], arrays: tuple[jax.Array, ...], chunk: int) -> tuple[Any, Any]:
+    """Return judge(*arrays) -> (tree of sums, tree of arrays [B, T]) of arrays [B, T, …] while no more than `chunk`
+    positions of each row are judged at a time, in the backward pass too; 0 judges all at once.
+
+    So logits over a large vocabulary are never held whole: they are computed again in the backward pass, one matrix
+    product more than the three of the head. Rows stay where they are: devices that share a batch exchange nothing.
+    """
+    rows, length = arrays[0].shape[:2]
+    if not chunk or chunk >= length:
+        return judge(*arrays)
+    count = -(-length // chunk)
+
+    def cut(x: jax.Array) -> jax.Array:
+        padded = jnp.pad(x, [(0, 0), (0, count * chunk - length), *[(0, 0)] * (x.ndim - 2)])
+        return jnp.moveaxis(padded.reshape(rows, count, chunk, *x.shape[2:]), 1, 0)
+
+    def add(total: Any, piece: tuple[jax.Array, ...]) -> tuple[Any, Any]:
+        sums, found = jax.checkpoint(judge)(*piece)
+        return jax.tree.map(jnp.add, total, sums), found
+
+    shapes = jax.eval_shape(judge, *(x[:, :chunk] for x in arrays))[0]
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    total, found = jax.lax.scan(add, zeros, tuple(cut(x) for x in arrays))
+    return total, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, -1)[:, :length], found)

@@ -36,21 +36,29 @@ def _read(
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
         raise UserError(f"{where}.weight: {weight!r} must be a number above 0")
     options = {key: keys.pop(key, default) for key, default in own.items()}
-    fields = {
-        field.name: field.type
-        for field in dataclasses.fields(choices[name])
-        if field.name != "workers" and field.metadata.get("config", True)
-    }
-    for key, value in keys.items():
-        if key not in fields:
-            known = sorted([*fields, *own])
-            raise UserError(f"{where}.{key}: no such key{suggest(key, known)}; {name} has {', '.join(known)}")
-        kinds = (int, float) if fields[key] is float else (fields[key],)
-        if type(value) not in kinds:
-            raise UserError(f"{where}.{key}: {value!r} is not {_KINDS[fields[key]]}")
+    check_keys(where, keys, choices[name], name, tuple(own))
     try:
         return choices[name](**keys), float(weight), options
     except UserError as error:
         raise UserError(str(error).replace(f"{section}.", f"{where}.", 1)) from error
     except TypeError as error:  # a key is missing
         raise UserError(f"{where}: {str(error).removeprefix(f'{choices[name].__name__}.__init__() ')}") from error
+
+
+def check_keys(where: str, keys: Mapping[str, Any], kind: type, name: str, own: Sequence[str] = ()) -> None:
+    """Raise UserError for a key that the dataclass `kind`, called `name`, does not have, or a value of another type.
+
+    `own` are further keys that errors name; they are not checked here.
+    """
+    fields = {
+        field.name: field.type
+        for field in dataclasses.fields(kind)
+        if field.name != "workers" and field.metadata.get("config", True)
+    }
+    for key, value in keys.items():
+        if key not in fields:
+            known = sorted([*fields, *own])
+            raise UserError(f"{where}.{key}: no such key{suggest(key, known)}; {name} has {', '.join(known)}")
+        kinds: tuple[Any, ...] = (int, float) if fields[key] is float else (fields[key],)
+        if type(value) not in kinds:
+            raise UserError(f"{where}.{key}: {value!r} is not {_KINDS.get(fields[key], fields[key])}")

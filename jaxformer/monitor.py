@@ -1,47 +1,52 @@
-"""What the train loop watches: the numbers of each step, and the signals that ask it to stop."""
+"""What the train loop watches: the numbers of each step, the signals that ask it to stop, and steps that get stuck."""
 
+import bisect
 import contextlib
+import datetime
+import faulthandler
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 from jaxformer.config import Config
 from jaxformer.errors import UserError
 from jaxformer.flops import flops_per_example, peak
 from jaxformer.models.model import Model
 from jaxformer.progress import Display
-from jaxformer.run import MetricsLog
+from jaxformer.run import MetricsLog, read_record
 
 
 class Meter:
-    """Reads each step's metrics, stops the run when they are not finite, and logs and shows them with rates.
+    """Reads each step's metrics, stops the run when too many in a row are not finite, logs and shows them with rates.
 
-    `tokens` and `seconds` go on from where the log left off, so a resumed run counts like an unbroken one.
+    `tokens`, `seconds` and `skipped` go on from where the log left off, so a resumed run counts like an unbroken one.
     """
 
     def __init__(
-        self, config: Config, model: Model, supervision: Any, start: int, log: MetricsLog, display: Display,
-        learning_rate: Callable[[int], float], teacher: Model | None = None,
+        self, config: Config, start: int, log: MetricsLog, display: Display, learning_rate: Callable[[int], float],
+        flops: Callable[[int], float],
     ) -> None:  # fmt: skip
         self.training, self.workdir = config.training, log.path.parent
-        self.log, self.display, self.learning_rate = log, display, learning_rate
+        self.log, self.display, self.learning_rate, self.flops = log, display, learning_rate, flops
         self.loss = math.nan
         self.tokens, self.seconds = log.last("train/tokens"), log.last("train/seconds")
-        lengths = {name: shape[0] for name, (shape, _) in supervision.shapes.items() if shape}
-        per_example = _flops(model, lengths)
-        if teacher is not None:  # which only runs forward
-            per_example += _flops(teacher, lengths) / 3
-        self.flops = self.training.batch_size * per_example
+        self.skipped, self.in_a_row = int(log.last("train/skipped_steps")), 0
         device_peak = peak(jax.devices()[0].device_kind)
         self.peak = device_peak and device_peak * jax.device_count()
+        self.began = _began(self.workdir) if log.writes else time.time()
         self.step, self.since = start, time.perf_counter()
+        self.waits = dict.fromkeys(("data", "checkpoint"), 0.0)
         self._mark = (start, self.tokens, self.seconds)
+        self._flops = 0.0
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -50,43 +55,76 @@ class Meter:
         yield
         self.since += time.perf_counter() - began
 
+    @contextlib.contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Count how long training waits for "data" or a "checkpoint"."""
+        began = time.perf_counter()
+        yield
+        self.waits[what] += time.perf_counter() - began
+
     def read(self, step: int, metrics: Mapping[str, jax.Array], always: bool = False) -> None:
         """Take the metrics of `step` and log them when it is their turn.
 
-        Raises UserError when the loss or the gradient is not finite.
+        Raises UserError when the loss or the gradient is not finite and no more such steps may be skipped.
         """
         values = {name: float(value) for name, value in metrics.items()}
         now = time.perf_counter()
         self.seconds, self.since = self.seconds + now - self.since, now
         self.tokens += values.pop("tokens")
+        self._flops += self.flops(step)
         self.loss = values["loss"]
-        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
-            raise UserError(
-                f"step {step}: the loss is {values['loss']} and the gradient norm {values['grad_norm']}; stopped, and "
-                f"checkpoints before it are intact in {self.workdir / 'checkpoints'}; lower optimizer.learning_rate or "
-                "set optimizer.clip_norm"
+        if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
+            self.in_a_row = 0
+        else:
+            self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+            if self.in_a_row > self.training.skip_non_finite:
+                self._stop(step, values)
+            self.display.note(
+                f"step {step}: the loss is {values['loss']} and the gradient norm {values['grad_norm']}; skipped "
+                f"({self.in_a_row} in a row, {self.skipped} in all)"
             )
         if not always and step % self.training.log_every:
             return
         done, before_tokens, before_seconds = self._mark
         seconds = max(self.seconds - before_seconds, 1e-9)
-        rate, step_seconds = (self.tokens - before_tokens) / seconds, seconds / max(step - done, 1)
-        self._mark = (step, self.tokens, self.seconds)
+        rate, steps = (self.tokens - before_tokens) / seconds, max(step - done, 1)
         values |= {
             "learning_rate": self.learning_rate(step - 1),
             "tokens": self.tokens,
             "tokens_per_second": rate,
-            "step_seconds": step_seconds,
+            "step_seconds": seconds / steps,
             "seconds": self.seconds,
+            "data_wait_seconds": self.waits["data"] / steps,
+            "checkpoint_wait_seconds": self.waits["checkpoint"],
+            "goodput": min(self.seconds / max(time.time() - self.began, 1e-9), 1.0),
         }
+        if self.skipped:
+            values["skipped_steps"] = self.skipped
         if self.peak:
-            values["mfu"] = self.flops / step_seconds / self.peak
-        self.log.write(step, {f"train/{name}": value for name, value in values.items()})
+            values["mfu"] = self._flops / seconds / self.peak
+        self._mark, self._flops = (step, self.tokens, self.seconds), 0.0
+        self.waits = dict.fromkeys(self.waits, 0.0)
+        # JSON knows no infinite numbers.
+        self.log.write(step, {f"train/{name}": value for name, value in values.items() if math.isfinite(value)})
         brief = {"loss": values["loss"], "tok/s": rate} | ({"MFU": values["mfu"]} if self.peak else {})
         self.display.progress("training", step, self.training.num_steps, brief)
 
+    def _stop(self, step: int, values: Mapping[str, float]) -> None:
+        before = f" after {self.in_a_row - 1} skipped ones in a row" if self.in_a_row > 1 else ""
+        raise UserError(
+            f"step {step}: the loss is {values['loss']} and the gradient norm {values['grad_norm']}; stopped{before}, "
+            f"and checkpoints before it are intact in {self.workdir / 'checkpoints'}; lower optimizer.learning_rate, "
+            "set optimizer.clip_norm, or let such steps change nothing with training.skip_non_finite"
+        )
 
-def _flops(model: Model, lengths: Mapping[str, int]) -> float:
+
+def _began(workdir: Path) -> float:
+    """Return when the run was first started, in seconds of the epoch; goodput counts from there, stops included."""
+    return datetime.datetime.fromisoformat(read_record(workdir)["created"]).timestamp()
+
+
+def flops_per_row(model: Model, supervision: Any) -> float:
+    """Return the FLOPs of forward and backward for one row of an objective or task."""
     config = model.config
     return flops_per_example(
         family=config.family,
@@ -98,22 +136,43 @@ def _flops(model: Model, lengths: Mapping[str, int]) -> float:
         vocab_size=config.stored_vocab_size,
         gated=config.gated,
         transform=config.output_head == "transform",
-        lengths=lengths,
+        lengths={name: shape[0] for name, (shape, _) in supervision.shapes.items() if shape},
     )
 
 
+def step_flops(config: Config, model: Model, supervision: Any, teacher: Model | None) -> Callable[[int], float]:
+    """Return the FLOPs of a step as a function of its number; a teacher only runs forward."""
+    ends = [phase.last or math.inf for phase in config.phases]
+    costs = []
+    for phase in config.phases:
+        read = phase.of(supervision)
+        per_row = flops_per_row(model, read) + (flops_per_row(teacher, read) / 3 if teacher is not None else 0.0)
+        costs.append(phase.batch_size * per_row)
+    return lambda step: costs[bisect.bisect_left(ends, step)]
+
+
 class Signals:
-    """SIGTERM and the first Ctrl-C are remembered until the step is done; the second Ctrl-C stops at once."""
+    """SIGTERM and the first Ctrl-C are remembered until the step is done; the second Ctrl-C stops at once.
+
+    Of several processes JAX watches for SIGTERM, and lets all stop after the same step, whichever was told.
+    """
 
     def __enter__(self) -> "Signals":
         self.received = 0
         self._previous: dict[int, Any] = {}
-        for number in (signal.SIGTERM, signal.SIGINT):
+        alone = jax.process_count() == 1
+        for number in (signal.SIGTERM, signal.SIGINT) if alone else ():
             try:
                 self._previous[number] = signal.signal(number, self._handle)
             except ValueError:  # not the main thread: the program around us owns the signals
                 pass
         return self
+
+    def after(self, step: int) -> int:
+        """Return the signal after which all processes stop at this step, or 0. All must ask at every step."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            self.received = signal.SIGTERM
+        return self.received
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received and number == signal.SIGINT:
@@ -123,3 +182,67 @@ class Signals:
     def __exit__(self, *error: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+class Watchdog:
+    """Reports, once, a step that takes longer than `seconds` (0: never), with the stack of every thread in a file."""
+
+    def __init__(self, seconds: float, workdir: Path, display: Display) -> None:
+        self.seconds, self.display = seconds, display
+        self.path = workdir / f"stuck-{jax.process_index()}.txt"
+        self._watched, self._closed = (0, time.monotonic()), threading.Event()
+        if seconds:
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def watch(self, step: int) -> None:
+        """Start counting for `step`; the one before it is done."""
+        self._watched = (step, time.monotonic())
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _watch(self) -> None:
+        reported = None
+        while not self._closed.wait(min(self.seconds / 4, 5.0)):
+            step, since = self._watched
+            if step != reported and time.monotonic() - since > self.seconds:
+                reported = step
+                self._report(step)
+
+    def _report(self, step: int) -> None:
+        what = f"step {step} is not done after {self.seconds:g} seconds (compiling, evaluating and saving count)"
+        with contextlib.suppress(OSError), self.path.open("a") as file:
+            print(f"{datetime.datetime.now().isoformat(timespec='seconds')}: {what}", file=file, flush=True)
+            faulthandler.dump_traceback(file, all_threads=True)
+        self.display.note(f"{what}; where every thread stands: {self.path}; training.stuck_seconds says when to report")
+
+
+class Profiler:
+    """Writes a trace of a few steps, once compilation is over, for the profiler's viewer; None: nothing."""
+
+    SKIPPED, STEPS = 3, 5
+
+    def __init__(self, folder: Path | None, start: int, display: Display) -> None:
+        self.folder, self.display = folder, display
+        self.first = start + 1 + self.SKIPPED
+        self.last = self.first + self.STEPS - 1
+        self._runs = False
+
+    def before(self, step: int) -> None:
+        if self.folder is not None and step == self.first:
+            jax.profiler.start_trace(str(self.folder))
+            self._runs = True
+
+    def after(self, step: int, state: Any) -> None:
+        if self._runs and step == self.last:
+            jax.block_until_ready(state)
+            self.close()
+
+    def close(self) -> None:
+        if self._runs:
+            self._runs = False
+            jax.profiler.stop_trace()
+            self.display.note(
+                f"a profile of {self.STEPS} steps is in {self.folder}; see it with "
+                f"`pip install xprof` and `xprof --logdir={self.folder}`"
+            )

@@ -39,6 +39,9 @@ CHANGEABLE = (
     "training.unroll_layers",
     "training.remat",
     "training.attention",
+    "training.logits_chunk",
+    "training.skip_non_finite",
+    "training.stuck_seconds",
     "data.workers",
     "sharding.",
     "checkpoint.",
@@ -162,10 +165,15 @@ def _git_revision() -> str | None:
 
 
 class MetricsLog:
-    """`metrics.jsonl` and the same scalars for TensorBoard. On resume, lines after the restored step are cut."""
+    """`metrics.jsonl` and the same scalars for TensorBoard. On resume, lines after the restored step are cut.
 
-    def __init__(self, workdir: Path, resume_step: int) -> None:
-        self.path = workdir / "metrics.jsonl"
+    Of several processes the first alone `writes`.
+    """
+
+    def __init__(self, workdir: Path, resume_step: int, writes: bool = True) -> None:
+        self.path, self.writes = workdir / "metrics.jsonl", writes
+        if not writes:
+            return
         with disk_errors(self.path):
             self._cut(resume_step)
             self._file: TextIO = self.path.open("a")
@@ -184,6 +192,8 @@ class MetricsLog:
         return float(values[-1]) if values else 0.0
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
+        if not self.writes:
+            return
         with disk_errors(self.path):
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
@@ -191,6 +201,8 @@ class MetricsLog:
                 self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
+        if not self.writes:
+            return
         with disk_errors(self.path):
             self._file.close()
             self._board.close()

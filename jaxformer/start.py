@@ -9,13 +9,16 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from jaxformer.build import Steps, mesh_of
 from jaxformer.checkpoint import Checkpoints, RestoreTable, restore_params, stored_shapes
 from jaxformer.config import Config
 from jaxformer.errors import UserError
 from jaxformer.models.model import Model, Params
 from jaxformer.progress import Display
 from jaxformer.run import OpenRun, compare_with_base, open_run
+from jaxformer.sharding import param_shardings
 from jaxformer.step import Teaching, TrainState, execution
 from jaxformer.tokenizers import Tokenizer
 
@@ -28,20 +31,17 @@ class Teacher(NamedTuple):
 
 
 def start_state(
-    config: Config, workdir: Path, resumes: bool, checkpoints: Checkpoints, make_state: Any, rng: jax.Array,
-    sharding: jax.sharding.Sharding, display: Display, new_token_ids: Sequence[int], labels: Sequence[str],
-    teacher: Teacher | None,
+    config: Config, workdir: Path, resumes: bool, checkpoints: Checkpoints, steps: Steps, rng: jax.Array,
+    display: Display, new_token_ids: Sequence[int], labels: Sequence[str], teacher: Teacher | None,
 ) -> TrainState:  # fmt: skip
     """Return the state to go on from: the newest good checkpoint, else `init_from` with fresh embeddings for the tokens
     that it has not learnt, else layers of a teacher, else fresh."""
     if resumes:
-        shapes = jax.eval_shape(make_state, rng)
-        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
-        found = checkpoints.restore_latest(target)
+        found = checkpoints.restore_latest(placed(jax.eval_shape(steps.make_state, rng), steps.shardings))
         if found is not None:
             display.note(f"resuming {workdir} at step {found[0]}")
             return found[1]
-    state = make_state(rng)
+    state = steps.make_state(rng)
     if config.init_from:
         params, table = restore_params(
             Path(config.init_from), state.params, skip=config.checkpoint.init_skip, new=config.checkpoint.init_new
@@ -52,7 +52,8 @@ def start_state(
         if new_token_ids:
             rows = np.array(new_token_ids)
             table_VD, fresh_VD = params["embedding"]["tokens"], state.params["embedding"]["tokens"]
-            params["embedding"]["tokens"] = jax.device_put(table_VD.at[rows].set(fresh_VD[rows]), sharding)
+            take = jax.jit(lambda table, fresh: table.at[rows].set(fresh[rows]), out_shardings=table_VD.sharding)
+            params["embedding"]["tokens"] = take(table_VD, fresh_VD)
         state = state._replace(params=params)
     elif teacher is not None and teacher.teaching.config.layers:
         params, table = begin_with_layers(config, teacher, state.params)
@@ -101,12 +102,20 @@ def fitting_teacher(config: Config, tokenizer: Tokenizer) -> OpenRun | None:
     return run
 
 
-def open_teacher(config: Config, run: OpenRun | None, sharding: jax.sharding.Sharding) -> Teacher | None:
-    """Return the teacher that `fitting_teacher` found, its parameters placed by `sharding`."""
+def placed(shapes: Any, shardings: Any) -> Any:
+    """Return a tree of shapes with where each array shall live."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+    )
+
+
+def open_teacher(config: Config, run: OpenRun | None, mesh: Mesh) -> Teacher | None:
+    """Return the teacher that `fitting_teacher` found, its parameters placed on the mesh."""
     if run is None or config.distillation is None:
         return None
-    folder, model = Path(config.distillation.teacher), Model(run.config.model, execution(config.training))
-    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), model.shapes)
+    folder = Path(config.distillation.teacher)
+    model = Model(run.config.model, execution(config.training, mesh_of(config, mesh)))
+    target = placed(model.shapes, param_shardings(mesh, model.shapes, model.config.head_dim))
     skip = ("row_heads/.*",) if any(path.startswith("row_heads/") for path in stored_shapes(folder)) else ()
     return Teacher(Teaching(config.distillation, model), restore_params(folder, target, skip=skip)[0])
 

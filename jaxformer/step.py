@@ -5,6 +5,7 @@ tokens, and one group per further head (`HEAD_targets`, `HEAD_weights`).
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -14,7 +15,7 @@ import optax
 
 from jaxformer.distillation import DistillationConfig, cosine_loss, soft_loss
 from jaxformer.errors import UserError, suggest
-from jaxformer.losses import cross_entropy, weighted
+from jaxformer.losses import cross_entropy, in_chunks, weighted
 from jaxformer.models.attention import IMPLEMENTATIONS
 from jaxformer.models.config import Execution
 from jaxformer.models.model import Model, Params
@@ -35,14 +36,21 @@ class TrainingConfig:
     unroll_layers: int = 0  # 0: no scan over layers, fastest steps; 1: scan, fastest compilation; k: between
     remat: str = "none"
     attention: str = "einsum"
+    logits_chunk: int = 0  # positions of a row whose logits are held at a time; 0: all; small: less memory, slower
     trainable: tuple[str, ...] = (".*",)  # patterns of parameter paths, which may select layers: decoder/layers[0:3]/.*
     log_every: int = 10
     eval_every: int = 100  # 0: at the end only
+    phases: tuple[dict, ...] = ()  # what the first steps do otherwise: see jaxformer/phases.py
+    skip_non_finite: int = 0  # steps in a row without a finite loss and gradient that change nothing; one more stops
+    stuck_seconds: float = 600.0  # a step that takes longer is reported with every thread's stack; 0: never
 
     def __post_init__(self) -> None:
         for key in ("num_steps", "batch_size", "accumulation_steps", "log_every"):
             if getattr(self, key) < 1:
                 raise UserError(f"training.{key}: {getattr(self, key)} must be at least 1")
+        for key in ("unroll_layers", "logits_chunk", "eval_every", "skip_non_finite", "stuck_seconds"):
+            if getattr(self, key) < 0:
+                raise UserError(f"training.{key}: {getattr(self, key)} must be 0 or more")
         if self.batch_size % self.accumulation_steps:
             raise UserError(
                 f"training.batch_size: {self.batch_size} is no multiple of accumulation_steps {self.accumulation_steps}"
@@ -113,12 +121,15 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-def execution(config: TrainingConfig) -> Execution:
-    """Return how the model runs on the devices at hand."""
+def execution(config: TrainingConfig, mesh: Any = None) -> Execution:
+    """Return how the model runs on the devices at hand, split over a mesh where one is given."""
     dtype = config.compute_dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return Execution(dtype=dtype, unroll=config.unroll_layers, remat=config.remat, attention=config.attention)
+    return Execution(
+        dtype=dtype, unroll=config.unroll_layers, remat=config.remat, attention=config.attention,
+        logits_chunk=config.logits_chunk, mesh=mesh,
+    )  # fmt: skip
 
 
 def init_state(model: Model, optimizer: optax.GradientTransformation, rng: jax.Array) -> TrainState:
@@ -149,15 +160,33 @@ def _judged(
     losses, correct, predictions = {}, {}, {}
     for name, (targets, weights) in groups(supervision, batch).items():
         if name == "tokens":
-            logits, size = model.project(params, outputs["hidden"]), model.config.vocab_size
             smoothing, z_loss = (supervision.label_smoothing, supervision.z_loss) if trains else (0.0, 0.0)
+            judge = functools.partial(_token_sums, model, params, smoothing, z_loss)
+            (losses[name], correct[name]), predictions[name] = in_chunks(
+                judge, (outputs["hidden"], targets, weights), model.execution.logits_chunk
+            )
         else:
-            logits, size, smoothing, z_loss = outputs[name], supervision.heads[name], 0.0, 0.0
-        loss = cross_entropy(logits, targets, size, label_smoothing=smoothing, z_loss=z_loss)
-        losses[name] = weighted(loss, weights)
-        predictions[name] = jnp.argmax(logits, axis=-1)
-        correct[name] = weighted((predictions[name] == targets).astype(jnp.float32), weights)
+            (losses[name], correct[name]), predictions[name] = _sums(
+                outputs[name], targets, weights, supervision.heads[name]
+            )
     return losses, correct, predictions
+
+
+def _token_sums(
+    model: Model, params: Params, smoothing: float, z_loss: float, hidden: jax.Array, targets: jax.Array,
+    weights: jax.Array,
+) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:  # fmt: skip
+    return _sums(model.project(params, hidden), targets, weights, model.config.vocab_size, smoothing, z_loss)
+
+
+def _sums(
+    logits: jax.Array, targets: jax.Array, weights: jax.Array, size: int, smoothing: float = 0.0, z_loss: float = 0.0
+) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+    """Return (weighted sums of the loss and of correct predictions), arg-max predictions."""
+    loss = cross_entropy(logits, targets, size, label_smoothing=smoothing, z_loss=z_loss)
+    predictions = jnp.argmax(logits, axis=-1)
+    correct = weighted((predictions == targets).astype(jnp.float32), weights)
+    return (weighted(loss, weights), correct), predictions
 
 
 class Teaching(NamedTuple):
@@ -190,10 +219,13 @@ def taught_sums(
     teacher = teaching.model.apply(teacher_params, read)["hidden"]
     if config.soft_weight:
         real = slice(model.config.vocab_size)  # of each table: they may be stored with padding of their own
-        logits = model.project(params, student)[..., real]
-        sums["soft"] = soft_loss(
-            logits, teaching.model.project(teacher_params, teacher)[..., real], mask, config.temperature
-        )
+
+        def compare(student: jax.Array, teacher: jax.Array, mask: jax.Array) -> tuple[jax.Array, tuple[()]]:
+            logits = model.project(params, student)[..., real]
+            taught = teaching.model.project(teacher_params, teacher)[..., real]
+            return soft_loss(logits, taught, mask, config.temperature), ()
+
+        sums["soft"], _ = in_chunks(compare, (student, teacher, mask), model.execution.logits_chunk)
     if config.cosine_weight:
         sums["cosine"] = cosine_loss(student, teacher, mask)
     return sums
@@ -207,7 +239,8 @@ def num_tokens(batch: Batch) -> jax.Array:
 
 def make_train_step(
     model: Model, supervision: Supervision, optimizer: optax.GradientTransformation, accumulation_steps: int = 1,
-    teaching: Teaching | None = None,
+    teaching: Teaching | None = None, *, skips: bool = False, axis: str | None = None,
+    keep: Callable[[Params], Params] = lambda gradients: gradients,
 ) -> Callable[..., tuple[TrainState, Metrics]]:  # fmt: skip
     """Return train_step(state, batch, rng, learning_rate, teacher_params=None) -> (state, metrics).
 
@@ -215,8 +248,15 @@ def make_train_step(
     backward pass, so micro-batches and shards add up to the exact gradient. `rng` is the run's; dropout draws from it
     by step and micro-batch. `learning_rate` goes to the optimizer's update (optax's own optimizers, which have one of
     theirs, do not read it). With `teaching` the loss is that of distillation, and `teacher_params` are constants.
+
+    With `skips` a step whose loss or gradient is not finite changes nothing but its number. Under `jax.pmap`, `axis` is
+    the axis of devices: each has its own rows, copies of all else, and what they count and differentiate is added up.
+    `keep` says where gradients stay, so that the sum over micro-batches is split over devices like the parameters.
     """
     optimizer = optax.with_extra_args_support(optimizer)
+
+    def total(tree: Any) -> Any:
+        return tree if axis is None else jax.lax.psum(tree, axis)
 
     def train_step(
         state: TrainState, batch: Batch, rng: jax.Array, learning_rate: jax.Array | float, teacher_params: Any = None
@@ -228,7 +268,10 @@ def make_train_step(
             counts |= dict.fromkeys(("soft", "cosine"), jnp.sum(taught_positions(teaching, batch)))
             coefficients = {name: config.hard_weight * factor for name, factor in coefficients.items()}
             coefficients |= {"soft": config.soft_weight, "cosine": config.cosine_weight}
+        counts = total(counts)
         step_rng = jax.random.fold_in(rng, state.step)
+        if axis is not None:  # devices drop different units
+            step_rng = jax.random.fold_in(step_rng, jax.lax.axis_index(axis))
 
         def loss_of(params: Params, micro: Batch, micro_rng: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
             rngs = {"dropout": micro_rng}
@@ -239,7 +282,10 @@ def make_train_step(
             means = {name: losses[name] / jnp.maximum(counts[name], 1e-9) for name in losses}
             return sum((coefficients[name] * mean for name, mean in means.items()), jnp.zeros(())), means
 
-        grad_of = jax.value_and_grad(loss_of, has_aux=True)
+        def grad_of(params: Params, micro: Batch, micro_rng: jax.Array) -> Any:
+            values, gradients = jax.value_and_grad(loss_of, has_aux=True)(params, micro, micro_rng)
+            return values, keep(gradients)
+
         if accumulation_steps == 1:
             (loss, means), grads = grad_of(state.params, batch, step_rng)
         else:
@@ -257,11 +303,17 @@ def make_train_step(
             zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
             ((loss, means), grads), _ = jax.lax.scan(add, zeros, (micros, rngs))
 
+        loss, means, grads, tokens = total((loss, means, grads, num_tokens(batch)))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, learning_rate=learning_rate)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "tokens": num_tokens(batch)}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "tokens": tokens}
         if len(means) > 1:
             metrics |= {f"{name}_loss": mean for name, mean in means.items()}
+        if skips:
+            finite = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
+            params, opt_state = jax.tree.map(
+                lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
+            )
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step

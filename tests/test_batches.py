@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from jaxformer.data.batches import Batch, Batches, Member, evaluation_batches, train_batches
-from jaxformer.errors import UserError
 
 
 class Numbers:
@@ -43,8 +42,14 @@ def taken(batches: Batches, count: int) -> list[Batch]:
         batches.close()
 
 
-def train(count: int, rows: int = 100, batch_size: int = 8, seed: int = 5, **keys: Any) -> list[Batch]:
-    return taken(train_batches([Member(Numbers(rows), drawn)], seed=seed, batch_size=batch_size, **keys), count)
+def train(count: int, number: int = 100, batch_size: int = 8, seed: int = 5, **keys: Any) -> list[Batch]:
+    return taken(train_batches([Member(Numbers(number), drawn)], seed=seed, batch_size=batch_size, **keys), count)
+
+
+def share(index: int, processes: int, batch_size: int = 8) -> range:
+    """The rows of each global batch that a process holds."""
+    size = batch_size // processes
+    return range(index * size, (index + 1) * size)
 
 
 def joined(parts: list[list[Batch]]) -> list[Batch]:
@@ -80,9 +85,9 @@ def test_a_batch_may_be_of_one_example() -> None:
     one, four = train(8, batch_size=1), train(2, batch_size=4)
     assert one[0]["inputs"].shape == (1, 2) and one[0]["label_weights"].shape == (1,)
     assert flat(one) == flat(four) and flat(one, "draw") == flat(four, "draw")
-    parts = [train(3, batch_size=2, process_index=index, process_count=2) for index in range(2)]
+    parts = [train(3, batch_size=2, rows=share(index, 2, 2)) for index in range(2)]
     assert_equal(joined(parts), train(3, batch_size=2))
-    assert_equal(train(2, batch_size=1, start_step=3), train(5, batch_size=1)[3:])
+    assert_equal(train(2, batch_size=1, first_example=3), train(5, batch_size=1)[3:])
 
 
 def test_the_same_seed_gives_the_same_batches_and_another_does_not() -> None:
@@ -94,14 +99,14 @@ def test_the_same_seed_gives_the_same_batches_and_another_does_not() -> None:
 
 @pytest.mark.parametrize("processes", [2, 4, 8])
 def test_the_global_batch_is_the_same_for_any_number_of_processes(processes: int) -> None:
-    parts = [train(7, process_index=index, process_count=processes) for index in range(processes)]
+    parts = [train(7, rows=share(index, processes)) for index in range(processes)]
     assert {len(batch["inputs"]) for part in parts for batch in part} == {8 // processes}
     assert_equal(joined(parts), train(7))
 
 
 def test_a_process_reads_only_its_own_rows() -> None:
     rows = Numbers(64)
-    batches = train_batches([Member(rows, drawn)], seed=0, batch_size=8, process_index=1, process_count=4)
+    batches = train_batches([Member(rows, drawn)], seed=0, batch_size=8, rows=share(1, 4))
     assert set(flat(taken(batches, 5))) <= {number for number, reads in enumerate(rows.reads) if reads}
     assert sum(rows.reads) <= 2 * (5 + 4)  # a few batches are made ahead
 
@@ -109,18 +114,18 @@ def test_a_process_reads_only_its_own_rows() -> None:
 @pytest.mark.parametrize("start", [1, 3, 11])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_starting_at_a_step_gives_what_an_unbroken_run_has_there(start: int, processes: int) -> None:
-    place = {"process_index": processes - 1, "process_count": processes}
-    assert_equal(train(4, start_step=start, **place), train(start + 4, **place)[start:])
+    own = share(processes - 1, processes)
+    assert_equal(train(4, first_example=8 * start, rows=own), train(start + 4, rows=own)[start:])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("start", [0, 3])
 def test_worker_processes_make_the_same_batches(start: int) -> None:
-    assert_equal(train(8, start_step=start, workers=2), train(8, start_step=start))
+    assert_equal(train(8, first_example=8 * start, workers=2), train(8, first_example=8 * start))
 
 
 def test_each_epoch_is_another_permutation_of_all_rows() -> None:
-    numbers = flat(train(45, rows=72))
+    numbers = flat(train(45, number=72))
     epochs = [numbers[start : start + 72] for start in range(0, len(numbers), 72)]
     assert len(epochs) == len(set(map(tuple, epochs))) == 5
     for epoch in epochs:
@@ -128,18 +133,18 @@ def test_each_epoch_is_another_permutation_of_all_rows() -> None:
 
 
 def test_an_epoch_may_end_inside_a_batch() -> None:
-    numbers = flat(train(26, rows=51))
+    numbers = flat(train(26, number=51))
     for start in range(0, 204, 51):
         assert sorted(numbers[start : start + 51]) == list(range(51))
 
 
 def test_draws_are_new_for_every_example_of_every_epoch() -> None:
-    draws = flat(train(40, rows=50), "draw")
+    draws = flat(train(40, number=50), "draw")
     assert len(set(draws)) == len(draws) == 320
 
 
 def test_draws_belong_to_the_place_of_an_example_and_not_to_its_row() -> None:
-    few, many = train(5, rows=60), train(5, rows=1000)
+    few, many = train(5, number=60), train(5, number=1000)
     assert flat(few) != flat(many)
     assert flat(few, "draw") == flat(many, "draw")
 
@@ -177,18 +182,20 @@ def test_members_of_one_size_are_not_shuffled_alike() -> None:
 
 def test_a_mixture_too_is_the_same_for_any_number_of_processes() -> None:
     sizes, weights = [100, 40], [2.0, 1.0]
-    parts = [mixed(6, weights, sizes, process_index=index, process_count=2, start_step=2) for index in range(2)]
+    parts = [mixed(6, weights, sizes, rows=share(index, 2), first_example=16) for index in range(2)]
     assert_equal(joined(parts), mixed(8, weights, sizes)[2:])
 
 
-@pytest.mark.parametrize("processes", [3, 16])
-def test_a_batch_that_does_not_divide_among_processes_is_refused(processes: int) -> None:
-    for index in (0, processes - 1):
-        with pytest.raises(UserError, match=f"batch_size: 8 does not divide among {processes} processes") as caught:
-            train(1, process_index=index, process_count=processes)
-        with pytest.raises(UserError, match=f"batch_size: 8 does not divide among {processes} processes"):
-            evaluate(Numbers(3), process_index=index, process_count=processes)
-    assert len(str(caught.value).splitlines()) == 1
+def test_rows_need_not_stand_side_by_side() -> None:
+    """A mesh may put devices of one host anywhere."""
+    whole = train(3)
+    (part,) = [train(3, rows=[1, 6])]
+    assert_equal(part, [{name: array[[1, 6]] for name, array in batch.items()} for batch in whole])
+
+
+def test_batches_of_another_size_go_on_with_the_next_examples() -> None:
+    """As a batch-size ramp does: the examples are those of one sequence."""
+    assert flat(train(3, batch_size=4)) + flat(train(2, batch_size=8, first_example=12)) == flat(train(7, batch_size=4))
 
 
 # Evaluation.
@@ -232,7 +239,7 @@ def test_evaluation_is_the_same_at_every_call_and_in_every_batch_size() -> None:
 @pytest.mark.parametrize("count", [1, 7, 16, 19])
 @pytest.mark.parametrize("processes", [2, 4])
 def test_every_process_evaluates_as_many_batches(count: int, processes: int) -> None:
-    parts = [evaluate(Numbers(count), process_index=index, process_count=processes) for index in range(processes)]
+    parts = [evaluate(Numbers(count), own=share(index, processes)) for index in range(processes)]
     assert len({len(part) for part in parts}) == 1
     assert_equal(joined(parts), evaluate(Numbers(count)))
 

@@ -115,11 +115,11 @@ def test_a_seed_and_a_number_give_one_example_and_each_visit_another(carried, fo
 def test_a_run_resumes_exactly_whatever_the_number_of_processes(carried, folder):
     members = members_of(carried, folder)
     unbroken = batches_of(members, 5)
-    assert_equal(batches_of(members, 2, start_step=3), unbroken[3:])
+    assert_equal(batches_of(members, 2, first_example=3 * BATCH), unbroken[3:])
     for processes in (2, 4):
         parts = [
-            batches_of(members, 2, start_step=1, process_index=index, process_count=processes)
-            for index in range(processes)
+            batches_of(members, 2, first_example=BATCH, rows=rows.tolist())
+            for rows in np.split(np.arange(BATCH), processes)
         ]
         joined = [
             {name: np.concatenate([part[name] for part in step]) for name in step[0]}

@@ -11,8 +11,6 @@ import grain
 import numpy as np
 from absl import flags
 
-from jaxformer.errors import UserError
-
 Batch = dict[str, np.ndarray]
 Transform = Callable[[Any, np.random.Generator], Mapping[str, np.ndarray]]
 
@@ -50,29 +48,19 @@ class _Draw(grain.transforms.RandomMap):
         return self.transforms[member](row, rng)
 
 
-class _Block(grain.MapDataset):
-    """The examples of one process: the contiguous block of each global batch that its devices hold."""
+class _Own(grain.MapDataset):
+    """The examples of one process: the rows of each global batch that its devices hold."""
 
-    def __init__(self, parent: grain.MapDataset, batch_size: int, process_index: int, process_count: int) -> None:
+    def __init__(self, parent: grain.MapDataset, batch_size: int, rows: Sequence[int], first_example: int) -> None:
         super().__init__(parent)
-        self._size, self._own = batch_size, _share(batch_size, process_count)
-        self._first = self._own * process_index
+        self._size, self._rows, self._first = batch_size, rows, first_example
 
     def __len__(self) -> int:
-        return len(self._parent) // self._size * self._own
+        return (len(self._parent) - self._first) // self._size * len(self._rows)
 
     def __getitem__(self, index: Any) -> Any:
-        batch, place = divmod(index, self._own)
-        return self._parent[batch * self._size + self._first + place]
-
-
-def _share(batch_size: int, process_count: int) -> int:
-    if batch_size % process_count:
-        raise UserError(
-            f"batch_size: {batch_size} does not divide among {process_count} processes; "
-            f"use a multiple of {process_count} in training and evaluation"
-        )
-    return batch_size // process_count
+        batch, place = divmod(index, len(self._rows))
+        return self._parent[self._first + batch * self._size + self._rows[place]]
 
 
 def train_batches(
@@ -80,15 +68,14 @@ def train_batches(
     *,
     seed: int,
     batch_size: int,
-    start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    first_example: int = 0,
+    rows: Sequence[int] | None = None,
     workers: int = 0,
 ) -> "Batches":
-    """Return an endless iterator over this process's rows of the batches from `start_step` on.
+    """Return an endless iterator over batches from example `first_example` on: of each, the rows (None: all) of this
+    process.
 
-    Each member is shuffled anew every epoch; several are mixed by their weights. Raises UserError when the batch does
-    not divide among the processes.
+    Each member is shuffled anew every epoch; several are mixed by their weights.
     """
     shuffled = [
         grain.MapDataset.source(_Numbered(member.rows, number)).shuffle(seed=seed + number).repeat()
@@ -98,12 +85,10 @@ def train_batches(
     dataset = shuffled[0] if len(shuffled) == 1 else grain.MapDataset.mix(shuffled, weights)
     dataset = dataset.random_map(_Draw([member.transform for member in members]), seed=seed)
     # Sliced after the random map: slicing before would change the draws.
-    own = _share(batch_size, process_count)
-    dataset = _Block(dataset, batch_size, process_index, process_count)
+    rows = range(batch_size) if rows is None else rows
+    dataset = _Own(dataset, batch_size, rows, first_example)
     # Grain cannot count the batches of one of an endless dataset.
-    dataset = dataset.batch(own) if own > 1 else dataset.map(_alone)
-    if start_step:
-        dataset = dataset[start_step:]
+    dataset = dataset.batch(len(rows)) if len(rows) > 1 else dataset.map(_alone)
     # One thread: batches are made while the device computes, and more would take its cores on a CPU.
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
     iterable = dataset.to_iter_dataset(options)
@@ -146,19 +131,19 @@ def evaluation_batches(
     seed: int,
     batch_size: int,
     limit: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    own: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
-    """Yield this process's part of batches of all rows (or the first `limit`) in order, the same at every call.
+    """Yield batches of all rows (or the first `limit`) in order, the same at every call: of each, the places `own`
+    (None: all) of this process.
 
     The last batch is filled with copies of its last row whose weights are 0; their segments stay, so that no softmax is
     empty. Every process yields the same number of batches.
     """
     count = min(limit, len(rows)) if limit else len(rows)
-    own = _share(batch_size, process_count)
     for first in range(0, count, batch_size):
         examples = []
-        for number in range(first + own * process_index, first + own * (process_index + 1)):
+        for place in range(batch_size) if own is None else own:
+            number = first + place
             real = min(number, count - 1)
             example = dict(transform(rows[real], np.random.default_rng([seed, real])))
             if number >= count:

@@ -33,9 +33,9 @@ class Family(nn.Module):
     predicts_tokens: bool
 
     def setup(self) -> None:
-        self.embedding = TokenTable(self.config, self.execution.dtype)
+        self.embedding = TokenTable(self.config, self.execution)
         if self.predicts_tokens:
-            self.vocabulary = VocabularyHead(self.config)
+            self.vocabulary = VocabularyHead(self.config, self.execution)
         if self.heads:
             self.row_heads = RowHeads(self.config, self.heads, self.head_dropout)
         self.stacks()

@@ -7,22 +7,25 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxformer.models.config import TransformerConfig
+from jaxformer.models.config import Execution, TransformerConfig
 from jaxformer.models.layers import ACTIVATIONS, Linear, Norm, dropout, initializer
+from jaxformer.sharding import constrain
 
 
 class TokenTable(nn.Module):
     """The token embeddings [stored_vocab_size, d_model], shared by every stack and by a tied softmax."""
 
     config: TransformerConfig
-    dtype: str
+    execution: Execution
 
     def setup(self) -> None:
         shape = (self.config.stored_vocab_size, self.config.d_model)
-        self.tokens = self.param("tokens", initializer(self.config, "embedding"), shape)
+        tokens = self.param("tokens", initializer(self.config, "embedding"), shape)
+        # Whole rows, as both uses read them: a batch that is split over the same devices cannot look up parts of rows.
+        self.tokens = constrain(tokens, self.execution.mesh, ("vocab", ""))
 
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
-        return self.tokens[ids_BT].astype(self.dtype)
+        return constrain(self.tokens[ids_BT].astype(self.execution.dtype), self.execution.mesh, ("batch", "", ""))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Return hidden [..., D] times the table, [..., stored_vocab_size], in float32."""
@@ -33,6 +36,7 @@ class VocabularyHead(nn.Module):
     """Float32 logits [..., stored_vocab_size] over the vocabulary; rows beyond `vocab_size` can never be predicted."""
 
     config: TransformerConfig
+    execution: Execution
 
     @nn.compact
     def __call__(self, hidden: jax.Array, table: TokenTable) -> jax.Array:
@@ -47,6 +51,7 @@ class VocabularyHead(nn.Module):
         else:
             kernel = self.param("kernel", initializer(config, "softmax"), (config.d_model, config.stored_vocab_size))
             logits = jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        logits = constrain(logits, self.execution.mesh, ("batch", *[""] * (logits.ndim - 2), "vocab"))
         if config.output_head in ("transform", "biased"):
             bias = self.param("bias", nn.initializers.zeros, (config.stored_vocab_size,))
             logits = logits + jnp.expand_dims(bias, range(logits.ndim - 1))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxformer.models.attention import attend
 from jaxformer.models.config import Execution, TransformerConfig
 from jaxformer.models.positions import Rotation, rotated, sinusoids
+from jaxformer.sharding import constrain
 
 Initializer = Callable[..., jax.Array]
 
@@ -154,13 +155,15 @@ class Attention(nn.Module):
         return self.output(y_BTHK.reshape(*x_BTD.shape[:2], -1))
 
     def _heads(self, x: jax.Array) -> jax.Array:
-        return x.reshape(*x.shape[:2], self.config.num_heads, self.config.head_dim)
+        x = x.reshape(*x.shape[:2], self.config.num_heads, self.config.head_dim)
+        return constrain(x, self.execution.mesh, ("batch", "", "heads", ""))
 
 
 class FeedForward(nn.Module):
     """Position-wise feed-forward: act(x W) V, or act(x W) * (x U) V when gated."""
 
     config: TransformerConfig
+    execution: Execution
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
@@ -170,6 +173,7 @@ class FeedForward(nn.Module):
         h_BTF = ACTIVATIONS[config.activation](h_BTF)
         if config.gated:
             h_BTF = h_BTF * Linear(config, config.d_ff, "feed_forward_input", bias, name="gate")(x_BTD)
+        h_BTF = constrain(h_BTF, self.execution.mesh, ("batch", "", "d_ff"))
         h_BTF = dropout(self, h_BTF, config.hidden_dropout)
         return Linear(config, config.d_model, "feed_forward_output", bias, name="output")(h_BTF)
 
@@ -187,7 +191,7 @@ class Block(nn.Module):
         if self.cross:
             self.cross_attention = Attention(self.config, self.execution)
             self.cross_attention_norm = Norm(self.config)
-        self.feed_forward = FeedForward(self.config)
+        self.feed_forward = FeedForward(self.config, self.execution)
         self.feed_forward_norm = Norm(self.config)
 
     def _residual(
@@ -198,6 +202,7 @@ class Block(nn.Module):
             x_BTD = x_BTD + dropout(self, sublayer(norm(x_BTD)), rate)
         else:
             x_BTD = norm(x_BTD + dropout(self, sublayer(x_BTD), rate))
+        x_BTD = constrain(x_BTD, self.execution.mesh, ("batch", "", ""))
         # Without the barrier XLA:CPU recomputes the residual sums of all layers below in every backward fusion.
         return jax.lax.optimization_barrier(x_BTD)
 
@@ -247,6 +252,7 @@ class Inputs(nn.Module):
     """What enters a stack: token embeddings (given), positions, token types, norm and dropout."""
 
     config: TransformerConfig
+    execution: Execution
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, positions_BT: jax.Array, token_types_BT: jax.Array | None) -> jax.Array:
@@ -256,6 +262,7 @@ class Inputs(nn.Module):
         if config.position == "learned":
             shape = (config.position_offset + config.max_length, config.d_model)
             table = self.param("positions", initializer(config, "position"), shape)
+            table = constrain(table, self.execution.mesh, ("", ""))  # whole rows, as of the token table
             x_BTD = x_BTD + table[config.position_offset + positions_BT].astype(x_BTD.dtype)
         elif config.position.startswith("sinusoidal"):
             last = config.position == "sinusoidal_tensor2tensor"
@@ -263,6 +270,7 @@ class Inputs(nn.Module):
         if config.token_types:
             table = self.param("token_types", initializer(config, "token_type"), (config.token_types, config.d_model))
             types = jnp.zeros_like(positions_BT) if token_types_BT is None else token_types_BT
+            table = constrain(table, self.execution.mesh, ("", ""))
             x_BTD = x_BTD + table[types].astype(x_BTD.dtype)
         if config.embedding_norm:
             x_BTD = Norm(config, name="norm")(x_BTD)

@@ -13,6 +13,7 @@ from jaxformer.models.attention import visibility_mask
 from jaxformer.models.config import Execution, TransformerConfig
 from jaxformer.models.layers import Block, Inputs, Norm, dropout, initializer
 from jaxformer.models.positions import relative_buckets, rotations
+from jaxformer.sharding import constrain
 
 Cache = dict[str, Any]  # {"layers": [per layer {"key", "value", "cross_key", "cross_value"}], "segment_ids": [B, S]}
 
@@ -55,7 +56,8 @@ class Stack(nn.Module):
         """
         config, execution = self.config, self.execution
         block = Block(config, execution, self.cross, parent=None)
-        x_BTD = Inputs(config, name="inputs")(x_BTD, positions_BT, token_types_BT)
+        x_BTD = Inputs(config, execution, name="inputs")(x_BTD, positions_BT, token_types_BT)
+        x_BTD = constrain(x_BTD, execution.mesh, ("batch", "", ""))
 
         key_segments_BS = segment_ids_BT if cache is None else cache["segment_ids"]
         masks = {

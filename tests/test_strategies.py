@@ -1,0 +1,229 @@
+"""Strategies: one step over eight devices, whatever the mesh, is the step of one device; and nothing is held twice."""
+
+import dataclasses
+import functools
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from tiny import CONFIGS, batch_of, supervision_of
+
+from jaxformer.build import Steps, compiled_steps
+from jaxformer.errors import UserError
+from jaxformer.models.config import Execution
+from jaxformer.models.model import Model
+from jaxformer.optimizers import Adafactor, AdamW
+from jaxformer.parameters import flatten
+from jaxformer.sharding import ShardingConfig, make_mesh, own_rows, place, placements
+from jaxformer.step import losses_of
+
+NUM_STEPS = 20
+ROWS = 16
+DROPOUT = (("dropout", 0.1), ("attention_dropout", 0.1))
+MESHES = {
+    "one": ShardingConfig(data=1),
+    "data": ShardingConfig(),
+    "fsdp": ShardingConfig(fsdp=8),
+    "tensor": ShardingConfig(tensor=2, data=1),
+    "data-fsdp-tensor": ShardingConfig(fsdp=2, tensor=2),
+    "fsdp-tensor": ShardingConfig(fsdp=2, tensor=4),
+    "pmap": ShardingConfig(strategy="pmap"),
+}
+
+
+def steps_on(
+    name: str, sharding: ShardingConfig, accumulation: int = 1, optimizer: Any = None, slots: Any = (), **how: Any
+) -> tuple[Steps, Mesh]:
+    config = dataclasses.replace(CONFIGS[name], **dict(slots))
+    supervision, mesh = supervision_of(name), make_mesh(sharding)
+    execution = Execution(mesh=mesh if sharding.strategy == "mesh" else None, **how)
+    model = Model(config, execution, heads=tuple(supervision.heads.items()))
+    update = optimizer or AdamW(weight_decay=0.1)
+    return compiled_steps(model, losses_of(supervision), update, (".*",), accumulation, mesh, sharding.strategy), mesh
+
+
+def losses_on(name: str, sharding: ShardingConfig, *args: Any, **keys: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return the losses of twenty steps and the parameters after them. Batches are packed, and devices predict unequal
+    numbers of positions."""
+    steps, mesh = steps_on(name, sharding, *args, **keys)
+    state, losses = steps.make_state(jax.random.key(0)), []
+    for step in range(NUM_STEPS):
+        host = {key: np.asarray(value) for key, value in batch_of(name, rows=ROWS, seed=step % 3).items()}
+        state, metrics = steps.train_step(state, place(mesh, host), jax.random.key(1), 1e-2)
+        losses.append(float(metrics["loss"]))
+    return np.array(losses), {path: np.asarray(leaf) for path, leaf in flatten(state.params).items()}
+
+
+@functools.cache
+def on_one_device(name: str, accumulation: int = 1, slots: Any = ()) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    return losses_on(name, MESHES["one"], accumulation, slots=slots)
+
+
+def assert_equal_losses(losses: np.ndarray, expected: np.ndarray) -> None:
+    assert abs(losses[0] / expected[0] - 1) < 1e-6
+    assert np.abs(losses / expected - 1).max() < 1e-4
+    assert expected[-1] < 0.98 * expected[0]  # so that twenty steps are twenty different ones
+
+
+def cases(daily: dict[str, tuple[str, ...]]) -> list[Any]:
+    """Every family on every mesh; those that are not named for every day are slow."""
+    return [
+        pytest.param(name, mesh, marks=() if mesh in daily.get(name, ()) else pytest.mark.slow)
+        for name in CONFIGS
+        for mesh in MESHES
+        if mesh != "one"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    cases({"gpt3": ("data-fsdp-tensor", "pmap"), "bert": ("fsdp-tensor",), "t5": ("data-fsdp-tensor",)}),
+)
+def test_every_strategy_has_the_losses_of_one_device(name: str, mesh: str) -> None:
+    losses, params = losses_on(name, MESHES[mesh], accumulation=2)
+    expected, expected_params = on_one_device(name)
+    assert_equal_losses(losses, expected)
+    for path, leaf in expected_params.items():
+        if not path.endswith("key/bias"):  # which has no true gradient, and Adam makes steps of the noise
+            assert np.linalg.norm(params[path] - leaf) < 1e-2 * np.linalg.norm(leaf), path
+
+
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [case for case in cases({"bert": ("data-fsdp-tensor",)}) if case.values[1] != "pmap"],
+)
+def test_a_mesh_drops_what_one_device_drops(name: str, mesh: str) -> None:
+    losses, _ = losses_on(name, MESHES[mesh], accumulation=2, slots=DROPOUT)
+    expected, _ = on_one_device(name, accumulation=2, slots=DROPOUT)
+    assert_equal_losses(losses, expected)
+    assert np.abs(expected / on_one_device(name)[0] - 1).max() > 1e-3  # dropout did something
+
+
+def test_pmapped_devices_drop_different_units() -> None:
+    """The same row on every device: with equal draws the gradient would be that of one of them."""
+    steps, mesh = steps_on("gpt3", MESHES["pmap"], slots=DROPOUT)
+    one, alone = steps_on("gpt3", MESHES["one"], slots=DROPOUT)
+    row = {key: np.asarray(value) for key, value in batch_of("gpt3", rows=1).items()}
+    eight = {key: np.repeat(value, 8, axis=0) for key, value in row.items()}
+    rng = jax.random.key(1)
+    _, metrics = steps.train_step(steps.make_state(rng), place(mesh, eight), rng, 0.0)
+    _, single = one.train_step(one.make_state(rng), place(alone, row), rng, 0.0)
+    assert abs(float(metrics["loss"]) / float(single["loss"]) - 1) > 1e-5
+
+
+@pytest.mark.parametrize("mesh", ["data-fsdp-tensor", "pmap"])
+def test_state_is_made_split_and_stays_where_it_is(mesh: str) -> None:
+    """No device ever holds a whole copy of what is split: not when it is made, not in a step, which reuses it."""
+    steps, devices = steps_on("gpt3", MESHES[mesh], optimizer=AdamW())
+    state = steps.make_state(jax.random.key(0))
+    specs = placements(state.params, dict(devices.shape), CONFIGS["gpt3"].head_dim)
+    assert {path: leaf.sharding.spec for path, leaf in flatten(state.params).items()} == {
+        path: placement.spec for path, placement in specs.items()
+    }
+    for moment in (state.opt_state[1].mu, state.opt_state[1].nu):
+        for path, leaf in flatten(moment).items():
+            assert leaf.sharding.spec == specs[path].spec, path
+    own = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    assert own < (0.4 if mesh != "pmap" else 1.01) * whole
+    made = steps.make_state.lower(jax.random.key(0)).compile().memory_analysis()
+    assert made.output_size_in_bytes < 1.1 * own + 5000  # of one device; a tuple's pointers come on top
+
+    host = {key: np.asarray(value) for key, value in batch_of("gpt3", rows=ROWS).items()}
+    before = state
+    state, _ = steps.train_step(state, place(devices, host), jax.random.key(1), 1e-3)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))  # donated
+    assert [leaf.sharding.spec for leaf in jax.tree.leaves(state)] == [
+        leaf.sharding.spec for leaf in jax.tree.leaves(steps.make_state(jax.random.key(0)))
+    ]
+
+
+def test_split_parameters_begin_as_unsplit_ones() -> None:
+    alone, split = (steps_on("t5", MESHES[mesh])[0].make_state(jax.random.key(3)) for mesh in ("one", "fsdp-tensor"))
+    for path, leaf in flatten(alone.params).items():
+        np.testing.assert_array_equal(leaf, flatten(split.params)[path], err_msg=path)
+
+
+def test_gradients_are_summed_where_they_stay() -> None:
+    """Under fsdp the sum over devices leaves each with its own part: reduce-scatters (or what the CPU makes of them),
+    and no gradient whole on any device between micro-batches."""
+    steps, mesh = steps_on("gpt3", MESHES["fsdp"], accumulation=2)
+    host = {key: np.asarray(value) for key, value in batch_of("gpt3", rows=ROWS).items()}
+    rng = jax.random.key(0)
+    state = jax.eval_shape(steps.make_state, rng)
+    text = steps.train_step.lower(state, place(mesh, host), rng, 0.0).compile().as_text()
+    loops = [line for line in text.splitlines() if re.search(r"= \(.*\) while\(", line)]
+    assert loops
+    d_model, d_ff, layers = 16, 32, 3
+    whole, part = f"f32[{layers},{d_model},{d_ff}]", f"f32[{layers},{d_model // 8},{d_ff}]"
+    assert any(part in line for line in loops) and not any(whole in line for line in loops)
+
+
+def test_adafactor_too_is_the_same_on_a_mesh() -> None:
+    optimizer = Adafactor(factor_min_dim=8)
+    losses, _ = losses_on("t5", MESHES["fsdp-tensor"], optimizer=optimizer)
+    expected, _ = losses_on("t5", MESHES["one"], optimizer=optimizer)
+    assert_equal_losses(losses, expected)
+
+
+@pytest.mark.parametrize("name", ["gpt3", pytest.param("bert", marks=pytest.mark.slow)])
+def test_logits_in_chunks_are_the_same_loss_and_are_never_held_whole(name: str) -> None:
+    chunked, _ = losses_on(name, MESHES["one"], logits_chunk=4 if name == "gpt3" else 2)  # neither divides the row
+    assert_equal_losses(chunked, on_one_device(name)[0])
+
+    def largest(chunk: int) -> int:
+        """The largest array [rows, positions, vocabulary] of a compiled step, in positions."""
+        vocabulary = 101
+        slots = (("vocab_size", vocabulary), ("vocab_multiple", 1))
+        steps, mesh = steps_on("gpt3", MESHES["one"], slots=slots, logits_chunk=chunk)
+        host = {key: np.asarray(value) for key, value in batch_of("gpt3", rows=ROWS, length=24).items()}
+        rng = jax.random.key(0)
+        state = jax.eval_shape(steps.make_state, rng)
+        text = steps.train_step.lower(state, place(mesh, host), rng, 0.0).compile().as_text()
+        shapes = [tuple(map(int, sizes.split(","))) for sizes in re.findall(r"f32\[([\d,]+)\]", text)]
+        return max(int(np.prod(shape)) for shape in shapes if shape[-1] == vocabulary) // (ROWS * vocabulary)
+
+    assert largest(0) == 24 and largest(4) == 4
+
+
+def test_what_does_not_divide_is_refused() -> None:
+    wrong = {
+        "16 devices wanted": ShardingConfig(data=16),
+        "do not divide 8 devices": ShardingConfig(fsdp=3),
+        "8 found; there are too few for fsdp x tensor": ShardingConfig(data=1, tensor=16),
+        "3 slices": ShardingConfig(slices=3, data=8),
+    }
+    for message, config in wrong.items():
+        with pytest.raises(UserError, match=message):
+            make_mesh(config)
+    with pytest.raises(UserError, match="training.batch_size: 12 examples do not divide among 8 devices"):
+        make_mesh(ShardingConfig(fsdp=4), {"training.batch_size": 12})
+    make_mesh(ShardingConfig(tensor=4), {"training.batch_size": 12})
+    with pytest.raises(UserError, match="pmap copies everything"):
+        ShardingConfig(strategy="pmap", fsdp=2)
+    with pytest.raises(UserError, match="did you mean 'mesh'"):
+        ShardingConfig(strategy="mehs")
+
+
+def test_one_process_holds_every_row() -> None:
+    assert own_rows(make_mesh(ShardingConfig(fsdp=2, tensor=2)), 8) == list(range(8))
+
+
+def test_a_step_that_is_not_finite_changes_nothing_when_skipped() -> None:
+    name, supervision = "gpt3", supervision_of("gpt3")
+    model, mesh = Model(CONFIGS[name]), make_mesh(MESHES["one"])
+    steps = compiled_steps(model, losses_of(supervision), AdamW(), (".*",), 1, mesh, "mesh", True)
+    state = steps.make_state(jax.random.key(0))
+    params = jax.tree.map(np.asarray, state.params)
+    batch = {key: np.asarray(value) for key, value in batch_of(name).items()}
+    bad = batch | {"weights": np.where(batch["weights"] > 0, np.float32(np.inf), 0)}
+    state, metrics = steps.train_step(state, place(mesh, bad), jax.random.key(1), 1e-3)
+    assert not np.isfinite(metrics["loss"]) and int(state.step) == 1 and int(state.opt_state[1].count) == 0
+    jax.tree.map(np.testing.assert_array_equal, params, jax.tree.map(np.asarray, state.params))
+    state, metrics = steps.train_step(state, place(mesh, batch), jax.random.key(1), 1e-3)
+    assert np.isfinite(metrics["loss"]) and int(state.step) == 2 and int(state.opt_state[1].count) == 1
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
