@@ -317,6 +317,18 @@ def _countries() -> Mapping[str, Any]:
         return {}
 
 
+# CodeCarbon's own, for runs without a country: IEA, Global Energy & CO2 Status Report 2019, the mean of 2018.
+WORLD_AVERAGE = 475.0  # g CO2eq per kWh
+
+
+def carbon_intensity(country_iso_code: str) -> tuple[float, str]:
+    """Return the g CO2eq per kWh of a country's electricity and where the number is from; '' is the world average."""
+    country = _countries().get(country_iso_code)
+    if country is None:
+        return WORLD_AVERAGE, "world average of 2018 (IEA 2019, as in CodeCarbon)"
+    return float(country["carbon_intensity"]), f"{country['country_name']} {country['year']} (CodeCarbon's table)"
+
+
 def _start_tracker(settings: Mapping[str, Any], write: Callable[[dict[str, Any]], None]) -> Any:
     """Start CodeCarbon quietly, with every row going to `write`. Takes seconds the first time in a process."""
     tracker_class, output_class = _codecarbon()

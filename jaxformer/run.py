@@ -191,6 +191,11 @@ class MetricsLog:
         values = [entry[name] for entry in read_metrics(self.path.parent) if name in entry]
         return float(values[-1]) if values else 0.0
 
+    def judged(self, step: int) -> bool:
+        """Say whether an evaluation of this step is logged."""
+        entries = read_metrics(self.path.parent)
+        return any(entry["step"] == step and any(name.startswith("eval/") for name in entry) for entry in entries)
+
     def write(self, step: int, values: Mapping[str, float]) -> None:
         if not self.writes:
             return

@@ -114,7 +114,7 @@ def _train(
     results: dict[str, float] = {}
     finished = False
 
-    def judge() -> dict[str, float]:
+    def judge(step: int) -> dict[str, float]:
         parts = []
         for member in held_out:
             found = evaluate(
@@ -123,10 +123,22 @@ def _train(
             )  # fmt: skip
             parts.append((member.name, member.weight, found))
         metrics = combined(parts) if parts else {}
-        return {f"eval/{name}": value for name, value in metrics.items()}
+        found = {f"eval/{name}": value for name, value in metrics.items()}
+        if found and not log.judged(step):
+            log.write(step, found)
+            words = "  ".join(f"{name} {value:.4g}" for name, value in found.items())
+            display.note(f"step {step}: {words}")
+        return found
+
+    def is_judged(step: int) -> bool:
+        every = training.eval_every
+        return step == training.num_steps or (every > 0 and step > 0 and step % every == 0)
 
     with Signals() as signals:
         try:
+            # A finished run is judged again for whoever asks; else a stop may have left no time for it.
+            if is_judged(start) and (start == training.num_steps or not agreed(log.judged(start))):
+                results = judge(start)
             pending: dict[str, jax.Array] | None = None
             phase = None
             for step in range(start + 1, training.num_steps + 1):
@@ -143,23 +155,19 @@ def _train(
                 pending = metrics
                 profiler.after(step, state)
                 last, stop = step == training.num_steps, signals.after(step)
-                evaluates = last or (training.eval_every and step % training.eval_every == 0)
+                evaluates = is_judged(step) and not stop
                 saves = last or stop or (config.checkpoint.every and step % config.checkpoint.every == 0)
                 if not (evaluates or saves):
                     continue
                 # A state is judged or saved only once its own loss is known to be finite.
                 meter.read(step, pending, always=True)
                 pending = None
-                if evaluates and not stop:
+                if evaluates:
                     with meter.paused():
-                        results = judge()
-                    if results:
-                        log.write(step, results)
-                        words = "  ".join(f"{name} {value:.4g}" for name, value in results.items())
-                        display.note(f"step {step}: {words}")
+                        results = judge(step)
                 if saves:
                     with meter.paused(), meter.waiting("checkpoint"):
-                        checkpoints.save(step, state, results)
+                        checkpoints.save(step, state, results if evaluates else {})
                         footprint.flush()
                 if stop:
                     checkpoints.wait()
@@ -173,4 +181,4 @@ def _train(
                 part.close()
             if finished or jax.process_count() == 1:  # peers may be gone, and would be waited for
                 checkpoints.close()
-    return {"train/loss": meter.loss, **(results or judge())}
+    return {"train/loss": meter.loss, **results}

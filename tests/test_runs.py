@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -13,67 +12,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from training import FAMILIES, TOPICS, fine_tuning, logged, make_corpus, pretraining
 
 import jaxformer
 from jaxformer.checkpoint import finished_steps
 from jaxformer.cli import main
 from jaxformer.errors import UserError
+from jaxformer.monitor import Signals
 from jaxformer.parameters import flatten
 from jaxformer.run import read_metrics
-
-FAMILIES = ("gpt", "bert", "t5")
-SIZES = {"d_model": 16, "d_ff": 32, "num_heads": 2, "head_dim": 8, "num_layers": 2, "max_length": 32, "vocab_size": 420}
-ROW = {"gpt": "sequence_length", "bert": "sequence_length", "t5": "sequence_length"}
-TOPICS = {"animals": "cat dog horse bird fish sheep", "numbers": "one two three four five six seven"}
-# Numbers that differ from run to run.
-TIMES = ("train/seconds", "train/step_seconds", "train/tokens_per_second")
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with documents (text) and labelled sentences (JSON lines), each sentence about one topic."""
-    folder, draw = tmp_path_factory.mktemp("corpus"), random.Random(0)
-    documents, examples = [], []
-    for _ in range(240):
-        topic = draw.choice(sorted(TOPICS))
-        words = TOPICS[topic].split()
-        sentences = [f"The {draw.choice(words)} and the {draw.choice(words)} came." for _ in range(draw.randint(2, 7))]
-        documents.append(" ".join([*sentences, f"These are {topic}."]))
-        examples.append({"text": sentences[0], "label": topic})
-    (folder / "documents.txt").write_text("\n\n".join(documents))
-    (folder / "labelled.jsonl").write_text("".join(json.dumps(example) + "\n" for example in examples))
-    return folder
-
-
-def pretraining(family: str, corpus: Path, workdir: Path, **overrides: object) -> list[str]:
-    """The arguments of a tiny pretraining run, dropout on."""
-    keys: dict[str, object] = {f"model.{name}": size for name, size in SIZES.items()}
-    keys |= {"model.dropout": 0.1, "tokenizer.vocab_size": 420, f"objective.{ROW[family]}": 24}
-    keys |= {"data.name": "text", "data.path": corpus / "documents.txt"}
-    keys |= {"training.num_steps": 40, "training.batch_size": 8, "training.log_every": 1, "training.eval_every": 100}
-    keys |= {"checkpoint.every": 20, "optimizer.warmup_steps": 5, "evaluation.max_examples": 16}
-    keys |= {"objective.max_predictions": 4} if family == "bert" else {}
-    return arguments("train", f"{family}:smoke", workdir, keys | overrides)
-
-
-def fine_tuning(family: str, corpus: Path, workdir: Path, base: Path, **overrides: object) -> list[str]:
-    keys: dict[str, object] = {f"model.{name}": size for name, size in SIZES.items()}
-    keys |= {"init_from": base, "task.sequence_length": 24}
-    keys |= {"data.name": "json_lines", "data.path": corpus / "labelled.jsonl", "data.label_field": "label"}
-    keys |= {"training.num_steps": 100, "training.batch_size": 8, "training.eval_every": 0, "checkpoint.every": 0}
-    keys |= {"optimizer.warmup_steps": 0, "optimizer.schedule": "constant", "optimizer.learning_rate": 0.01}
-    # So small a classifier hardly moves the body while the language model pulls at it.
-    keys |= {"task.language_model_weight": 0.1} if family == "gpt" else {}
-    keys |= {"footprint.enabled": False}
-    return arguments("train", f"finetune_area:{family},smoke", workdir, keys | overrides)
-
-
-def arguments(verb: str, config: str, workdir: Path, keys: dict[str, object]) -> list[str]:
-    return [verb, f"--config={config}", f"--workdir={workdir}", *(f"--config.{key}={keys[key]}" for key in keys)]
-
-
-def logged(workdir: Path) -> list[dict[str, float]]:
-    return [{name: value for name, value in line.items() if name not in TIMES} for line in read_metrics(workdir)]
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 def start(words: list[str], cwd: Path) -> "subprocess.Popen[str]":
@@ -133,6 +85,23 @@ def test_a_killed_run_equals_an_unbroken_one(
     ours, theirs = (flatten(jaxformer.load(run).params) for run in (workdir, unbroken[family]))
     assert all(np.array_equal(ours[path], theirs[path]) for path in theirs) and ours.keys() == theirs.keys()
     assert len(list((workdir / "emissions").glob("*.csv"))) == (3 if family == "gpt" else 2)
+
+
+def test_a_stop_at_a_step_that_was_to_be_judged_leaves_the_judgement_for_later(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {"training.num_steps": 8, "training.eval_every": 4, "footprint.enabled": False}
+    assert main(pretraining("gpt", corpus, tmp_path / "whole", **keys)) == 0
+    for last in (4, 8):
+        with monkeypatch.context() as patch:
+            patch.setattr(Signals, "after", lambda self, step, last=last: signal.SIGTERM if step == last else 0)
+            assert main(pretraining("gpt", corpus, tmp_path / "broken", **keys)) == 75
+        assert not any("eval/loss" in line for line in logged(tmp_path / "broken") if line["step"] == last)
+    assert main(pretraining("gpt", corpus, tmp_path / "broken", **keys)) == 0
+    assert logged(tmp_path / "broken") == logged(tmp_path / "whole")
+    before = logged(tmp_path / "broken")
+    assert main(pretraining("gpt", corpus, tmp_path / "broken", **keys)) == 0  # once more changes nothing
+    assert logged(tmp_path / "broken") == before
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,0 +1,296 @@
+"""What a training step holds in memory beyond parameters, optimizer state and gradients, found without compiling it.
+
+The step is traced with shapes alone, as one device sees it, and the list of its operations is walked in order, as a
+compiler's buffer assignment does: a result is made, lives until its last reader, and gives its place up. What counts:
+
+- A result is held when a matrix product, a loop, a barrier (every residual sum of a layer is one), a look-up or a
+  reduction reads or makes it. Elementwise operations and changes of shape are fused into what reads them when one
+  operation alone does, or when repeating them costs next to nothing: they cost no memory, and what they read lives on
+  in their stead. Exponentials, error functions, divisions and roots are never repeated: if several read them (forward
+  and backward) they are held. So attention keeps float32 [B, H, T, S] after the exponential and the dropped weights in
+  the compute dtype; an exact GELU keeps its input, erfc(x) in two parts and its output.
+- Random bits of a dropout mask are two uint32 per entry (both words of threefry), kept for the backward pass; in a scan
+  over layers the mask alone (one byte), with one set of counters beside the loop.
+- A loop (`scan` over layers, micro-batches or chunks of logits) holds what it stacks for all of its turns, and once
+  what one turn needs. Rematerialised layers appear as what is computed again.
+- A matrix product that sums over rows (every weight's gradient) reads one operand from a transposed copy.
+
+So all of remat none, dots and full, scan and unrolled layers, logits_chunk, dropout, dtypes and lengths follow from the
+step itself. Gradients count by themselves: with unrolled layers they take the place of activations layer by layer, so
+the fullest moment is either before the first layer's gradient or when all gradients are there. It errs on the side of
+XLA's CPU backend, on which it is checked; other backends fuse more.
+"""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, NamedTuple
+
+# Names of JAX's primitives. Calls are looked into; the others' results are held, or fused where nothing is said here.
+_CALLS = ("pjit", "jit", "closed_call", "core_call", "remat2", "checkpoint", "remat", "custom_jvp_call",
+          "custom_vjp_call", "custom_vjp_call_jaxpr")  # fmt: skip
+_REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or", "argmax", "argmin")
+_LOOPS = ("scan", "while", "cond")
+_HELD = (
+    *_REDUCTIONS, *_LOOPS, "dot_general", "optimization_barrier", "sort", "gather", "scatter", "scatter-add", "cumsum",
+    "dynamic_update_slice", "random_bits", "random_split", "random_fold_in", "random_wrap", "random_unwrap",
+    "random_seed", "sharding_constraint",
+)  # fmt: skip
+_READS_FUSED = (*_REDUCTIONS, "dynamic_update_slice")  # of those, what computes its operands on the way
+_IN_PLACE = ("optimization_barrier", "scatter-add", "scatter", "dynamic_update_slice", "while", "scan")
+_DEAR = ("exp", "exp2", "expm1", "log", "log1p", "tanh", "logistic", "erf", "erfc", "erf_inv", "rsqrt", "sqrt", "cbrt",
+         "pow", "div", "sin", "cos")  # fmt: skip
+_VIEWS = ("reshape", "squeeze", "expand_dims", "copy")
+_MOVES = (*_VIEWS, "slice", "dynamic_slice", "convert_element_type", "transpose", "broadcast_in_dim")
+_SUMS = (*_MOVES, "pad", "add_any", "add", "concatenate", "mul")  # what turns a layer's gradients into the stack's
+_DOUBLE = ("random_bits", "erfc")  # computed by XLA in two arrays
+
+
+class Held(NamedTuple):
+    """Bytes that a step holds on one device, its arguments (parameters, optimizer state, batch) left out.
+
+    `peak` is all that is held at the fullest moment but gradients, `gradients` those that are there by then, and `last`
+    what is held beside all gradients when the last of them is made.
+    """
+
+    peak: float
+    gradients: float
+    last: float
+
+    def beyond(self, gradients: float) -> float:
+        """Return the bytes that the step needs beyond parameters, optimizer state and this many of gradients."""
+        return max(self.peak + self.gradients - gradients, self.last, 0.0)
+
+    def at(self, other: "Held", steps: float) -> "Held":
+        """Return what a straight line through this (at 0) and `other` (at 1) gives at `steps`."""
+        return Held(*(mine + steps * (its - mine) for mine, its in zip(self, other, strict=True)))
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class _Value:
+    shape: tuple[int, ...]
+    size: float  # bytes
+    weight: bool = False  # a part of a parameter
+    gradient: bool = False
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class _Step:
+    name: str
+    reads: list[_Value]
+    writes: list[_Value]
+    params: dict[str, Any]
+
+    @property
+    def fuses(self) -> bool:
+        """Whether the result may be computed where it is read."""
+        return self.name not in _HELD
+
+    @property
+    def reads_fused(self) -> bool:
+        return self.fuses or self.name in _READS_FUSED
+
+
+def held(
+    jaxpr: Any, params: Collection[int] = (), gradients: Collection[int] = (), shards: int = 1,
+    fused: Collection[tuple[int, ...]] = (),
+) -> Held:  # fmt: skip
+    """Return what a traced function (a closed jaxpr) holds.
+
+    `params` and `gradients` are the places of the parameters among its arguments and of their gradients among its
+    results; what is a piece of either is split over `shards` devices. Arrays of the shapes `fused` are never held
+    (attention scores of a fused kernel).
+    """
+    steps: list[_Step] = []
+    arguments = [_value(variable) for variable in jaxpr.jaxpr.invars]
+    results = _inline(jaxpr, arguments, steps)
+    steps = _needed(steps, results)
+    for place in params:
+        arguments[place].weight = True
+    for step in steps:
+        if step.name in _MOVES and step.reads and all(value.weight for value in step.reads):
+            step.writes[0].weight = True
+    for place in gradients:
+        if results[place] is not None:
+            results[place].gradient = True
+    _mark_gradients(steps, {id(value) for value in results if value is not None and not value.gradient})
+    for step in steps:
+        for value in step.writes:
+            if value.shape in fused:
+                value.size = 0.0
+            elif value.weight or value.gradient:
+                value.size /= shards
+    return _walk(steps, set(arguments), [value for value in results if value is not None])
+
+
+def _value(variable: Any, name: str = "") -> _Value:
+    aval = variable.aval
+    size = math.prod(aval.shape) * getattr(aval.dtype, "itemsize", 8)  # keys of random numbers are two words
+    return _Value(tuple(aval.shape), float(size * (2 if name in _DOUBLE else 1)))
+
+
+def _inline(jaxpr: Any, arguments: Sequence[_Value | None], steps: list[_Step]) -> list[Any]:
+    """Append the operations of a jaxpr and of all that it calls; return its results (None: a constant number)."""
+    inner = getattr(jaxpr, "jaxpr", jaxpr)
+    known: dict[Any, _Value | None] = dict(zip(inner.invars, arguments, strict=True))
+    known |= {variable: _value(variable) for variable in inner.constvars}
+    for equation in inner.eqns:
+        name = equation.primitive.name
+        reads = [None if hasattr(atom, "val") else known[atom] for atom in equation.invars]
+        called = None
+        if name in _CALLS:
+            called = next(equation.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in equation.params)
+            writes = _inline(called, reads, steps)
+        else:
+            writes = [_value(variable, name) for variable in equation.outvars]
+            steps.append(_Step(name, [value for value in reads if value is not None], writes, equation.params))
+        known |= zip(equation.outvars, writes, strict=True)
+    return [None if hasattr(atom, "val") else known[atom] for atom in inner.outvars]
+
+
+def _needed(steps: Sequence[_Step], results: Iterable[_Value | None]) -> list[_Step]:
+    """Return the operations that the results depend on."""
+    wanted, kept = set(map(id, results)), []
+    for step in reversed(steps):
+        if any(id(value) in wanted for value in step.writes):
+            kept.append(step)
+            wanted.update(map(id, step.reads))
+    return kept[::-1]
+
+
+def _readers(steps: Sequence[_Step]) -> dict[_Value, list[int]]:
+    found: dict[_Value, list[int]] = collections.defaultdict(list)
+    for number, step in enumerate(steps):
+        for value in step.reads:
+            found[value].append(number)
+    return found
+
+
+def _mark_gradients(steps: Sequence[_Step], others: set[int]) -> None:
+    """Mark what becomes nothing but gradients: the pieces of each layer, before they are put together."""
+    readers = _readers(steps)
+    for step in reversed(steps):
+        for value in step.writes:
+            reads = [steps[number] for number in readers[value]]
+            reads = [read for read in reads if read.name not in _REDUCTIONS and read.name != "integer_pow"]
+            if id(value) not in others and reads and all(
+                read.name in _SUMS and read.writes[0].gradient for read in reads
+            ):  # fmt: skip
+                value.gradient = True
+
+
+def _fused(steps: Sequence[_Step], results: set[_Value]) -> set[_Value]:
+    """Return the values that are computed where they are read."""
+    readers = _readers(steps)
+    makers = {value: step for step in steps for value in step.writes}
+    found: set[_Value] = set()
+    for step in reversed(steps):
+        value = step.writes[0]
+        reading = readers[value]
+        if not step.fuses or not reading or (value in results and step.name not in _VIEWS):
+            continue
+        if step.name in _VIEWS:
+            found.add(value)
+        elif all(steps[number].reads_fused for number in reading):
+            # Repeated where it is cheap and what it reads takes no more room than it does itself.
+            large = {
+                read
+                for read in step.reads
+                if 2 * read.size >= value.size
+                and not (read in makers and makers[read].name in ("broadcast_in_dim", "iota"))
+            }
+            if len(set(reading)) == 1 or (step.name not in _DEAR and len(large) <= 1):
+                found.add(value)
+        elif step.name == "transpose" and all(
+            steps[number].reads_fused or steps[number].name == "dot_general" for number in reading
+        ):
+            found.add(value)
+    return found
+
+
+def _walk(steps: Sequence[_Step], arguments: set[_Value], results: Sequence[_Value]) -> Held:
+    """Return what is held when the operations run in this order."""
+    fused = _fused(steps, set(results))
+    makers = {value: step for step in steps for value in step.writes}
+    known: dict[_Value, set[_Value]] = {}
+
+    def sources(value: _Value) -> set[_Value]:
+        """Return the held values that this one is computed from where it is read; itself, if it is held."""
+        if value not in known:
+            known[value] = set().union(*map(sources, makers[value].reads)) if value in fused else {value}
+        return known[value]
+
+    last: dict[_Value, int] = {}
+    for number, step in enumerate(steps):
+        if not all(value in fused for value in step.writes):
+            last |= {source: number for value in step.reads for source in sources(value)}
+    last |= {source: len(steps) for value in results for source in sources(value)}
+    dying: dict[int, list[_Value]] = collections.defaultdict(list)
+    for value, number in last.items():
+        dying[number].append(value)
+
+    alive: set[_Value] = set()
+    counters = 8.0 * sum(math.prod(shape) for step in steps if step.name == "scan" for shape in _masks(step))
+    sums = {True: 0.0, False: counters}  # bytes of gradients, and of all else
+    peak, moments = (0.0, 0.0), []
+
+    def take(value: _Value, sign: int) -> None:
+        (alive.add if sign > 0 else alive.discard)(value)
+        sums[value.gradient] += sign * value.size
+
+    for number, step in enumerate(steps):
+        made = [value for value in step.writes if value not in fused]
+        ends = [value for value in dying[number] if value in alive]
+        if step.fuses or step.name in _IN_PLACE:
+            every = step.name == "optimization_barrier"
+            for value in [value for value in ends if every or (made and value.size == made[0].size)]:
+                take(value, -1)
+                ends.remove(value)
+                if step.name not in ("optimization_barrier", "while", "scan"):
+                    break
+        for value in made:
+            take(value, 1)
+        extra = _within(step)
+        if sums[False] + sums[True] + extra > sum(peak):
+            peak = (sums[False] + extra, sums[True])
+        moments.append((sums[True], sums[False] + sums[True] + extra))
+        for value in (*ends, *(value for value in made if value not in last)):
+            if value in alive:
+                take(value, -1)
+    # The gradients of all layers but one are there when the last layer's turn comes.
+    total = sum(value.size for value in results if value.gradient)
+    late = [held for gradients, held in moments if gradients >= 0.9 * total > 0.0]
+    return Held(*peak, max(late, default=0.0) - total if late else 0.0)
+
+
+def _within(step: _Step) -> float:
+    """Return the bytes that an operation needs beside its operands and results."""
+    bodies: dict[str, Callable[[], Iterable[Any]]] = {
+        "scan": lambda: (step.params["jaxpr"],),
+        "while": lambda: (step.params["body_jaxpr"],),
+        "cond": lambda: step.params["branches"],
+    }
+    if step.name in bodies:
+        return max(sum(held(body)[:2]) for body in bodies[step.name]())
+    if step.name == "dot_general" and step.reads:
+        (summed, _), (batched, _) = step.params["dimension_numbers"]
+        if summed and not batched and max(summed) < len(step.reads[0].shape) - 1:
+            return step.reads[0].size
+    return 0.0
+
+
+def _masks(step: _Step) -> set[tuple[int, ...]]:
+    """Return the shapes of the random bits that the turns of a scan draw."""
+
+    def drawn(jaxpr: Any) -> set[tuple[int, ...]]:
+        found: set[tuple[int, ...]] = set()
+        for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+            if equation.primitive.name == "random_bits":
+                found.add(tuple(equation.outvars[0].aval.shape))
+            for value in equation.params.values():
+                if hasattr(getattr(value, "jaxpr", value), "eqns"):
+                    found |= drawn(value)
+        return found
+
+    return drawn(step.params["jaxpr"])

@@ -1,0 +1,206 @@
+"""Several processes, connected by JAX's distributed runtime: one run, which survives the end of any of them."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from training import logged, make_corpus, pretraining
+
+import jaxformer
+from jaxformer.checkpoint import finished_steps
+from jaxformer.launch import local
+from jaxformer.parameters import flatten
+from jaxformer.run import read_metrics
+
+NUM_STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def words(family: str, corpus: Path, workdir: Path, **keys: Any) -> list[str]:
+    """Arguments of a run that logs every step and saves every ten."""
+    given = {"training.num_steps": NUM_STEPS, "checkpoint.every": 10, "checkpoint.keep_last": 0}
+    given |= {"training.eval_every": 20, "footprint.enabled": False}
+    return pretraining(family, corpus, workdir, **{**given, **keys})
+
+
+def begin(command: list[str], folder: Path, processes: int = 2, devices: int = 1) -> list["subprocess.Popen[str]"]:
+    folder.mkdir(parents=True, exist_ok=True)
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    with (folder / "output.txt").open("a") as output:
+        return local.start(command, processes, flags, cwd=folder, stdout=output, stderr=subprocess.STDOUT)
+
+
+def finish(command: list[str], folder: Path, **keys: int) -> None:
+    assert local.wait(begin(command, folder, **keys)) == 0, (folder / "output.txt").read_text()
+
+
+def params(workdir: Path) -> dict[str, np.ndarray]:
+    return {path: np.asarray(leaf) for path, leaf in flatten(jaxformer.load(workdir).params).items()}
+
+
+def assert_same_run(ours: Path, theirs: Path) -> None:
+    assert logged(ours) == logged(theirs)
+    mine, expected = params(ours), params(theirs)
+    assert mine.keys() == expected.keys()
+    for path, leaf in expected.items():
+        np.testing.assert_array_equal(mine[path], leaf, err_msg=path)
+
+
+@pytest.fixture(scope="module")
+def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, int], Path]]:
+    """Finished runs without dropout of (family, number of processes), made when first asked for."""
+
+    class Runs(dict[tuple[str, int], Path]):
+        def __missing__(self, key: tuple[str, int]) -> Path:
+            family, processes = key
+            folder = tmp_path_factory.mktemp(f"{family}-{processes}")
+            finish(words(family, corpus, folder / "run", **{"model.dropout": 0}), folder, processes=processes)
+            self[key] = folder / "run"
+            return self[key]
+
+    yield Runs()
+
+
+def assert_equal_losses(ours: Path, theirs: Path) -> None:
+    mine, expected = (
+        [(line["step"], value) for line in logged(run) for name, value in line.items() if name.endswith("/loss")]
+        for run in (ours, theirs)
+    )
+    assert [step for step, _ in mine] == [step for step, _ in expected] and len(mine) == NUM_STEPS + 3
+    losses, expected_losses = (np.array([value for _, value in each]) for each in (mine, expected))
+    assert abs(losses[0] / expected_losses[0] - 1) < 1e-6
+    assert np.abs(losses / expected_losses - 1).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("family", "processes"),
+    [("gpt", 2), *(pytest.param(family, count, marks=pytest.mark.slow)
+                   for family, count in (("bert", 2), ("t5", 2), ("gpt", 4), ("bert", 4)))],
+)  # fmt: skip
+def test_several_processes_agree_with_one(family: str, processes: int, runs: dict[tuple[str, int], Path]) -> None:
+    assert_equal_losses(runs[family, processes], runs[family, 1])
+
+
+@pytest.mark.parametrize(
+    ("keys", "processes", "devices"),
+    [
+        ({"sharding.fsdp": 2, "sharding.tensor": 2, "sharding.slices": 2, "training.accumulation_steps": 2}, 2, 4),
+        pytest.param({"sharding.fsdp": 2}, 2, 1, marks=pytest.mark.slow),
+        pytest.param({"sharding.tensor": 2}, 2, 1, marks=pytest.mark.slow),
+        pytest.param({"sharding.strategy": "pmap"}, 2, 2, marks=pytest.mark.slow),
+    ],
+    ids=["slices", "fsdp", "tensor", "pmap"],
+)
+def test_a_mesh_over_processes_agrees_with_one_device_and_its_checkpoint_goes_anywhere(
+    keys: dict[str, Any], processes: int, devices: int, corpus: Path, runs: dict[tuple[str, int], Path], tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    command = words("gpt", corpus, workdir, **{"model.dropout": 0, **keys})
+    finish(command, tmp_path, processes=processes, devices=devices)
+    assert_equal_losses(workdir, runs["gpt", 1])
+    # From the middle of it one process on one device goes on, and the other way round.
+    halves = {"apart": (workdir, {}, 1, 1), "together": (runs["gpt", 1], keys, processes, devices)}
+    for name, (source, placement, count, per_process) in halves.items():
+        half = tmp_path / name
+        shutil.copytree(source, half)
+        for step in finished_steps(half / "checkpoints"):
+            if step > 30:
+                shutil.rmtree(half / "checkpoints" / str(step))
+        command = words("gpt", corpus, half, **{"model.dropout": 0, "training.accumulation_steps": 1, **placement})
+        allowed = [*command, "--allow-config-change"]  # of accumulation
+        finish(allowed, tmp_path / f"{name}-output", processes=count, devices=per_process)
+        assert_equal_losses(half, runs["gpt", 1])
+
+
+def stop_one(number: signal.Signals, victim: int, command: list[str], folder: Path, workdir: Path, after: int) -> int:
+    """Send a signal to one of two processes once step `after` is logged (0: at any moment before that, soon after the
+    start) and return the exit code of both."""
+    started = begin(command, folder)
+    if after:
+        while not any(line["step"] >= after for line in read_metrics(workdir)):
+            assert all(process.poll() is None for process in started), (folder / "output.txt").read_text()
+            time.sleep(0.01)
+    else:
+        time.sleep(random.Random(victim).uniform(0.5, 6.0))
+    started[victim].send_signal(number)
+    began = time.monotonic()
+    code = local.wait(started, grace=40)
+    assert time.monotonic() - began < 30
+    return code
+
+
+def test_one_of_two_processes_may_end_at_any_moment(corpus: Path, tmp_path: Path) -> None:
+    """A kill takes both down; a polite end saves both at one step. Dropout is on."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    finish(words("gpt", corpus, whole), tmp_path / "output-whole")
+    command = words("gpt", corpus, broken)
+    assert stop_one(signal.SIGKILL, 1, command, tmp_path / "output", broken, after=13) == 1
+    assert "another process of this run has gone" in (tmp_path / "output" / "output.txt").read_text()
+    assert finished_steps(broken / "checkpoints") == [10]
+    assert stop_one(signal.SIGTERM, 1, command, tmp_path / "output", broken, after=31) == 75
+    stopped = finished_steps(broken / "checkpoints")[-1]
+    assert 31 <= stopped < NUM_STEPS and read_metrics(broken)[-1]["step"] == stopped
+    finish(command, tmp_path / "output")
+    assert_same_run(broken, whole)
+
+
+@pytest.mark.slow
+def test_random_ends_many_times_over_change_nothing(corpus: Path, tmp_path: Path) -> None:
+    draw, whole = random.Random(0), tmp_path / "whole"
+    finish(words("gpt", corpus, whole), tmp_path / "output-whole")
+    for trial in range(6):
+        broken = tmp_path / f"broken-{trial}"
+        command, output = words("gpt", corpus, broken), tmp_path / f"output-{trial}"
+        for after in sorted(draw.sample(range(0, NUM_STEPS - 5), 2)):
+            stop_one(draw.choice([signal.SIGTERM, signal.SIGKILL]), draw.randrange(2), command, output, broken, after)
+        finish(command, output)
+        assert_same_run(broken, whole)
+
+
+def test_a_process_that_fails_takes_the_others_down_and_is_named_first(corpus: Path, tmp_path: Path) -> None:
+    """By the launcher: process 1 cannot read the data, process 0 could."""
+    command = [word for word in words("gpt", corpus, tmp_path / "run") if not word.startswith("--config.data.path")]
+    (tmp_path / "0").symlink_to(corpus)
+    script = tmp_path / "launch.py"
+    script.write_text(
+        "import os, sys\n"
+        "from jaxformer.launch import local\n"
+        "sys.exit(local.run(sys.argv[1:], 2))\n"
+    )  # fmt: skip
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "number = os.environ.get('JAX_PROCESS_ID')\n"
+        "os.environ.update({'CORPUS': 'here'} if number == '0' else {})\n"
+        "if number == '1':\n"
+        "    import jaxformer.data.prepare as prepare\n"
+        "    from jaxformer.errors import UserError\n"
+        "    def fails(*args, **keys):\n"
+        "        raise UserError('data.path: the disk of this host is gone')\n"
+        "    prepare.prepare = fails\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "XLA_FLAGS": ""}
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, str(script), *command, f"--config.data.path={tmp_path / '0' / 'documents.txt'}"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.splitlines()
+    own = lines.index("[1] jaxformer train: data.path: the disk of this host is gone")
+    others = [number for number, line in enumerate(lines) if "another process of this run has gone" in line]
+    assert all(own < number for number in others)
+    assert lines[-1] == "jaxformer launch: process 1 ended with exit code 2 first; its own message is above, behind [1]"
+    assert "Traceback" not in done.stderr and time.monotonic() - began < 60

@@ -1,0 +1,63 @@
+"""Tiny trainings that several test files run as whole processes."""
+
+import json
+import random
+from pathlib import Path
+
+from jaxformer.run import read_metrics
+
+FAMILIES = ("gpt", "bert", "t5")
+SIZES = {"d_model": 16, "d_ff": 32, "num_heads": 2, "head_dim": 8, "num_layers": 2, "max_length": 32, "vocab_size": 420}
+ROW = {"gpt": "sequence_length", "bert": "sequence_length", "t5": "sequence_length"}
+TOPICS = {"animals": "cat dog horse bird fish sheep", "numbers": "one two three four five six seven"}
+# Numbers that differ from run to run.
+TIMES = (
+    "train/seconds", "train/step_seconds", "train/tokens_per_second", "train/data_wait_seconds",
+    "train/checkpoint_wait_seconds", "train/goodput",
+)  # fmt: skip
+
+
+def make_corpus(folder: Path) -> Path:
+    """Fill a folder with documents (text) and labelled sentences (JSON lines), each sentence about one topic."""
+    draw = random.Random(0)
+    documents, examples = [], []
+    for _ in range(240):
+        topic = draw.choice(sorted(TOPICS))
+        words = TOPICS[topic].split()
+        sentences = [f"The {draw.choice(words)} and the {draw.choice(words)} came." for _ in range(draw.randint(2, 7))]
+        documents.append(" ".join([*sentences, f"These are {topic}."]))
+        examples.append({"text": sentences[0], "label": topic})
+    (folder / "documents.txt").write_text("\n\n".join(documents))
+    (folder / "labelled.jsonl").write_text("".join(json.dumps(example) + "\n" for example in examples))
+    return folder
+
+
+def pretraining(family: str, corpus: Path, workdir: Path, **overrides: object) -> list[str]:
+    """The arguments of a tiny pretraining run, dropout on."""
+    keys: dict[str, object] = {f"model.{name}": size for name, size in SIZES.items()}
+    keys |= {"model.dropout": 0.1, "tokenizer.vocab_size": 420, f"objective.{ROW[family]}": 24}
+    keys |= {"data.name": "text", "data.path": corpus / "documents.txt"}
+    keys |= {"training.num_steps": 40, "training.batch_size": 8, "training.log_every": 1, "training.eval_every": 100}
+    keys |= {"checkpoint.every": 20, "optimizer.warmup_steps": 5, "evaluation.max_examples": 16}
+    keys |= {"objective.max_predictions": 4} if family == "bert" else {}
+    return arguments("train", f"{family}:smoke", workdir, keys | overrides)
+
+
+def fine_tuning(family: str, corpus: Path, workdir: Path, base: Path, **overrides: object) -> list[str]:
+    keys: dict[str, object] = {f"model.{name}": size for name, size in SIZES.items()}
+    keys |= {"init_from": base, "task.sequence_length": 24}
+    keys |= {"data.name": "json_lines", "data.path": corpus / "labelled.jsonl", "data.label_field": "label"}
+    keys |= {"training.num_steps": 100, "training.batch_size": 8, "training.eval_every": 0, "checkpoint.every": 0}
+    keys |= {"optimizer.warmup_steps": 0, "optimizer.schedule": "constant", "optimizer.learning_rate": 0.01}
+    # So small a classifier hardly moves the body while the language model pulls at it.
+    keys |= {"task.language_model_weight": 0.1} if family == "gpt" else {}
+    keys |= {"footprint.enabled": False}
+    return arguments("train", f"finetune_area:{family},smoke", workdir, keys | overrides)
+
+
+def arguments(verb: str, config: str, workdir: Path, keys: dict[str, object]) -> list[str]:
+    return [verb, f"--config={config}", f"--workdir={workdir}", *(f"--config.{key}={keys[key]}" for key in keys)]
+
+
+def logged(workdir: Path) -> list[dict[str, float]]:
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in read_metrics(workdir)]
