@@ -29,6 +29,24 @@ def mixture(weights: dict[str, float]) -> dict:
     return {"name": "mixture", "members": members}
 
 
+def ramp(start: int, full: int, rows: int, stages: int, multiple: int) -> list[dict]:
+    """Return phases in which the batch grows from `start` towards `full` rows, linearly in the `rows` drawn: `stages`
+    of equally many rows, with batches that are multiples of `multiple` (which devices have to share)."""
+    sizes = [start + (full - start) * stage // stages // multiple * multiple for stage in range(stages)]
+    return [{"steps": rows // stages // size, "batch_size": size} for size in sizes]
+
+
+def steps_for(rows: int, phases: list[dict], full: int) -> int:
+    """Return how many steps it takes to draw so many rows."""
+    steps = 0
+    for phase in phases:
+        drawn = phase["steps"] * phase["batch_size"]
+        if rows < drawn:
+            return steps + rows // phase["batch_size"]
+        steps, rows = steps + phase["steps"], rows - drawn
+    return steps + rows // full
+
+
 def base() -> ConfigDict:
     """Return the skeleton of a pretraining experiment.
 
@@ -70,5 +88,6 @@ def shrink(config: ConfigDict, scale: str) -> None:
     config.model.update({"vocab_size": 4096, "dropout": 0.0, "attention_dropout": 0.0})
     config.tokenizer.vocab_size = 4096
     config.training.update({"num_steps": steps[scale], "log_every": 10, "eval_every": steps[scale] // 3})
+    config.training.update({"phases": (), "logits_chunk": 0, "unroll_layers": 0, "remat": "none"})
     config.checkpoint.every = steps[scale] // 3
     config.evaluation.max_examples = 256

@@ -52,7 +52,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "clip_norm": 5.0,
     }
     # Steps not published: 3 epochs (its code's) of 3.3e9 words, counted as tokens, in batches of 4096 x 512.
-    config.training.update({"num_steps": 4720, "batch_size": 4096})
+    config.training.update({"num_steps": 4720, "batch_size": 4096, "phases": ()})
     if scale:
         common.shrink(config, scale)
         config.distillation.teacher = f"runs/bert-{scale}"

@@ -36,7 +36,7 @@ def get_config(arg: str = "bert") -> ConfigDict:
     config.data = {"name": "stdlib_docs"}
     config.task = dict(TASKS[family])
     config.optimizer.update(OPTIMIZERS[family])
-    config.training.update({"num_steps": 375, "batch_size": 32, "log_every": 10, "eval_every": 125})
+    config.training.update({"num_steps": 375, "batch_size": 32, "log_every": 10, "eval_every": 125, "phases": ()})
     config.checkpoint.update({"every": 125, "best_metric": "eval/accuracy", "best_mode": "max"})
     config.checkpoint.update({"init_skip": PRETRAINING_HEADS[family], "init_new": NEW_HEADS[family]})
     if {"smoke", "small"} & set(words):

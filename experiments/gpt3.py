@@ -34,21 +34,30 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data = common.mixture(
         {"common_crawl": 60, "webtext2": 22, "books1": 8, "books2": 8, "wikipedia/20230601.en": 3}
     )
-    # Appendix B counts in tokens: 300 billion in all, 375 million to warm up, down to a tenth at 260 billion. The full
-    # batch is used from the start, where the paper begins with 32,000 tokens.
-    tokens = batch_size * 2048
+    # Appendix B counts in tokens: 300 billion in all, 375 million to warm up, down to a tenth at 260 billion. The batch
+    # grows from 32,000 tokens (16 rows) over the first 4 to 12 billion, "depending on the model size".
+    billions = 4 if batch_size < 512 else 8 if batch_size < 1024 else 12  # not published which model takes how many
+    phases = common.ramp(16, batch_size, billions * 10**9 // 2048, stages=8, multiple=16)  # not published: 8 stages
+
+    def steps(tokens: float) -> int:
+        return common.steps_for(int(tokens) // 2048, phases, batch_size)
+
     config.optimizer = {
         "name": "adamw",
         "learning_rate": learning_rate,
         "schedule": "cosine",
-        "warmup_steps": 375_000_000 // tokens,
-        "decay_steps": 260_000_000_000 // tokens,
+        "warmup_steps": steps(375e6),
+        "decay_steps": steps(260e9),
         "final_fraction": 0.1,
         "beta2": 0.95,
         "weight_decay": 0.1,
         "clip_norm": 1.0,
     }
-    config.training.update({"num_steps": 300_000_000_000 // tokens, "batch_size": batch_size})
+    config.training.update({"num_steps": steps(300e9), "batch_size": batch_size, "phases": tuple(phases)})
+    # 2048 rows of logits over 50,257 ids are 400 MB a row; layers of the larger models do not fit either.
+    config.training.logits_chunk = 256
+    if size in ("6.7b", "13b", "175b"):
+        config.training.update({"unroll_layers": 1, "remat": "full"})
     if scale:
         common.shrink(config, scale)
         config.model.max_length = config.objective.sequence_length = 128

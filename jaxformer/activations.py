@@ -41,9 +41,11 @@ _READS_FUSED = (*_REDUCTIONS, "dynamic_update_slice")  # of those, what computes
 _IN_PLACE = ("optimization_barrier", "scatter-add", "scatter", "dynamic_update_slice", "while", "scan")
 _DEAR = ("exp", "exp2", "expm1", "log", "log1p", "tanh", "logistic", "erf", "erfc", "erf_inv", "rsqrt", "sqrt", "cbrt",
          "pow", "div", "sin", "cos")  # fmt: skip
-_VIEWS = ("reshape", "squeeze", "expand_dims", "copy")
+_VIEWS = ("reshape", "squeeze", "expand_dims", "copy", "name")
 _MOVES = (*_VIEWS, "slice", "dynamic_slice", "convert_element_type", "transpose", "broadcast_in_dim")
-_SUMS = (*_MOVES, "pad", "add_any", "add", "concatenate", "mul")  # what turns a layer's gradients into the stack's
+_SUMS = (*_MOVES, "pad", "add_any", "add", "concatenate", "name")  # what turns a layer's gradients into the stack's
+_MOST = 0.9  # of the gradients: the last layer's are being made, then they are applied
+GRADIENT = "gradient"  # the name that the traced step gives to its gradients
 _DOUBLE = ("random_bits", "erfc")  # computed by XLA in two arrays
 
 
@@ -51,7 +53,7 @@ class Held(NamedTuple):
     """Bytes that a step holds on one device, its arguments (parameters, optimizer state, batch) left out.
 
     `peak` is all that is held at the fullest moment but gradients, `gradients` those that are there by then, and `last`
-    what is held beside all gradients when the last of them is made.
+    what is held beside all gradients from when the last of them are made until they are applied (clipped copies).
     """
 
     peak: float
@@ -93,14 +95,14 @@ class _Step:
 
 
 def held(
-    jaxpr: Any, params: Collection[int] = (), gradients: Collection[int] = (), shards: int = 1,
+    jaxpr: Any, params: Collection[int] = (), donated: Collection[int] = (), shards: int = 1,
     fused: Collection[tuple[int, ...]] = (),
 ) -> Held:  # fmt: skip
     """Return what a traced function (a closed jaxpr) holds.
 
-    `params` and `gradients` are the places of the parameters among its arguments and of their gradients among its
-    results; what is a piece of either is split over `shards` devices. Arrays of the shapes `fused` are never held
-    (attention scores of a fused kernel).
+    `params` are the places of the parameters among its arguments, `donated` those of the results that take the place
+    of arguments; gradients are what `checkpoint_name` calls GRADIENT. What is a piece of a parameter or a gradient is
+    split over `shards` devices. Arrays of the shapes `fused` are never held (attention scores of a fused kernel).
     """
     steps: list[_Step] = []
     arguments = [_value(variable) for variable in jaxpr.jaxpr.invars]
@@ -111,16 +113,18 @@ def held(
     for step in steps:
         if step.name in _MOVES and step.reads and all(value.weight for value in step.reads):
             step.writes[0].weight = True
-    for place in gradients:
-        if results[place] is not None:
-            results[place].gradient = True
-    _mark_gradients(steps, {id(value) for value in results if value is not None and not value.gradient})
+        if step.name == "name" and step.params["name"] == GRADIENT:
+            step.writes[0].gradient = True
+    _mark_gradients(steps)
     for step in steps:
         for value in step.writes:
             if value.shape in fused:
                 value.size = 0.0
             elif value.weight or value.gradient:
                 value.size /= shards
+    for place in donated:
+        if results[place] is not None:
+            results[place].size = 0.0
     return _walk(steps, set(arguments), [value for value in results if value is not None])
 
 
@@ -138,9 +142,9 @@ def _inline(jaxpr: Any, arguments: Sequence[_Value | None], steps: list[_Step]) 
     for equation in inner.eqns:
         name = equation.primitive.name
         reads = [None if hasattr(atom, "val") else known[atom] for atom in equation.invars]
-        called = None
         if name in _CALLS:
-            called = next(equation.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in equation.params)
+            params = equation.params
+            called = next(params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params)
             writes = _inline(called, reads, steps)
         else:
             writes = [_value(variable, name) for variable in equation.outvars]
@@ -167,45 +171,45 @@ def _readers(steps: Sequence[_Step]) -> dict[_Value, list[int]]:
     return found
 
 
-def _mark_gradients(steps: Sequence[_Step], others: set[int]) -> None:
+def _mark_gradients(steps: Sequence[_Step]) -> None:
     """Mark what becomes nothing but gradients: the pieces of each layer, before they are put together."""
     readers = _readers(steps)
     for step in reversed(steps):
         for value in step.writes:
             reads = [steps[number] for number in readers[value]]
-            reads = [read for read in reads if read.name not in _REDUCTIONS and read.name != "integer_pow"]
-            if id(value) not in others and reads and all(
-                read.name in _SUMS and read.writes[0].gradient for read in reads
-            ):  # fmt: skip
+            if reads and all(read.name in _SUMS and read.writes[0].gradient for read in reads):
                 value.gradient = True
 
 
 def _fused(steps: Sequence[_Step], results: set[_Value]) -> set[_Value]:
     """Return the values that are computed where they are read."""
-    readers = _readers(steps)
     makers = {value: step for step in steps for value in step.writes}
     found: set[_Value] = set()
-    for step in reversed(steps):
+    # What reads a value, changes of shape alone looked through; None: it is a result.
+    readers: dict[_Value, list[int | None]] = collections.defaultdict(list)
+    for value in results:
+        readers[value].append(None)
+    for number, step in reversed(tuple(enumerate(steps))):
         value = step.writes[0]
         reading = readers[value]
-        if not step.fuses or not reading or (value in results and step.name not in _VIEWS):
-            continue
         if step.name in _VIEWS:
             found.add(value)
-        elif all(steps[number].reads_fused for number in reading):
-            # Repeated where it is cheap and what it reads takes no more room than it does itself.
-            large = {
-                read
-                for read in step.reads
-                if 2 * read.size >= value.size
-                and not (read in makers and makers[read].name in ("broadcast_in_dim", "iota"))
-            }
-            if len(set(reading)) == 1 or (step.name not in _DEAR and len(large) <= 1):
+        elif step.fuses and None not in reading and reading:
+            kinds = [steps[other] for other in reading if other is not None]
+            if all(kind.reads_fused for kind in kinds):
+                # Repeated where it is cheap and what it reads takes no more room than it does itself.
+                large = {
+                    read
+                    for read in step.reads
+                    if 2 * read.size >= value.size
+                    and not (read in makers and makers[read].name in ("broadcast_in_dim", "iota"))
+                }
+                if len(set(reading)) == 1 or (step.name not in _DEAR and len(large) <= 1):
+                    found.add(value)
+            elif step.name == "transpose" and all(kind.reads_fused or kind.name == "dot_general" for kind in kinds):
                 found.add(value)
-        elif step.name == "transpose" and all(
-            steps[number].reads_fused or steps[number].name == "dot_general" for number in reading
-        ):
-            found.add(value)
+        for read in step.reads:
+            readers[read] += reading if step.name in _VIEWS else [number]
     return found
 
 
@@ -258,10 +262,10 @@ def _walk(steps: Sequence[_Step], arguments: set[_Value], results: Sequence[_Val
         for value in (*ends, *(value for value in made if value not in last)):
             if value in alive:
                 take(value, -1)
-    # The gradients of all layers but one are there when the last layer's turn comes.
-    total = sum(value.size for value in results if value.gradient)
-    late = [held for gradients, held in moments if gradients >= 0.9 * total > 0.0]
-    return Held(*peak, max(late, default=0.0) - total if late else 0.0)
+    total = sum(step.writes[0].size for step in steps if step.name == "name" and step.writes[0].gradient)
+    first = next((number for number, (gradients, _) in enumerate(moments) if gradients >= _MOST * total), None)
+    late = [] if first is None or not total else [sum_ for _, sum_ in moments[first:]]
+    return Held(*peak, max(late) - total if late else 0.0)
 
 
 def _within(step: _Step) -> float:

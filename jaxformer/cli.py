@@ -232,6 +232,23 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--seed", type=int, help="seed of the run (default: 0, or the config's)")
     show.add_argument("--json", action="store_true", help="print JSON, with every array")
 
+    # Names alone: this imports no JAX.
+    from jaxformer.flops import CHIPS
+
+    plan = add(
+        "plan", _plan, "say what a run will need: parameters, memory per device, hours, energy, CO2eq",
+        "plan --config=gpt3:175b --devices=1024 --chip=h100 --config.sharding.fsdp=64 --config.sharding.tensor=8",
+        overrides=True,
+    )  # fmt: skip
+    plan.add_argument("--config", required=True, metavar="NAME[:ARG]|FILE[:ARG]", help="the experiment")
+    plan.add_argument("--devices", type=int, metavar="N", help="default: as many as config.sharding asks for")
+    plan.add_argument("--chip", default="", metavar="NAME", help=f"the accelerator: {', '.join(CHIPS)}")
+    plan.add_argument(
+        "--utilisation", type=float, default=0.4, metavar="SHARE", help="of the chip's peak (MFU; default: 0.4)"
+    )
+    plan.add_argument("--watts", type=float, metavar="W", help="power of a chip (default: its data sheet's)")
+    plan.add_argument("--json", action="store_true", help="print JSON, with everything")
+
     demo = add("demo", _demo, "show what pretraining is worth, on the built-in corpus", "demo --family=bert")
     demo.add_argument("--family", default="bert", choices=("bert", "gpt", "t5", "all"), help="default: bert")
     demo.add_argument("--output", default="runs/demo", metavar="DIR", help="where it all goes (default: runs/demo)")
@@ -422,6 +439,23 @@ def _objectives_show(args: argparse.Namespace, overrides: list[str]) -> int:
         print(json.dumps(showing.as_json(shown)))
     else:
         showing.print_examples(shown)
+    return 0
+
+
+def _plan(args: argparse.Namespace, overrides: list[str]) -> int:
+    # Nothing is computed: an accelerator would take seconds to start, or be somebody else's.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from jaxformer import config as configs
+    from jaxformer import plan
+
+    config = configs.load(args.config, overrides)
+    made = plan.make_plan(
+        config, num_devices=args.devices, chip=args.chip, utilisation=args.utilisation, watts=args.watts
+    )
+    if args.json:
+        print(json.dumps(made))
+    else:
+        plan.print_plan(made)
     return 0
 
 

@@ -71,6 +71,7 @@ class AdamW(Optimizer):
     weight_decay: float = 0.01
     decay_exclude: tuple[str, ...] = BIASES_AND_NORMS
     bias_correction: bool = True
+    moment_dtype: str = "float32"  # bfloat16: half the memory of the optimizer, rounded at random
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,6 +79,7 @@ class AdamW(Optimizer):
         _require(0 <= self.beta2 < 1, "beta2", self.beta2, "at least 0 and below 1")
         _require(self.epsilon >= 0, "epsilon", self.epsilon, "0 or more")
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        _require(self.moment_dtype in _MOMENTS, "moment_dtype", self.moment_dtype, f"one of {', '.join(_MOMENTS)}")
 
 
 @dataclass(frozen=True)
@@ -138,9 +140,10 @@ def make_optimizer(config: Optimizer, params: dict[str, Any]) -> optax.GradientT
     if isinstance(config, AdamW):
         adam = optax.scale_by_adam if config.bias_correction else scale_by_uncorrected_adam
         decay = [decay_weights(config.weight_decay, config.decay_exclude, params)] if config.weight_decay else []
-        return optax.chain(
-            *clip, adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon), *decay, scale_by_given_rate()
-        )
+        moments = adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon)
+        if config.moment_dtype == "bfloat16":
+            moments = in_bfloat16(moments)
+        return optax.chain(*clip, moments, *decay, scale_by_given_rate())
     if isinstance(config, Adafactor):
         factored = optax.scale_by_factored_rms(
             decay_rate=config.decay_exponent,
@@ -256,6 +259,37 @@ def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.Gradien
     return optax.GradientTransformation(init, update)
 
 
+def in_bfloat16(adam: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Keep both moments of an Adam in bfloat16; the update itself is computed in float32.
+
+    They are rounded up or down at random, in proportion, by the number of the update. Rounded to the nearest, a second
+    moment that changes by a thousandth a step (beta2 0.999) would never move: bfloat16 is two decimal digits.
+    """
+
+    def stored(tree: Any, rng: jax.Array) -> Any:
+        leaves, structure = jax.tree.flatten(tree)
+        keys = jax.random.split(rng, len(leaves))
+        return structure.unflatten([_rounded(leaf, key) for leaf, key in zip(leaves, keys, strict=True)])
+
+    def init(params: Any) -> Any:
+        return jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, adam.init(params))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        exact = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, state)
+        updates, new = adam.update(updates, exact, params)
+        mu_rng, nu_rng = jax.random.split(jax.random.fold_in(jax.random.key(0), new.count))
+        return updates, new._replace(mu=stored(new.mu, mu_rng), nu=stored(new.nu, nu_rng))
+
+    return optax.GradientTransformation(init, update)
+
+
+def _rounded(x: jax.Array, rng: jax.Array) -> jax.Array:
+    """Return x in bfloat16, up or down at random, so that its mean is x: a bfloat16 is the upper half of a float32."""
+    noise = jax.random.bits(rng, x.shape, jnp.uint16).astype(jnp.uint32)
+    bits = (jax.lax.bitcast_convert_type(x, jnp.uint32) + noise) & jnp.uint32(0xFFFF0000)
+    return jnp.where(jnp.isfinite(x), jax.lax.bitcast_convert_type(bits, jnp.float32), x).astype(jnp.bfloat16)
+
+
 def decay_weights(
     weight_decay: float, exclude: tuple[str, ...], params: dict[str, Any]
 ) -> optax.GradientTransformation:
@@ -324,6 +358,7 @@ SCHEDULES = {
     "inverse_sqrt": _inverse_sqrt,
     "inverse_sqrt_flat": _inverse_sqrt_flat,
 }
+_MOMENTS = ("float32", "bfloat16")
 _DECAYING = ("linear", "linear_product", "linear_from_peak", "cosine")
 
 

@@ -6,10 +6,16 @@ as `jaxformer.activations` says: `batch_size / accumulation_steps / (data x fsdp
 with `tensor` only a share of the heads, of d_ff and of the vocabulary. Added to them are
 
 - with accumulation, the sum of the gradients of the micro-batches done;
-- with fsdp, what is gathered at a time: the largest layer's parameters and the token table, whole along fsdp.
+- with fsdp, what is gathered: the token table and its gradient, and the parameters of the largest layer; of all layers
+  when they are unrolled without rematerialisation, for then XLA keeps what it gathered until the backward pass.
 
-They are what the step holds at its fullest beyond the three others, so that the sum is what it holds in all. Of several
-phases, or of unrolled layers beyond the fourth (each adds as much as the one before), the largest counts.
+They are what the step holds at its fullest beyond the three others, so that the sum is what it holds in all; where few
+examples make little of them, that moment is the optimizer's update (with clip_norm, the clipped gradients). Of several
+phases the largest counts. Of unrolled layers four are traced: each further one adds as much as those.
+
+Checked against XLA's CPU backend in float32 (tests/test_plan.py). Known to differ there: rematerialisation of unrolled
+layers is undone; unrolled layers without clip_norm pad every layer's gradient to the whole stack; what collectives of
+gradients copy is not counted.
 
     hours   = FLOPs of the run / (devices x peak x utilisation) / 3600
     kWh     = hours x devices x (watts of the chip x 1.1) x PUE / 1000
@@ -24,14 +30,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxformer.activations import Held, held
+from jaxformer.activations import GRADIENT, Held, held
 from jaxformer.build import build_model, label_names
 from jaxformer.config import Config
 from jaxformer.errors import UserError
@@ -59,18 +65,19 @@ _TRACED = 4  # unrolled layers that are traced; the others are as the last two o
 
 
 def make_plan(
-    config: Config, *, num_devices: int = 0, chip: str = "", utilisation: float = 0.4, watts: float = 0.0
-) -> Plan:
+    config: Config, *, num_devices: int | None = None, chip: str = "", utilisation: float = 0.4,
+    watts: float | None = None,
+) -> Plan:  # fmt: skip
     """Return everything that `jaxformer plan` prints, as plain values: bytes, hours, kWh, kg.
 
-    `num_devices` 0 is as many as the mesh asks for; `watts` replaces the chip's. Raises UserError for an unknown chip,
+    `num_devices` None is as many as the mesh asks for; `watts` replaces the chip's. Raises UserError for an unknown chip,
     too few devices, batches that they cannot share and a utilisation outside (0, 1].
     """
     if not 0.0 < utilisation <= 1.0:
         raise UserError(f"--utilisation={utilisation:g}: must be above 0 and at most 1 (0.4 is 40 % of the peak)")
-    if num_devices < 0:
+    if num_devices is not None and num_devices < 1:
         raise UserError(f"--devices={num_devices}: must be at least 1")
-    if watts < 0:
+    if watts is not None and not watts > 0:
         raise UserError(f"--watts={watts:g}: must be above 0")
     device = chip_named(chip) if chip else None
     sharding = config.sharding
@@ -106,7 +113,9 @@ def make_plan(
 
     flops, tokens = _work(config, model, supervision, teacher)
     last = config.phases[-1].of(supervision)
-    row_flops = step_flops(config, model, supervision, teacher)(config.training.num_steps + 1) / config.training.batch_size
+    row_flops = (
+        step_flops(config, model, supervision, teacher)(config.phases[-1].first + 1) / config.training.batch_size
+    )
     plan: Plan = {
         "config": config.name,
         "model": config.selected["model"],
@@ -129,7 +138,7 @@ def make_plan(
     return plan
 
 
-def _judged(plan: Plan, chip: Chip, watts: float, config: Config) -> Plan:
+def _judged(plan: Plan, chip: Chip, watts: float | None, config: Config) -> Plan:
     """Return what depends on the chip: whether the run fits, and the estimate."""
     devices, total = plan["devices"], plan["bytes_per_device"]["total"]
     hours = plan["flops"] / (devices * chip.peak * plan["utilisation"]) / 3600
@@ -215,9 +224,7 @@ def _optimizer_bytes(
     rest = (state.step, state.opt_state)
     specs = jax.tree.leaves(specs_like(rest, placed, shapes), is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
     leaves = jax.tree.leaves(rest)
-    return sum(
-        leaf.size * leaf.dtype.itemsize // _share(spec, sizes) for leaf, spec in zip(leaves, specs, strict=True)
-    )
+    return sum(leaf.size * leaf.dtype.itemsize // _share(spec, sizes) for leaf, spec in zip(leaves, specs, strict=True))
 
 
 def activation_bytes(
@@ -232,7 +239,7 @@ def activation_bytes(
 
     def traced(num_layers: int) -> Held:
         fewer = dataclasses.replace(local, config=dataclasses.replace(local.config, num_layers=num_layers))
-        return _held(fewer, losses_of(supervision), supervision.shapes, rows, teaching, fsdp)
+        return _held(config, fewer, losses_of(supervision), supervision.shapes, rows, teaching, fsdp)
 
     layers = local.config.num_layers
     if local.execution.unroll in (0, layers) and layers > _TRACED:
@@ -246,7 +253,8 @@ def activation_bytes(
     if phase.accumulation_steps > 1:
         total += gradients
     if fsdp > 1:
-        total += _gathered(shapes, layers)
+        keeps = local.execution.unroll == 0 and local.execution.remat == "none"
+        total += _gathered(shapes, layers, keeps)
     return round(total)
 
 
@@ -266,40 +274,51 @@ def _local(model: Model, tensor: int) -> Model:
     return dataclasses.replace(model, config=local, execution=execution)
 
 
-def _gathered(shapes: Mapping[str, Any], num_layers: int) -> float:
-    """Return the bytes of what fsdp gathers at a time: the largest layer's parameters and the token table."""
+def _gathered(shapes: Mapping[str, Any], num_layers: int, keeps: bool) -> float:
+    """Return the bytes of what fsdp gathers: the largest layer's parameters (of all, where they are kept for the
+    backward pass) and the token table, with its gradient before it is shared out."""
+    sizes = {path: leaf.size * 4.0 for path, leaf in shapes.items()}
+    table = sizes["embedding/tokens"]
+    if keeps:
+        return sum(sizes.values()) + table
     stacks: dict[str, float] = {}
-    for path, leaf in shapes.items():
+    for path, size in sizes.items():
         stack, layer, _ = path.partition("/layers/")
         if layer:
-            stacks[stack] = stacks.get(stack, 0.0) + leaf.size * 4 / num_layers
-    return max(stacks.values()) + shapes["embedding/tokens"].size * 4
+            stacks[stack] = stacks.get(stack, 0.0) + size / num_layers
+    return max(stacks.values()) + 2 * table
 
 
 def _held(
-    model: Model, losses: Losses, arrays: Mapping[str, Any], rows: int, teaching: Teaching | None, shards: int
-) -> Held:
-    """Return what the gradients of one micro-batch of `rows` examples need."""
+    config: Config, model: Model, losses: Losses, arrays: Mapping[str, Any], rows: int, teaching: Teaching | None,
+    shards: int,
+) -> Held:  # fmt: skip
+    """Return what a step on one micro-batch of `rows` examples needs."""
     # The attention of a fused kernel cannot be traced without its GPU: it is einsum's without the scores.
     fused = set()
     if model.execution.attention == "cudnn":
         lengths = {shape[0] for name, (shape, _) in arrays.items() if name.endswith("inputs")}
         fused = {(rows, model.config.num_heads, queries, keys) for queries in lengths for keys in lengths}
         model = dataclasses.replace(model, execution=dataclasses.replace(model.execution, attention="einsum"))
-    # An optimizer that hands the gradients out.
-    gradients = optax.GradientTransformation(lambda params: (), lambda grads, state, params=None: (grads, grads))
-    step = make_train_step(model, losses, gradients, teaching=teaching)
 
-    def run(params: Any, batch: Any, rng: jax.Array, teacher_params: Any) -> Any:
-        state, metrics = step(TrainState(jnp.zeros((), jnp.int32), params, ()), batch, rng, 1.0, teacher_params)
-        return state.opt_state, metrics
+    def named(gradients: Any) -> Any:
+        return jax.tree.map(lambda leaf: checkpoint_name(leaf, GRADIENT), gradients)
 
     shapes = dataclasses.replace(model, execution=Execution(unroll=1)).shapes
+    update = freeze(make_optimizer(config.optimizer, shapes), config.training.trainable, shapes)
+    skips = config.training.skip_non_finite > 0
+    step = make_train_step(model, losses, update, teaching=teaching, keep=named, skips=skips)
+    state = jax.eval_shape(lambda: TrainState(jnp.zeros((), jnp.int32), _zeros(shapes), update.init(_zeros(shapes))))
     batch = {name: jax.ShapeDtypeStruct((rows, *shape), dtype) for name, (shape, dtype) in arrays.items()}
     theirs = None if teaching is None else dataclasses.replace(teaching.model, execution=Execution(unroll=1)).shapes
-    jaxpr = jax.make_jaxpr(run)(shapes, batch, jax.eval_shape(lambda: jax.random.key(0)), theirs)
-    places = range(len(jax.tree.leaves(shapes)))
-    return held(jaxpr, places, places, shards, fused)
+    rate = jax.ShapeDtypeStruct((), jnp.float32)
+    jaxpr = jax.make_jaxpr(step)(state, batch, jax.eval_shape(lambda: jax.random.key(0)), rate, theirs)
+    count = len(jax.tree.leaves(shapes))  # behind the step's number
+    return held(jaxpr, range(1, 1 + count), range(len(jax.tree.leaves(state))), shards, fused)
+
+
+def _zeros(shapes: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def _tokens(supervision: Any) -> int:
@@ -317,3 +336,86 @@ def _work(config: Config, model: Model, supervision: Any, teacher: Model | None)
         flops += count * flops_of(phase.first + 1)
         tokens += count * phase.batch_size * _tokens(phase.of(supervision))
     return flops, tokens
+
+
+def print_plan(plan: Plan, console: Console | None = None) -> None:
+    """Print the summary, bytes per device, the estimate with its formulas, and the table of placement."""
+    console = console or Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 120)  # lines of a file are for programs to cut
+    mesh = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
+    on = f"{plan['devices']:,} x {plan['chip']}" if "chip" in plan else f"{plan['devices']:,} devices"
+    console.print(Text.assemble((plan["config"], "bold"), f" ({plan['model']}) on {on}: {plan['strategy']}, {mesh}, "
+                                f"{plan['dtype']}"))  # fmt: skip
+    console.print(f"parameters        {plan['num_parameters']:,}", highlight=False)
+    console.print(f"FLOPs per token   {plan['flops_per_token']:.4g}  (forward and backward)", highlight=False)
+    console.print(
+        f"run               {plan['steps']:,} steps, {plan['tokens']:.4g} tokens, {plan['flops']:.4g} FLOPs\n",
+        highlight=False,
+    )
+    _print_bytes(plan, console)
+    _print_estimate(plan, console)
+    _print_placement(plan, console)
+    for note in plan["notes"]:
+        console.print(Text(f"note: {note}", "dim"))
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    for heading in headings:
+        is_number = heading.startswith(("GB", "Bytes", "of "))
+        table.add_column(heading, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
+    return table
+
+
+def _print_bytes(plan: Plan, console: Console) -> None:
+    memory = plan.get("memory")
+    table = _table("Per device", "Bytes", "GB", *([f"of {memory / 1e9:.4g} GB"] if memory else []))
+    for name, size in plan["bytes_per_device"].items():
+        share = [f"{100 * size / memory:.1f} %"] if memory else []
+        table.add_row(name, f"{size:,}", f"{size / 1e9:,.3f}", *share, style="bold" if name == "total" else "")
+    console.print(table)
+    if memory:
+        word = "fits" if plan["fits"] else "does not fit"
+        total = plan["bytes_per_device"]["total"]
+        why = f"{total / 1e9:,.4g} GB against {ROOM:.0%} of {memory / 1e9:.4g} GB (the rest is XLA's own)"
+        console.print(Text.assemble((word, "bold green" if plan["fits"] else "bold red"), f": {why}\n"))
+    else:
+        console.print(f"--chip=NAME says whether it fits, and how long it takes: {', '.join(CHIPS)}\n", highlight=False)
+
+
+def formulas(plan: Plan) -> dict[str, str]:
+    """Return the estimate's formulas with their numbers: {"hours": …, "kWh": …, "kgCO2eq": …}."""
+    hours = (
+        f"{plan['flops']:.4g} FLOPs / ({plan['devices']:,} devices x {plan['peak']:.4g} FLOP/s x "
+        f"{plan['utilisation']:g}) / 3600 = {plan['hours']:,.4g}"
+    )
+    if plan["kwh"] is None:
+        missing = f"the vendor does not publish the power of {plan['chip']}; give --watts=W"
+        return {"hours": hours, "kWh": missing, "kgCO2eq": missing}
+    kwh = (
+        f"{plan['hours']:,.4g} h x {plan['devices']:,} devices x ({plan['watts']:g} W x {1 + plan['host_share']:g} for "
+        f"the host) x PUE {plan['pue']:g} / 1000 = {plan['kwh']:,.4g}"
+    )
+    kg = f"{plan['kwh']:,.4g} kWh x {plan['grams_per_kwh']:g} g/kWh / 1000 = {plan['kg_co2eq']:,.4g}"
+    return {"hours": hours, "kWh": kwh, "kgCO2eq": f"{kg}; {plan['electricity']}"}
+
+
+def _print_estimate(plan: Plan, console: Console) -> None:
+    if "chip" not in plan:
+        return
+    for name, formula in formulas(plan).items():
+        console.print(Text.assemble((f"{name:8}", "bold"), formula), soft_wrap=not console.is_terminal)
+    console.print(Text(f"{plan['chip']}: {plan['source']}\n", "dim"))
+
+
+def _print_placement(plan: Plan, console: Console) -> None:
+    """Print every parameter's path, shape, partition spec and bytes per device, and why a dimension is not split."""
+    table = _table("Parameter", "Shape", "Split by", "Bytes per device", "Not split")
+    for entry in plan["parameters"]:
+        axes = [axis or "-" for axis in entry["spec"]]
+        table.add_row(
+            entry["path"], " x ".join(map(str, entry["shape"])), ", ".join(axes) or "-",
+            f"{entry['bytes_per_device']:,}", "; ".join(entry["notes"]),
+        )  # fmt: skip
+    console.print(table)

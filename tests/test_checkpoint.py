@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 
+import jaxformer.checkpoint.digest as digest
 import jaxformer.checkpoint.manager as manager
 from jaxformer.checkpoint import CheckpointConfig, Checkpoints, restore_named, restore_params, stored_shapes
 from jaxformer.errors import UserError
@@ -460,3 +462,46 @@ def test_orbax_keeps_quiet(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     save_all(tmp_path, {1: None})
     assert restore(tmp_path) is not None
     assert caplog.text == ""
+
+
+_MEMORY = """
+import sys
+import jax, jax.numpy as jnp
+from pathlib import Path
+import jaxformer.checkpoint.manager as manager
+from jaxformer.checkpoint import CheckpointConfig, Checkpoints
+
+def peak():
+    return 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+
+if sys.argv[2] == "packed":
+    manager._PACK_FROM_BYTES = 0
+state = {name: jnp.full((2**22,), float(number)) for number, name in enumerate("abcdefghijkl")}  # 16 MiB each
+checkpoints = Checkpoints(Path(sys.argv[1]), CheckpointConfig(keep_last=1))
+for step in (1, 2, 3):
+    jax.block_until_ready(state)
+    Path("/proc/self/clear_refs").write_text("5")  # the highest begins anew
+    before = peak()
+    checkpoints.save(step, state)
+    checkpoints.wait()
+    print((peak() - before) / sum(leaf.nbytes for leaf in state.values()))
+checkpoints.close()
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's record of memory")
+@pytest.mark.parametrize("layout", ["files", "packed"])
+def test_a_save_adds_little_more_than_what_it_writes(tmp_path: Path, layout: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-c", _MEMORY, str(tmp_path), layout], env=environment, capture_output=True, text=True,
+        check=True, timeout=120,
+    )  # fmt: skip
+    assert max(float(line) for line in done.stdout.split()) <= 1.25
+
+
+def test_one_checkpoint_is_kept_for_every_so_many_hours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(3600 * np.array([100.0, 100.9, 101.0, 102.5, 102.9, 103.4, 103.6]))
+    monkeypatch.setattr(digest, "time", types.SimpleNamespace(time=lambda: float(next(clock))))
+    save_all(tmp_path, dict.fromkeys(range(1, 8)), keep_last=1, keep_every_hours=1.0)
+    assert names(tmp_path) == ["1", "3", "4", "7"]  # 7 is the last, and no hour after 4's 102.5 has passed with 6

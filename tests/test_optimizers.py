@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import math
 
 import jax
@@ -8,7 +9,17 @@ import optax
 import pytest
 
 from jaxformer.errors import UserError
-from jaxformer.optimizers import OPTIMIZERS, SCHEDULES, Adafactor, AdamW, Optimizer, freeze, make_optimizer, schedule
+from jaxformer.optimizers import (
+    OPTIMIZERS,
+    SCHEDULES,
+    Adafactor,
+    AdamW,
+    Optimizer,
+    _rounded,
+    freeze,
+    make_optimizer,
+    schedule,
+)
 from jaxformer.parameters import flatten, unflatten
 
 RATE = dict(learning_rate=1.0, schedule="constant")
@@ -285,3 +296,35 @@ def test_nothing_to_freeze_changes_nothing() -> None:
     for trainable, message in (("hed/.*",), "training.trainable: pattern 'hed/.*'"), ((), "training.trainable: no"):
         with pytest.raises(UserError, match=message):
             freeze(optimizer, trainable, random_params(0))
+
+
+@pytest.mark.parametrize("bias_correction", [True, False])
+def test_moments_in_bfloat16_follow_those_in_float32(bias_correction: bool) -> None:
+    """With beta2 0.999: rounded to the nearest, the second moment would stay where it first got to."""
+    rng = np.random.default_rng(0)
+    scale = rng.uniform(0.5, 2.0, (4, 250)).astype(np.float32)
+    params = {"kernel": jnp.zeros((4, 250))}
+    finals, updates = [], []
+    for dtype in ("float32", "bfloat16"):
+        config = AdamW(learning_rate=1.0, weight_decay=0.0, clip_norm=0.0, bias_correction=bias_correction,
+                       moment_dtype=dtype)  # fmt: skip
+        optimizer = make_optimizer(config, params)
+        state, draw = optimizer.init(params), np.random.default_rng(1)
+        step = jax.jit(functools.partial(optimizer.update, learning_rate=1.0))
+        for _ in range(300):
+            gradient = jnp.asarray(scale + 0.1 * draw.normal(size=scale.shape), jnp.float32)
+            update, state = step({"kernel": gradient}, state, params)
+        assert state[0].mu["kernel"].dtype == state[0].nu["kernel"].dtype == jnp.dtype(dtype)
+        finals.append(np.asarray(state[0].nu["kernel"], np.float64))
+        updates.append(np.asarray(update["kernel"]))
+    ratio = finals[1] / finals[0]
+    assert abs(ratio.mean() - 1) < 0.005 and np.abs(ratio - 1).max() < 0.1
+    np.testing.assert_allclose(updates[1], updates[0], rtol=0.06)
+
+
+def test_rounding_at_random_is_right_in_the_mean() -> None:
+    x = jnp.full(100_000, 1.0 + 2**-10)  # an eighth of the way to the next bfloat16
+    rounded = np.asarray(_rounded(x, jax.random.key(0)), np.float32)
+    assert set(np.unique(rounded)) == {1.0, 1.0 + 2**-7} and abs((rounded > 1).mean() - 0.125) < 0.005
+    special = jnp.array([0.0, -3.0, jnp.inf, -jnp.inf, jnp.nan])
+    np.testing.assert_array_equal(_rounded(special, jax.random.key(1)).astype(jnp.float32), special)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +29,11 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Digest:
-    """`arrays`: path in the state -> (shape, dtype); `files`: path in the directory -> (bytes, SHA-256)."""
+    """`arrays`: path in the state -> (shape, dtype); `files`: path in the directory -> (bytes, SHA-256); `saved`: when,
+    in seconds of the epoch."""
 
     step: int
+    saved: float
     arrays: dict[str, tuple[Shape, str]]
     metrics: dict[str, float]
     files: dict[str, tuple[int, str]]
@@ -60,7 +63,7 @@ def write_digest(
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         hashes = pool.map(lambda name: _hash(folder / name), names)
         files = {name: [(folder / name).stat().st_size, digest] for name, digest in zip(names, hashes, strict=True)}
-    content = {"step": step, "metrics": dict(metrics), "arrays": dict(arrays), "files": files}
+    content = {"step": step, "saved": time.time(), "metrics": dict(metrics), "arrays": dict(arrays), "files": files}
     temporary = folder / f"{DIGEST}.tmp"
     with temporary.open("w", encoding="utf-8") as file:
         json.dump(content | {"sha256": _hash_content(content)}, file, indent=1)
@@ -83,6 +86,7 @@ def read_digest(folder: Path) -> Digest:
             raise DamagedDigest(f"{DIGEST} does not agree with its own hash")
         return Digest(
             step=content["step"],
+            saved=content.get("saved", 0.0),
             arrays={path: (tuple(shape), dtype) for path, (shape, dtype) in content["arrays"].items()},
             metrics=content["metrics"],
             files={name: (size, digest) for name, (size, digest) in content["files"].items()},
@@ -141,6 +145,21 @@ def best_step(directory: Path, metric: str, mode: str) -> int | None:
             values[step] = value
     sign = 1 if mode == "min" else -1
     return min(values, key=lambda step: sign * values[step]) if values else None
+
+
+def spaced_steps(directory: Path, hours: float) -> list[int]:
+    """Return the steps of the first finished checkpoint and of each that was saved `hours` or more after the last of
+    these."""
+    spaced, last = [], -math.inf
+    for step in finished_steps(directory):
+        try:
+            saved = read_digest(directory / str(step)).saved
+        except (DamagedDigest, OSError):
+            continue
+        if saved - last >= hours * 3600:
+            spaced.append(step)
+            last = saved
+    return spaced
 
 
 def locate(path: Path) -> Path:

@@ -24,6 +24,7 @@ from jaxformer.checkpoint.digest import (
     best_step,
     find_damage,
     finished_steps,
+    spaced_steps,
     step_folders,
     write_digest,
 )
@@ -50,6 +51,7 @@ class CheckpointConfig:
 
     every: int = 0  # steps between saves; 0: at the end only
     keep_last: int = 2  # 0: keep all
+    keep_every_hours: float = 0.0  # and one for every so many hours of the run; 0: none
     keep_best: bool = True  # by best_metric, among the checkpoints that were saved right after an evaluation
     best_metric: str = "eval/loss"
     best_mode: str = "min"  # min: lower is better; max
@@ -57,7 +59,7 @@ class CheckpointConfig:
     init_new: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for key in ("every", "keep_last"):
+        for key in ("every", "keep_last", "keep_every_hours"):
             if getattr(self, key) < 0:
                 raise UserError(f"checkpoint.{key}: {getattr(self, key)} must be 0 or more")
         if self.best_mode not in ("min", "max"):
@@ -159,11 +161,13 @@ class Checkpoints:
             self._failure = error
 
     def _prune(self) -> None:
-        """Delete all finished checkpoints but the last ones and the best."""
+        """Delete all finished checkpoints but the last ones, the best, and one for every so many hours."""
         steps = finished_steps(self.directory)
         kept: set[int | None] = set(steps[-self.config.keep_last :])  # [-0:] is all of them
         if self.config.keep_best:
             kept.add(best_step(self.directory, self.config.best_metric, self.config.best_mode))
+        if self.config.keep_every_hours:
+            kept.update(spaced_steps(self.directory, self.config.keep_every_hours))
         for step in steps:
             if step not in kept:
                 self._folder(step).rename(self._folder(step, DELETED))
