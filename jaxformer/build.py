@@ -213,7 +213,7 @@ def _pmapped(step: Any, mesh: Mesh) -> Any:
     def train_step(
         state: TrainState, batch: Any, rng: jax.Array, learning_rate: jax.Array | float, teacher_params: Any = None
     ) -> Any:
-        return mapped(state, by_device(batch), rng, jnp.float32(learning_rate), teacher_params)
+        return mapped(state, by_device(batch), rng, jnp.asarray(learning_rate, float), teacher_params)
 
     return train_step
 

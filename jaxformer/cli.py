@@ -237,7 +237,7 @@ def _parser() -> argparse.ArgumentParser:
 
     plan = add(
         "plan", _plan, "say what a run will need: parameters, memory per device, hours, energy, CO2eq",
-        "plan --config=gpt3:175b --devices=1024 --chip=h100 --config.sharding.fsdp=64 --config.sharding.tensor=8",
+        "plan --config=gpt3:175b --devices=128 --chip=h100 --config.sharding.fsdp=16 --config.sharding.tensor=8",
         overrides=True,
     )  # fmt: skip
     plan.add_argument("--config", required=True, metavar="NAME[:ARG]|FILE[:ARG]", help="the experiment")

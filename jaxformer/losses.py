@@ -31,8 +31,8 @@ def cross_entropy(
 
 
 def weighted(values: jax.Array, weights: jax.Array) -> jax.Array:
-    """Return the float32 sum of values x weights; entries of weight 0 add exactly 0 whatever their value."""
-    return jnp.sum(jnp.where(weights > 0, values, 0.0) * weights, dtype=jnp.float32)
+    """Return the sum of values x weights; entries of weight 0 add exactly 0 whatever their value."""
+    return jnp.sum(jnp.where(weights > 0, values, 0.0) * weights)
 
 
 def in_chunks(judge: Callable[..., Any], arrays: tuple[jax.Array, ...], chunk: int) -> tuple[Any, Any]:

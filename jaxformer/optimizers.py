@@ -266,10 +266,10 @@ def in_bfloat16(adam: optax.GradientTransformation) -> optax.GradientTransformat
     moment that changes by a thousandth a step (beta2 0.999) would never move: bfloat16 is two decimal digits.
     """
 
-    def stored(tree: Any, rng: jax.Array) -> Any:
+    def stored(tree: Any, count: jax.Array, which: int) -> Any:
         leaves, structure = jax.tree.flatten(tree)
-        keys = jax.random.split(rng, len(leaves))
-        return structure.unflatten([_rounded(leaf, key) for leaf, key in zip(leaves, keys, strict=True)])
+        seeds = (count.astype(jnp.uint32) * 2 + which) * len(leaves) + jnp.arange(len(leaves), dtype=jnp.uint32)
+        return structure.unflatten([_rounded(leaf, seed) for leaf, seed in zip(leaves, seeds, strict=True)])
 
     def init(params: Any) -> Any:
         return jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, adam.init(params))
@@ -277,17 +277,29 @@ def in_bfloat16(adam: optax.GradientTransformation) -> optax.GradientTransformat
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         exact = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, state)
         updates, new = adam.update(updates, exact, params)
-        mu_rng, nu_rng = jax.random.split(jax.random.fold_in(jax.random.key(0), new.count))
-        return updates, new._replace(mu=stored(new.mu, mu_rng), nu=stored(new.nu, nu_rng))
+        return updates, new._replace(mu=stored(new.mu, new.count, 0), nu=stored(new.nu, new.count, 1))
 
     return optax.GradientTransformation(init, update)
 
 
-def _rounded(x: jax.Array, rng: jax.Array) -> jax.Array:
-    """Return x in bfloat16, up or down at random, so that its mean is x: a bfloat16 is the upper half of a float32."""
-    noise = jax.random.bits(rng, x.shape, jnp.uint16).astype(jnp.uint32)
+def _rounded(x: jax.Array, seed: jax.Array) -> jax.Array:
+    """Return x in bfloat16, up or down at random, so that its mean is x: a bfloat16 is the upper half of a float32.
+
+    The noise is a hash of each entry's place (MurmurHash3's finaliser, twice), not `jax.random`: that would be an array
+    of its own, larger than what is saved, where this is a few integer operations within the update.
+    """
+    place = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    noise = _hashed(_hashed(place) + seed) >> 16
     bits = (jax.lax.bitcast_convert_type(x, jnp.uint32) + noise) & jnp.uint32(0xFFFF0000)
     return jnp.where(jnp.isfinite(x), jax.lax.bitcast_convert_type(bits, jnp.float32), x).astype(jnp.bfloat16)
+
+
+def _hashed(x: jax.Array) -> jax.Array:
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        x = (x ^ (x >> shift)) * jnp.uint32(factor)
+    return x ^ (x >> 16)
 
 
 def decay_weights(

@@ -324,7 +324,12 @@ def test_moments_in_bfloat16_follow_those_in_float32(bias_correction: bool) -> N
 
 def test_rounding_at_random_is_right_in_the_mean() -> None:
     x = jnp.full(100_000, 1.0 + 2**-10)  # an eighth of the way to the next bfloat16
-    rounded = np.asarray(_rounded(x, jax.random.key(0)), np.float32)
+    rounded = np.asarray(_rounded(x, jnp.uint32(7)), np.float32)
     assert set(np.unique(rounded)) == {1.0, 1.0 + 2**-7} and abs((rounded > 1).mean() - 0.125) < 0.005
+    other = np.asarray(_rounded(x, jnp.uint32(8)), np.float32)
+    both = ((rounded > 1) & (other > 1)).mean()  # two updates round independently of each other
+    assert abs(both - 0.125**2) < 0.002
+    neighbours = ((rounded[1:] > 1) & (rounded[:-1] > 1)).mean()
+    assert abs(neighbours - 0.125**2) < 0.002
     special = jnp.array([0.0, -3.0, jnp.inf, -jnp.inf, jnp.nan])
-    np.testing.assert_array_equal(_rounded(special, jax.random.key(1)).astype(jnp.float32), special)
+    np.testing.assert_array_equal(_rounded(special, jnp.uint32(1)).astype(jnp.float32), special)

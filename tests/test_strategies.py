@@ -92,6 +92,31 @@ def test_every_strategy_has_the_losses_of_one_device(name: str, mesh: str) -> No
             assert np.linalg.norm(params[path] - leaf) < 1e-2 * np.linalg.norm(leaf), path
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [("gpt3", "data-fsdp-tensor"), ("gpt3", "pmap"), ("bert", "fsdp-tensor"), ("t5", "data-fsdp-tensor")],
+)
+def test_in_double_precision_only_rounding_is_left(name: str, mesh: str) -> None:
+    """Whatever is wrong by a little does not hide behind float32."""
+
+    def losses(sharding: ShardingConfig, accumulation: int) -> np.ndarray:
+        steps, devices = steps_on(name, sharding, accumulation, dtype="float64")
+        state = steps.make_state(jax.random.key(0))
+        state = jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, state)
+        found = []
+        for step in range(NUM_STEPS):
+            host = {key: np.asarray(value) for key, value in batch_of(name, rows=ROWS, seed=step % 3).items()}
+            host = {key: array.astype(float) if key.endswith("weights") else array for key, array in host.items()}
+            state, metrics = steps.train_step(state, place(devices, host), jax.random.key(1), 1e-2)
+            found.append(float(metrics["loss"]))
+        return np.array(found)
+
+    with jax.enable_x64(True):
+        found, expected = losses(MESHES[mesh], 2), losses(MESHES["one"], 1)
+    assert np.abs(found / expected - 1).max() < 1e-9
+
+
 @pytest.mark.parametrize(
     ("name", "mesh"),
     [case for case in cases({"bert": ("data-fsdp-tensor",)}) if case.values[1] != "pmap"],

@@ -11,6 +11,11 @@ import jax.numpy as jnp
 IMPLEMENTATIONS = ("einsum", "xla", "cudnn")
 
 
+def wide(dtype: Any) -> Any:
+    """Return the type in which softmax, norms and logits of an activation's dtype are computed: float32 at least."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
 def visibility_mask(
     query_segments_BT: jax.Array,
     key_segments_BS: jax.Array,
@@ -52,7 +57,7 @@ def attend(
     dropout_rng: jax.Array | None = None,
     implementation: str = "einsum",
 ) -> jax.Array:
-    """Return [B, T, H, K]: softmax(scale q k + bias) v over the keys that the mask shows, the softmax in float32.
+    """Return [B, T, H, K]: softmax(scale q k + bias) v over the keys that the mask shows; softmax in float32 or wider.
 
     `xla` and `cudnn` go through `jax.nn.dot_product_attention` and know no dropout: with a dropout rng and a rate above
     0 they raise ValueError (the config refuses the combination before).
@@ -64,10 +69,10 @@ def attend(
         mask = jnp.broadcast_to(mask_B1TS, (*mask_B1TS.shape[:2], q_BTHK.shape[1], k_BSHK.shape[1]))
         product: Any = jax.nn.dot_product_attention  # its types ask for literal names of implementations
         return product(q_BTHK, k_BSHK, v_BSHK, bias=bias, mask=mask, scale=scale, implementation=implementation)
-    scores_BHTS = jnp.einsum("BTHK,BSHK->BHTS", q_BTHK * scale, k_BSHK, preferred_element_type=jnp.float32)
+    scores_BHTS = jnp.einsum("BTHK,BSHK->BHTS", q_BTHK * scale, k_BSHK, preferred_element_type=wide(q_BTHK.dtype))
     if bias_1HTS is not None:
-        scores_BHTS = scores_BHTS + bias_1HTS.astype(jnp.float32)
-    scores_BHTS = jnp.where(mask_B1TS, scores_BHTS, jnp.finfo(jnp.float32).min)
+        scores_BHTS = scores_BHTS + bias_1HTS.astype(scores_BHTS.dtype)
+    scores_BHTS = jnp.where(mask_B1TS, scores_BHTS, jnp.finfo(scores_BHTS.dtype).min)
     weights_BHTS = jax.nn.softmax(scores_BHTS, axis=-1).astype(v_BSHK.dtype)
     if dropout_rng is not None and dropout > 0.0:
         keep_BHTS = jax.random.bernoulli(dropout_rng, 1.0 - dropout, weights_BHTS.shape)

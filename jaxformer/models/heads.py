@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxformer.models.attention import wide
 from jaxformer.models.config import Execution, TransformerConfig
 from jaxformer.models.layers import ACTIVATIONS, Linear, Norm, dropout, initializer
 from jaxformer.sharding import constrain
@@ -29,7 +30,9 @@ class TokenTable(nn.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Return hidden [..., D] times the table, [..., stored_vocab_size], in float32."""
-        return jnp.einsum("...D,VD->...V", hidden, self.tokens.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        return jnp.einsum(
+            "...D,VD->...V", hidden, self.tokens.astype(hidden.dtype), preferred_element_type=wide(hidden.dtype)
+        )
 
 
 class VocabularyHead(nn.Module):
@@ -50,7 +53,7 @@ class VocabularyHead(nn.Module):
             logits = table.logits(hidden)
         else:
             kernel = self.param("kernel", initializer(config, "softmax"), (config.d_model, config.stored_vocab_size))
-            logits = jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+            logits = jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=wide(hidden.dtype))
         logits = constrain(logits, self.execution.mesh, ("batch", *[""] * (logits.ndim - 2), "vocab"))
         if config.output_head in ("transform", "biased"):
             bias = self.param("bias", nn.initializers.zeros, (config.stored_vocab_size,))
@@ -87,5 +90,6 @@ class RowHeads(nn.Module):
                 pooled_BD = ACTIVATIONS[activation](pooler(pooled_BD))
             pooled_BD = dropout(self, pooled_BD, self.dropout_rate)
             classifier = Linear(config, num_classes, "classifier", config.head_bias, name=head)
-            logits[head] = classifier(pooled_BD).astype(jnp.float32)
+            logits[head] = classifier(pooled_BD)
+            logits[head] = logits[head].astype(wide(logits[head].dtype))
         return logits

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxformer.models.attention import attend
+from jaxformer.models.attention import attend, wide
 from jaxformer.models.config import Execution, TransformerConfig
 from jaxformer.models.positions import Rotation, rotated, sinusoids
 from jaxformer.sharding import constrain
@@ -64,13 +64,13 @@ def initializer(config: TransformerConfig, kind: str) -> Initializer:
 
 
 class Norm(nn.Module):
-    """Layer norm, or T5's RMS norm (scale only), computed in float32."""
+    """Layer norm, or T5's RMS norm (scale only), computed in float32 at least."""
 
     config: TransformerConfig
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        x = x_BTD.astype(jnp.float32)
+        x = x_BTD.astype(wide(x_BTD.dtype))
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         if self.config.norm == "rms_norm":
             normed = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.config.norm_epsilon)
