@@ -18,11 +18,12 @@ import jax
 from jax.experimental import multihost_utils
 
 from jaxformer.config import Config
-from jaxformer.errors import UserError
+from jaxformer.errors import Interrupted, UserError
 from jaxformer.flops import flops_per_example, peak
 from jaxformer.models.model import Model
 from jaxformer.progress import Display
 from jaxformer.run import MetricsLog, read_record
+from jaxformer.runtime import has_peers
 
 
 class Meter:
@@ -33,7 +34,7 @@ class Meter:
 
     def __init__(
         self, config: Config, start: int, log: MetricsLog, display: Display, learning_rate: Callable[[int], float],
-        flops: Callable[[int], float],
+        flops: Callable[[int], float], num_devices: int = 1,
     ) -> None:  # fmt: skip
         self.training, self.workdir = config.training, log.path.parent
         self.log, self.display, self.learning_rate, self.flops = log, display, learning_rate, flops
@@ -41,7 +42,7 @@ class Meter:
         self.tokens, self.seconds = log.last("train/tokens"), log.last("train/seconds")
         self.skipped, self.in_a_row = int(log.last("train/skipped_steps")), 0
         device_peak = peak(jax.devices()[0].device_kind)
-        self.peak = device_peak and device_peak * jax.device_count()
+        self.peak = device_peak and device_peak * num_devices
         self.began = _began(self.workdir) if log.writes else time.time()
         self.step, self.since = start, time.perf_counter()
         self.waits = dict.fromkeys(("data", "checkpoint"), 0.0)
@@ -152,16 +153,17 @@ def step_flops(config: Config, model: Model, supervision: Any, teacher: Model | 
 
 
 class Signals:
-    """SIGTERM and the first Ctrl-C are remembered until the step is done; the second Ctrl-C stops at once.
+    """SIGTERM and the first Ctrl-C are remembered until the step is done; the second Ctrl-C stops at once. Before the
+    first step, while data are prepared, there is nothing to save and both stop at once.
 
-    Of several processes JAX watches for SIGTERM, and lets all stop after the same step, whichever was told.
+    Of several processes JAX watches for SIGTERM, once they are connected, and lets all stop after the same step,
+    whichever was told.
     """
 
     def __enter__(self) -> "Signals":
-        self.received = 0
+        self.received, self.steps = 0, False
         self._previous: dict[int, Any] = {}
-        alone = jax.process_count() == 1
-        for number in (signal.SIGTERM, signal.SIGINT) if alone else ():
+        for number in (signal.SIGTERM, signal.SIGINT):
             try:
                 self._previous[number] = signal.signal(number, self._handle)
             except ValueError:  # not the main thread: the program around us owns the signals
@@ -170,13 +172,17 @@ class Signals:
 
     def after(self, step: int) -> int:
         """Return the signal after which all processes stop at this step, or 0. All must ask at every step."""
-        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+        if has_peers() and multihost_utils.reached_preemption_sync_point(step):
             self.received = signal.SIGTERM
         return self.received
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received and number == signal.SIGINT:
             os._exit(130)
+        if number == signal.SIGINT and (has_peers() or not self.steps):
+            raise KeyboardInterrupt  # of several processes, one cannot stop by itself
+        if not self.steps:
+            raise Interrupted("stopped by SIGTERM before the first step; run the same command to go on", code=75)
         self.received = number
 
     def __exit__(self, *error: object) -> None:

@@ -269,7 +269,8 @@ def in_bfloat16(adam: optax.GradientTransformation) -> optax.GradientTransformat
     def stored(tree: Any, count: jax.Array, which: int) -> Any:
         leaves, structure = jax.tree.flatten(tree)
         seeds = (count.astype(jnp.uint32) * 2 + which) * len(leaves) + jnp.arange(len(leaves), dtype=jnp.uint32)
-        return structure.unflatten([_rounded(leaf, seed) for leaf, seed in zip(leaves, seeds, strict=True)])
+        rounded = [_rounded(leaf, seed) for leaf, seed in zip(leaves, seeds, strict=True)]
+        return jax.tree.unflatten(structure, rounded)
 
     def init(params: Any) -> Any:
         return jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, adam.init(params))

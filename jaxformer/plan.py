@@ -249,7 +249,14 @@ def _print_bytes(plan: Plan, console: Console) -> None:
         word = "fits" if plan["fits"] else "does not fit"
         total = plan["bytes_per_device"]["total"]
         why = f"{total / 1e9:,.4g} GB against {ROOM:.0%} of {memory / 1e9:.4g} GB (the rest is XLA's own)"
-        console.print(Text.assemble((word, "bold green" if plan["fits"] else "bold red"), f": {why}\n"))
+        console.print(Text.assemble((word, "bold green" if plan["fits"] else "bold red"), f": {why}"))
+        if not plan["fits"]:
+            console.print(
+                "less: training.accumulation_steps, training.remat=full with unroll_layers=1, training.logits_chunk; "
+                "more devices: sharding.fsdp, sharding.tensor",
+                highlight=False,
+            )
+        console.print()
     else:
         console.print(f"--chip=NAME says whether it fits, and how long it takes: {', '.join(CHIPS)}\n", highlight=False)
 

@@ -110,6 +110,11 @@ def make_mesh(config: ShardingConfig, batch_sizes: Mapping[str, int] | None = No
     count = int(np.prod(shape))
     groups = sorted({getattr(device, "slice_index", 0) or 0 for device in devices})
     slices = config.slices or len(groups)
+    if count < len(devices) and jax.process_count() > 1:
+        raise UserError(
+            f"sharding: {count} of {len(devices)} devices would be used, and some of {jax.process_count()} processes "
+            "have nothing to do; set sharding.data to 0, or start fewer processes"
+        )
     if slices == 1:
         # Neighbours on the network stand next to each other along the inner axes.
         used = mesh_utils.create_device_mesh(shape, devices[:count], allow_split_physical_axes=True)

@@ -57,17 +57,19 @@ def train(
     with disk_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
     prepare_process()
-    connect()
-    resumes = bool(agreed(resumes))
-    if display is None or not is_first():
-        display = Display(quiet=True)
     with contextlib.ExitStack() as cleanup:
-        return _train(config, workdir, resumes, display, profile, cleanup)
+        signals = cleanup.enter_context(Signals())  # before JAX has its own for SIGTERM
+        connect()
+        resumes = bool(agreed(resumes))
+        if display is None or not is_first():
+            display = Display(quiet=True)
+        return _train(config, workdir, resumes, display, profile, signals, cleanup)
 
 
 def _train(
-    config: Config, workdir: Path, resumes: bool, display: Display, profile: bool, cleanup: contextlib.ExitStack
-) -> dict[str, float]:
+    config: Config, workdir: Path, resumes: bool, display: Display, profile: bool, signals: Signals,
+    cleanup: contextlib.ExitStack,
+) -> dict[str, float]:  # fmt: skip
     began, first = time.perf_counter(), is_first()
     mesh = run_mesh(config)
     tokenizer = first_alone(lambda: choose_tokenizer(config, workdir, resumes, display))
@@ -107,7 +109,7 @@ def _train(
     log = MetricsLog(workdir, start, writes=first)
     batches = training_batches(config, members, mesh, start)
     flops = step_flops(config, model, supervision, teacher and teacher.teaching.model)
-    meter = Meter(config, start, log, display, learning_rate, flops)
+    meter = Meter(config, start, log, display, learning_rate, flops, mesh.size)
     watchdog = Watchdog(training.stuck_seconds, workdir, display if first else Display())
     profiler = Profiler(workdir / "profile" if profile and first else None, start, display)
     taught = () if teacher is None else (teacher.params,)
@@ -134,51 +136,51 @@ def _train(
         every = training.eval_every
         return step == training.num_steps or (every > 0 and step > 0 and step % every == 0)
 
-    with Signals() as signals:
-        try:
-            # A finished run is judged again for whoever asks; else a stop may have left no time for it.
-            if is_judged(start) and (start == training.num_steps or not agreed(log.judged(start))):
-                results = judge(start)
-            pending: dict[str, jax.Array] | None = None
-            phase = None
-            for step in range(start + 1, training.num_steps + 1):
-                watchdog.watch(step)
-                profiler.before(step)
-                with meter.waiting("data"):
-                    drawn, batch = next(batches)
-                if drawn is not phase:
-                    phase, train_step = drawn, steps_of(drawn).train_step
-                placed = place(mesh, batch)
-                state, metrics = train_step(state, placed, dropout_rng, learning_rate(step - 1), *taught)
-                if pending is not None:  # the device is already at the next step while this one's numbers are read
-                    meter.read(step - 1, pending)
-                pending = metrics
-                profiler.after(step, state)
-                last, stop = step == training.num_steps, signals.after(step)
-                evaluates = is_judged(step) and not stop
-                saves = last or stop or (config.checkpoint.every and step % config.checkpoint.every == 0)
-                if not (evaluates or saves):
-                    continue
-                # A state is judged or saved only once its own loss is known to be finite.
-                meter.read(step, pending, always=True)
-                pending = None
-                if evaluates:
-                    with meter.paused():
-                        results = judge(step)
-                if saves:
-                    with meter.paused(), meter.waiting("checkpoint"):
-                        checkpoints.save(step, state, results if evaluates else {})
-                        footprint.flush()
-                if stop:
-                    checkpoints.wait()
-                    name = signal.Signals(stop).name
-                    what = f"stopped by {name} and saved {workdir} at step {step}; run the same command to go on"
-                    raise Interrupted(what, code=130 if stop == signal.SIGINT else 75)
-            checkpoints.wait()
-            finished = True
-        finally:
-            for part in (batches, log, watchdog, profiler):
-                part.close()
-            if finished or jax.process_count() == 1:  # peers may be gone, and would be waited for
-                checkpoints.close()
+    signals.steps = True
+    try:
+        # A finished run is judged again for whoever asks; else a stop may have left no time for it.
+        if is_judged(start) and (start == training.num_steps or not agreed(log.judged(start))):
+            results = judge(start)
+        pending: dict[str, jax.Array] | None = None
+        phase = None
+        for step in range(start + 1, training.num_steps + 1):
+            watchdog.watch(step)
+            profiler.before(step)
+            with meter.waiting("data"):
+                drawn, batch = next(batches)
+            if drawn is not phase:
+                phase, train_step = drawn, steps_of(drawn).train_step
+            placed = place(mesh, batch)
+            state, metrics = train_step(state, placed, dropout_rng, learning_rate(step - 1), *taught)
+            if pending is not None:  # the device is already at the next step while this one's numbers are read
+                meter.read(step - 1, pending)
+            pending = metrics
+            profiler.after(step, state)
+            last, stop = step == training.num_steps, signals.after(step)
+            evaluates = is_judged(step) and not stop
+            saves = last or stop or (config.checkpoint.every and step % config.checkpoint.every == 0)
+            if not (evaluates or saves):
+                continue
+            # A state is judged or saved only once its own loss is known to be finite.
+            meter.read(step, pending, always=True)
+            pending = None
+            if evaluates:
+                with meter.paused():
+                    results = judge(step)
+            if saves:
+                with meter.paused(), meter.waiting("checkpoint"):
+                    checkpoints.save(step, state, results if evaluates else {})
+                    footprint.flush()
+            if stop:
+                checkpoints.wait()
+                name = signal.Signals(stop).name
+                what = f"stopped by {name} and saved {workdir} at step {step}; run the same command to go on"
+                raise Interrupted(what, code=130 if stop == signal.SIGINT else 75)
+        checkpoints.wait()
+        finished = True
+    finally:
+        for part in (batches, log, watchdog, profiler):
+            part.close()
+        if finished or jax.process_count() == 1:  # peers may be gone, and would be waited for
+            checkpoints.close()
     return {"train/loss": meter.loss, **results}

@@ -33,6 +33,7 @@ FLOORS: tuple[tuple[int, tuple[str, ...]], ...] = (
     (4, ("start",)),
     (4, ("train",)),
     (5, ("demo",)),
+    (5, ("verbs",)),
     (5, ("cli",)),
     (6, ("__init__", "__main__")),
 )

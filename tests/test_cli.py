@@ -15,10 +15,11 @@ from rich.console import Console
 
 import jaxformer
 from jaxformer import cli, progress
-from jaxformer.cli import default_workdir, main
+from jaxformer.cli import main
 from jaxformer.errors import UserError
 from jaxformer.progress import Display, shown
 from jaxformer.tokenizers import Tokenizer, WordPiece, train_tokenizer
+from jaxformer.verbs import default_workdir
 
 VERBS = ["train", "evaluate", "generate", "report", "import", "export", "tokenizer", "models", "objectives", "demo"]
 ACTIONS = {"tokenizer": ["train", "encode", "decode", "show"], "objectives": ["show"]}

@@ -26,7 +26,8 @@ from jaxformer.models.model import Model
 from jaxformer.models.presets import PRESETS
 from jaxformer.parameters import LAYERS, count, flatten
 from jaxformer.plan import formulas, make_plan, print_plan
-from jaxformer.sharding import AXES, RULES, SPLITS, placements
+from jaxformer.sharding import AXES, RULES, SPLITS, placements, split
+from jaxformer.start import placed
 from jaxformer.step import losses_of
 
 
@@ -155,6 +156,57 @@ def test_activations_are_within_a_quarter_of_the_compiled_programs(name: str) ->
     assert found["activations"] == pytest.approx(compiled, rel=0.25)
 
 
+SPREAD_OUT = {
+    "fsdp 8, scan": ["sharding.fsdp=8", "training.unroll_layers=1"],
+    "2 x 2 x 2": ["sharding.data=2", "sharding.fsdp=2", "sharding.tensor=2"],
+    "accumulation": ["sharding.data=1", "training.accumulation_steps=2"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SPREAD_OUT)
+def test_activations_of_a_mesh_and_of_accumulation(name: str) -> None:
+    """Half of the model's width in every layer, so that gathered parameters and gradients are no small part."""
+    config = load("gpt2:124m", [
+        "model.d_model=512", "model.d_ff=2048", "model.num_heads=8", "model.head_dim=64", "model.num_layers=4",
+        "model.vocab_size=8192", "objective.sequence_length=128", "training.batch_size=16", "training.phases=()",
+        "training.compute_dtype=float32", *SPREAD_OUT[name],
+    ])  # fmt: skip
+    mesh = run_mesh(config)
+    found = make_plan(config, num_devices=mesh.size)["bytes_per_device"]
+    steps = compiled_steps(
+        build_model(config, config.supervision, mesh), losses_of(config.supervision), timeless(config.optimizer),
+        config.training.trainable, config.training.accumulation_steps, mesh,
+    )  # fmt: skip
+    state = placed(jax.eval_shape(steps.make_state, jax.random.key(0)), steps.shardings)
+    batch = shapes_of_batch(config)
+    batch = placed(batch, dict.fromkeys(batch, split(mesh)))
+    compiled = steps.train_step.lower(state, batch, jax.random.key(0), jnp.float32(1)).compile()
+    measured = compiled.memory_analysis().temp_size_in_bytes - found["gradients"]
+    print(f"{name}: planned {found['activations'] / 1e6:.1f} MB, compiled {measured / 1e6:.1f} MB")
+    assert found["activations"] == pytest.approx(measured, rel=0.25)
+
+
+def test_what_accumulation_and_fsdp_add() -> None:
+    base = ["training.unroll_layers=1", "training.phases=()", "objective.sequence_length=128", "model.num_layers=4"]
+
+    def plan(*overrides: str) -> dict[str, int]:
+        return make_plan(load("gpt2:124m", [*base, *overrides]))["bytes_per_device"]
+
+    whole, twice = plan("training.batch_size=8"), plan("training.batch_size=16", "training.accumulation_steps=2")
+    assert twice["activations"] == whole["activations"] + whole["gradients"]
+    # Scanned layers' gradients are there from the start: nothing of them hides behind activations.
+    shared = plan("training.batch_size=16", "sharding.fsdp=2")
+    layer, table = 4 * 12 * 768**2, 4 * 50_257 * 768
+    assert layer + 2 * table <= shared["activations"] - whole["activations"] <= 1.1 * (layer + 2 * table)
+
+
+def test_with_few_examples_the_clipped_gradients_are_the_most() -> None:
+    few = ["training.batch_size=1", "training.phases=()", "objective.sequence_length=16", "evaluation.batch_size=1"]
+    found = make_plan(load("gpt2:124m", few))["bytes_per_device"]
+    assert found["activations"] == pytest.approx(found["gradients"], rel=0.05)
+
+
 def test_what_is_held_by_hand() -> None:
     """Arrays of 8 x 16 float32 (512 bytes), 8 x 4 (128), of which the first has two readers."""
     x, w, v = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 8), (8, 16), (16, 4)))
@@ -166,6 +218,7 @@ def test_what_is_held_by_hand() -> None:
     assert of(lambda x, w, v: jnp.tanh(x @ w) @ v, x, w, v) == 512 + 128  # tanh takes the place of the product
     # Without a name for it the sum of rows needs nothing more than its operand.
     assert of(lambda x, w: jnp.sum(jnp.tanh(x @ w) + 1.0), x, w) == 512 + 4
+    assert of(lambda key: jax.random.bits(key, (8, 16)), jax.eval_shape(lambda: jax.random.key(0))) == 2 * 512
     assert of(lambda x, w: jnp.exp(x @ w) * jnp.sum(jnp.exp(x @ w)), x, w) >= 2 * 512
 
 
@@ -182,6 +235,7 @@ def test_levers_lower_the_activations() -> None:
         assert activations(lever, *(["training.phases=()"] if "batch" in lever else [])) < whole, lever
     assert activations("training.remat=full") < activations("training.remat=dots")
     assert activations("training.compute_dtype=float32") > whole
+    assert activations("sharding.tensor=2") < 0.7 * whole  # most of it is scores, which go by heads
     # A fused kernel holds no scores.
     fused = activations("model.attention_dropout=0", "training.attention=cudnn")
     assert fused < 0.6 * activations("model.attention_dropout=0")
@@ -357,9 +411,9 @@ def test_every_parameter_of_every_preset_has_a_rule_and_every_rule_a_parameter(p
 def test_a_dimension_is_split_or_says_why_not(presets: dict, tensor: int) -> None:
     sizes = {"data": 1, "fsdp": 8, "tensor": tensor}
     for name, (config, shapes) in presets.items():
-        placed = placements(shapes, sizes, config.head_dim)
+        placements_ = placements(shapes, sizes, config.head_dim)
         for path, leaf in flatten(shapes).items():
-            spec, notes = placed[path]
+            spec, notes = placements_[path]
             assert len(spec) <= len(leaf.shape), f"{name}: {path}"
             kinds = next(kinds for pattern, kinds in RULES if re.fullmatch(pattern, path))
             stacked = LAYERS in path.split("/")[:-1]

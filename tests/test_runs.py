@@ -87,6 +87,22 @@ def test_a_killed_run_equals_an_unbroken_one(
     assert len(list((workdir / "emissions").glob("*.csv"))) == (3 if family == "gpt" else 2)
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_stop_before_the_first_step_leaves_nothing_and_says_run_again(
+    number: signal.Signals, code: int, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def interrupted(*args: object, **keys: object) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(10)
+
+    monkeypatch.setattr("jaxformer.train.training_members", interrupted)
+    assert main(pretraining("gpt", corpus, tmp_path / "run")) == code
+    shown = capsys.readouterr().err.strip().splitlines()[-1]
+    assert ("run the same command to go on" if code == 75 else "interrupted") in shown
+    assert not list((tmp_path / "run").iterdir()) and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
 def test_a_stop_at_a_step_that_was_to_be_judged_leaves_the_judgement_for_later(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+import types
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from jaxformer.models.config import Execution
 from jaxformer.models.model import Model
 from jaxformer.optimizers import Adafactor, AdamW
 from jaxformer.parameters import flatten
-from jaxformer.sharding import ShardingConfig, make_mesh, own_rows, place, placements
+from jaxformer.sharding import ShardingConfig, _hybrid, make_mesh, own_rows, place, placements
 from jaxformer.step import losses_of
 
 NUM_STEPS = 20
@@ -232,6 +233,15 @@ def test_what_does_not_divide_is_refused() -> None:
         ShardingConfig(strategy="pmap", fsdp=2)
     with pytest.raises(UserError, match="did you mean 'mesh'"):
         ShardingConfig(strategy="mehs")
+
+
+def test_data_goes_across_slices_and_the_rest_stays_inside() -> None:
+    devices = [
+        types.SimpleNamespace(id=n, slice_index=n % 2, process_index=n // 2, device_kind="cpu") for n in range(8)
+    ]
+    mesh = _hybrid(devices, (4, 1, 2), 2, by_process=False)
+    assert [[device.slice_index for device in row.flat] for row in mesh] == [[0, 0], [0, 0], [1, 1], [1, 1]]
+    assert sorted(device.id for device in mesh.flat) == list(range(8))
 
 
 def test_one_process_holds_every_row() -> None:

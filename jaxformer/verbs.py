@@ -1,0 +1,232 @@
+"""What each verb of the command line does, once its words are read. Nothing heavy is imported before it is needed."""
+
+import argparse
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from jaxformer.errors import UserError
+
+
+def default_workdir(spec: str) -> Path:
+    """Return runs/NAME[-ARG] for a config NAME[:ARG] or FILE[:ARG]."""
+    name, _, arg = Path(spec).name.partition(":")
+    return Path("runs") / re.sub(r"[^\w.-]+", "-", "-".join(part for part in (name.removesuffix(".py"), arg) if part))
+
+
+def train(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer import config as configs
+    from jaxformer.progress import Display
+    from jaxformer.runtime import is_first
+    from jaxformer.train import train
+
+    config = configs.load(args.config, overrides)
+    workdir = Path(args.workdir) if args.workdir else default_workdir(args.config)
+    with Display(quiet=args.quiet) as display:
+        results = train(
+            config, workdir, allow_config_change=args.allow_config_change, display=display, profile=args.profile
+        )
+        words = "  ".join(f"{name} {value:.4g}" for name, value in results.items())
+        if is_first():
+            display.note(f"done: {workdir}  {words}")
+    return 0
+
+
+def evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer.run import evaluate_run
+
+    metrics = evaluate_run(Path(args.workdir), args.split, overrides)
+    if args.json:
+        print(json.dumps(metrics))
+    else:
+        for name, value in metrics.items():
+            print(f"{name:24} {value:.6g}")
+    return 0
+
+
+def generate(args: argparse.Namespace, overrides: list[str]) -> int:
+    import dataclasses
+
+    from jaxformer.run import load
+
+    run = load(args.workdir)
+    given = {"temperature": args.temperature, "max_new_tokens": args.max_new_tokens, "seed": args.seed}
+    generation = dataclasses.replace(run.config.generation, **{k: v for k, v in given.items() if v is not None})
+    prompts = args.prompts or [line.rstrip("\n") for line in sys.stdin]
+    for prompt, answer in zip(prompts, run.generate(prompts, generation), strict=True):
+        continues = run.config.model.family == "decoder_only"
+        print(json.dumps({"prompt": prompt, "text": answer}) if args.json else prompt + answer if continues else answer)
+    return 0
+
+
+def report(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer import report
+
+    runs = [report.read_run(Path(run)) for run in args.runs]
+    if args.json:
+        print(json.dumps(report.summary_rows(runs)))
+        return 0
+    page = report.write_report([Path(run) for run in args.runs], Path(args.output))
+    report.print_summary(runs)
+    print(f"report: {page}")
+    return 0
+
+
+def import_weights(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer.interop import import_run
+
+    tokenizer = Path(args.tokenizer) if args.tokenizer else None
+    count = import_run(args.source, Path(args.workdir), tokenizer, revision=args.revision)
+    print(f"{args.workdir}: {count:,} parameters of {args.source}")
+    return 0
+
+
+def export_weights(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer.interop import export_run
+
+    name = export_run(Path(args.workdir), Path(args.out))
+    print(f"{args.out}: {name}.from_pretrained loads it")
+    return 0
+
+
+def tokenizer_train(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer import config as configs
+    from jaxformer.data.prepare import corpus_tokenizer
+    from jaxformer.errors import disk_errors
+    from jaxformer.progress import Display
+
+    config = configs.load(args.config, overrides)
+    with Display() as display:
+        tokenizer = corpus_tokenizer(config.tokenizer, config.data, config.supervision, display.progress)
+    with disk_errors(args.output):
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(Path(args.output))
+    print(f"{args.output}: {tokenizer.vocab_size} tokens, fingerprint {tokenizer.fingerprint}")
+    return 0
+
+
+def _tokenizer(where: str) -> Any:
+    from jaxformer.tokenizers import load_tokenizer
+
+    return load_tokenizer(Path(where))
+
+
+def tokenizer_encode(args: argparse.Namespace, overrides: list[str]) -> int:
+    tokenizer = _tokenizer(args.tokenizer)
+    for text in args.texts:
+        ids = tokenizer.encode(text).tolist()
+        print(json.dumps({"ids": ids, "tokens": tokenizer.tokens(ids)}) if args.json else " ".join(map(str, ids)))
+    return 0
+
+
+def tokenizer_decode(args: argparse.Namespace, overrides: list[str]) -> int:
+    tokenizer = _tokenizer(args.tokenizer)
+    outside = [number for number in args.ids if not 0 <= number < tokenizer.vocab_size]
+    if outside:
+        raise UserError(f"id {outside[0]}: the tokenizer has ids 0 to {tokenizer.vocab_size - 1}")
+    text = tokenizer.decode(args.ids, skip_special=False)
+    print(json.dumps({"text": text}) if args.json else text)
+    return 0
+
+
+def tokenizer_show(args: argparse.Namespace, overrides: list[str]) -> int:
+    tokenizer = _tokenizer(args.tokenizer)
+    vocabulary = tokenizer.vocabulary
+    facts = {
+        "vocab_size": tokenizer.vocab_size,
+        "fingerprint": tokenizer.fingerprint,
+        "special": {role: f"{number} {tokenizer.tokens([number])[0]}" for role, number in vocabulary.special.items()},
+        "sentinels": len(vocabulary.sentinels),
+    }
+    if args.json:
+        print(json.dumps(facts))
+        return 0
+    for name, value in facts.items():
+        for key, entry in value.items() if isinstance(value, dict) else [("", value)]:
+            print(f"{name:12} {key:10} {entry}" if key else f"{name:12} {entry}")
+    return 0
+
+
+def models(args: argparse.Namespace, overrides: list[str]) -> int:
+    # Counting computes nothing: an accelerator would take seconds to start, or be somebody else's.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from jaxformer import catalog
+
+    picture = None if args.plot is None else Path(args.plot)
+    if picture:
+        catalog.check_format(picture)
+    entries = catalog.entries()
+    if picture:
+        catalog.plot(entries, picture)
+    if args.json:
+        print(json.dumps(entries))
+    elif picture:
+        print(f"plot: {picture}")
+    else:
+        catalog.print_table(entries)
+    return 0
+
+
+def objectives(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer import compatibility
+
+    if args.json:
+        print(json.dumps(compatibility.entries()))
+    else:
+        compatibility.print_table()
+    return 0
+
+
+def objectives_show(args: argparse.Namespace, overrides: list[str]) -> int:
+    # Nothing is computed: an accelerator would take seconds to start, or be somebody else's.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from jaxformer import showing
+    from jaxformer.examples import draw_examples
+
+    shown = draw_examples(
+        Path(args.text), args.name, config=args.config, tokenizer=Path(args.tokenizer) if args.tokenizer else None,
+        family=args.family, visibility=args.visibility, count=args.examples, length=args.length, seed=args.seed,
+        overrides=overrides,
+    )  # fmt: skip
+    if args.json:
+        print(json.dumps(showing.as_json(shown)))
+    else:
+        showing.print_examples(shown)
+    return 0
+
+
+def plan(args: argparse.Namespace, overrides: list[str]) -> int:
+    # Nothing is computed: an accelerator would take seconds to start, or be somebody else's.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from jaxformer import config as configs
+    from jaxformer import plan
+
+    config = configs.load(args.config, overrides)
+    made = plan.make_plan(
+        config, num_devices=args.devices, chip=args.chip, utilisation=args.utilisation, watts=args.watts
+    )
+    if args.json:
+        print(json.dumps(made))
+    else:
+        plan.print_plan(made)
+    return 0
+
+
+def launch(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer.launch import local
+
+    if args.processes < 1:
+        raise UserError(f"--processes: {args.processes} must be at least 1")
+    if not args.command:
+        raise UserError("nothing to run: give a verb behind --, as in: launch local --processes=2 -- train --config=…")
+    return local.run(args.command, args.processes)
+
+
+def demo(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer.demo import demo
+
+    demo(args.family, Path(args.output))
+    return 0
