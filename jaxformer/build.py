@@ -71,12 +71,17 @@ def label_names(config: Config) -> tuple[str, ...]:
 
 def run_mesh(config: Config) -> Mesh:
     """Return the mesh of a run. Raises UserError when a batch of any of its phases does not divide among devices."""
+    return make_mesh(config.sharding, batch_sizes(config))
+
+
+def batch_sizes(config: Config) -> dict[str, int]:
+    """Return the sizes of all batches that devices share, each under the name that errors call it by."""
     batches = {"evaluation.batch_size": config.evaluation.batch_size or config.training.batch_size}
     for number, phase in enumerate(config.phases):
         where = "training" if phase.last is None else f"training.phases[{number}]"
         name = f"{where}.batch_size / accumulation_steps"
         batches[name] = phase.batch_size // phase.accumulation_steps
-    return make_mesh(config.sharding, batches)
+    return batches
 
 
 def mesh_of(config: Config, mesh: Mesh) -> Mesh | None:

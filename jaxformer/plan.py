@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxformer.build import build_model, label_names
+from jaxformer.build import batch_sizes, build_model, label_names
 from jaxformer.config import Config
 from jaxformer.errors import UserError
 from jaxformer.flops import CHIPS, Chip, chip_named
@@ -60,7 +60,7 @@ def make_plan(
     device = chip_named(chip) if chip else None
     sharding = config.sharding
     sizes = axis_sizes(sharding, num_devices or max(sharding.data, 1) * sharding.fsdp * sharding.tensor)
-    check_batches(sizes, _batches(config))
+    check_batches(sizes, batch_sizes(config))
     notes: list[str] = []
     supervision = _labelled(config, notes)
     teacher = _teacher(config, notes)
@@ -143,15 +143,6 @@ def _judged(plan: Plan, chip: Chip, watts: float | None, config: Config) -> Plan
         "electricity": where,
         "kg_co2eq": None if kwh is None else kwh * grams / 1000,
     }
-
-
-def _batches(config: Config) -> dict[str, int]:
-    """Return the sizes of all batches that devices share, each under the name that errors call it by."""
-    batches = {"evaluation.batch_size": config.evaluation.batch_size or config.training.batch_size}
-    for number, phase in enumerate(config.phases):
-        where = "training" if phase.last is None else f"training.phases[{number}]"
-        batches[f"{where}.batch_size / accumulation_steps"] = phase.batch_size // phase.accumulation_steps
-    return batches
 
 
 def _labelled(config: Config, notes: list[str]) -> Any:

@@ -32,7 +32,7 @@ FLOORS: tuple[tuple[int, tuple[str, ...]], ...] = (
     (4, ("plan", "showing")),
     (4, ("start",)),
     (4, ("train",)),
-    (5, ("demo",)),
+    (5, ("demo", "launch")),
     (5, ("verbs",)),
     (5, ("cli",)),
     (6, ("__init__", "__main__")),
@@ -49,7 +49,7 @@ NEVER = {"tensorflow", "torch", "transformers", "keras"}
 
 def room_of(path: Path) -> str:
     """Return the room of a file of the package: `models` for models/layers.py, `step` for step.py."""
-    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+    return path.relative_to(PACKAGE if path.is_relative_to(PACKAGE) else ROOT).with_suffix("").parts[0]
 
 
 def imports(tree: ast.AST, package: str = "") -> Iterator[tuple[int, str, tuple[str, ...]]]:
@@ -92,7 +92,7 @@ def sources(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.py"))
 
 
-FILES = sources(PACKAGE)
+FILES = [*sources(PACKAGE), *sources(ROOT / "launch")]
 
 
 def offences(found: Iterator[tuple[Path, int, str]]) -> list[str]:

@@ -14,14 +14,27 @@ import pytest
 from rich.console import Console
 
 import jaxformer
-from jaxformer import cli, progress
+from jaxformer import cli, progress, verbs
 from jaxformer.cli import main
 from jaxformer.errors import UserError
 from jaxformer.progress import Display, shown
 from jaxformer.tokenizers import Tokenizer, WordPiece, train_tokenizer
 from jaxformer.verbs import default_workdir
 
-VERBS = ["train", "evaluate", "generate", "report", "import", "export", "tokenizer", "models", "objectives", "demo"]
+VERBS = [
+    "train",
+    "evaluate",
+    "generate",
+    "report",
+    "import",
+    "export",
+    "tokenizer",
+    "models",
+    "objectives",
+    "plan",
+    "launch",
+    "demo",
+]
 ACTIONS = {"tokenizer": ["train", "encode", "decode", "show"], "objectives": ["show"]}
 COMMANDS = [[], *([verb] for verb in VERBS), *([verb, action] for verb in ACTIONS for action in ACTIONS[verb])]
 Run = Callable[..., tuple[int, str, str]]
@@ -51,7 +64,9 @@ def test_every_help_has_an_example_of_that_verb(run: Run, command: list[str]) ->
     (example,) = [line for line in out.splitlines() if line.startswith("example: ")]
     assert example.startswith(" ".join(["example: jaxformer", *command]))
     # The example is one that the parser takes, flags and all.
-    words = example.partition("   (")[0].removeprefix("example: jaxformer ").replace('"', "").split()
+    words = (
+        example.partition("   (")[0].partition(" -- ")[0].removeprefix("example: jaxformer ").replace('"', "").split()
+    )
     if command and command != ["tokenizer"]:
         args = cli._parser().parse_args([word for word in words if not word.startswith("--config.")])
         assert args.verb == command[0] and getattr(args, "action", None) == (command[1:] or [None])[0]
@@ -65,7 +80,7 @@ def test_every_verb_is_listed_and_tested(run: Run) -> None:
 
 def test_verbs_that_take_overrides_say_so(run: Run) -> None:
     for command in COMMANDS:
-        takes = command in (["train"], ["evaluate"], ["tokenizer", "train"], ["objectives", "show"])
+        takes = command in (["train"], ["evaluate"], ["tokenizer", "train"], ["objectives", "show"], ["plan"])
         assert (cli.OVERRIDES in run(*command, "--help")[1]) == takes, command
 
 
@@ -172,7 +187,7 @@ def failing(error: BaseException) -> Callable[..., int]:
 def test_an_unexpected_error_is_ours_and_leaves_a_traceback(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_evaluate", failing(KeyError("first\nsecond")))
+    monkeypatch.setattr(verbs, "evaluate", failing(KeyError("first\nsecond")))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     code, out, err = run("evaluate", "--workdir=nowhere")
     assert (code, out, len(err.splitlines())) == (1, "", 1)
@@ -191,15 +206,15 @@ def test_an_unexpected_error_is_ours_and_leaves_a_traceback(
 
 def test_tracebacks_can_be_asked_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for error, expected in ((KeyError("x"), 1), (UserError("mend it"), 2)):
-        monkeypatch.setattr(cli, "_evaluate", failing(error))
+        monkeypatch.setattr(verbs, "evaluate", failing(error))
         code, _, err = run("evaluate", "--workdir=nowhere", "--traceback")
         assert code == expected and "Traceback" in err and "in verb" in err
 
 
 def test_other_ends_have_their_codes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_evaluate", failing(KeyboardInterrupt()))
+    monkeypatch.setattr(verbs, "evaluate", failing(KeyboardInterrupt()))
     assert run("evaluate", "--workdir=x") == (130, "", "jaxformer evaluate: interrupted\n")
-    monkeypatch.setattr(cli, "_evaluate", lambda args, overrides: 75)
+    monkeypatch.setattr(verbs, "evaluate", lambda args, overrides: 75)
     assert run("evaluate", "--workdir=x") == (75, "", "")
 
 
@@ -247,7 +262,7 @@ def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loaded(path: Path) -> Tokenizer:
-    return cli._tokenizer(str(path))
+    return verbs._tokenizer(str(path))
 
 
 def test_text_becomes_ids_and_text_again(run: Run, tokenizer_file: Path) -> None:

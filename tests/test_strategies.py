@@ -236,9 +236,8 @@ def test_what_does_not_divide_is_refused() -> None:
 
 
 def test_data_goes_across_slices_and_the_rest_stays_inside() -> None:
-    devices = [
-        types.SimpleNamespace(id=n, slice_index=n % 2, process_index=n // 2, device_kind="cpu") for n in range(8)
-    ]
+    kind = {"device_kind": "cpu", "platform": "cpu"}
+    devices = [types.SimpleNamespace(id=n, slice_index=n % 2, process_index=n // 2, **kind) for n in range(8)]
     mesh = _hybrid(devices, (4, 1, 2), 2, by_process=False)
     assert [[device.slice_index for device in row.flat] for row in mesh] == [[0, 0], [0, 0], [1, 1], [1, 1]]
     assert sorted(device.id for device in mesh.flat) == list(range(8))
