@@ -22,6 +22,7 @@ from jaxformer.errors import UserError
 
 Result = TypeVar("Result")
 HEARTBEAT_SECONDS = 20  # a process not heard of for so long takes the others down
+_TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")  # up to v4, and from v5 on
 _DAY = 24 * 3600 * 1000  # milliseconds
 _waits = itertools.count()  # a name is waited at once
 
@@ -96,8 +97,8 @@ def _peers(environment: Mapping[str, str]) -> dict[str, Any] | None:
         return {"local_device_ids": _local_devices(environment)}
     if number("OMPI_COMM_WORLD_SIZE") > 1:
         return {}
-    on_tpu = importlib.util.find_spec("libtpu") is not None and environment.get("JAX_PLATFORMS", "tpu") != "cpu"
-    return {} if on_tpu and "TPU_SKIP_MDS_QUERY" not in environment else None
+    on_tpu = importlib.util.find_spec("libtpu") is not None and any(map(os.path.exists, _TPU_DEVICES))
+    return {} if on_tpu and environment.get("JAX_PLATFORMS", "tpu") != "cpu" else None
 
 
 def _local_devices(environment: Mapping[str, str]) -> list[int] | None:
