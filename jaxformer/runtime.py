@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 HEARTBEAT_SECONDS = 20  # a process not heard of for so long takes the others down
 _TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")  # up to v4, and from v5 on
 _DAY = 24 * 3600 * 1000  # milliseconds
-_waits = itertools.count()  # a name is waited at once
+_meetings = itertools.count()  # each has a name of its own
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # glibc's malloc.h
 
@@ -133,6 +133,15 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+def meet() -> None:
+    """Wait until every process is here, for a day if need be.
+
+    It is no wait of the devices, which may lose patience while a large corpus is tokenised or a large checkpoint hashed.
+    """
+    if jax.process_count() > 1:
+        ocp.multihost.get_barrier_sync_fn()(key=f"meeting_{next(_meetings)}", timeout_ms=_DAY)
+
+
 def first_alone(work: Callable[[], Result]) -> Result:
     """Let process 0 do work that leaves files which all read, then the others; they find it done where they share a
     file system. When process 0 fails, all do."""
@@ -144,8 +153,7 @@ def first_alone(work: Callable[[], Result]) -> Result:
             result = work()
         except Exception as error:
             failure = error
-    # Not a wait of the devices, whose patience may be shorter than the tokenising of a large corpus takes.
-    ocp.multihost.get_barrier_sync_fn()(key=f"first_alone_{next(_waits)}", timeout_ms=_DAY)
+    meet()
     if agreed(failure is None):
         return result if jax.process_index() == 0 else work()
     raise failure or UserError("process 0 could not prepare the run; see its message")

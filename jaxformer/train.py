@@ -36,7 +36,7 @@ from jaxformer.optimizers import schedule
 from jaxformer.phases import Phase
 from jaxformer.progress import Display
 from jaxformer.run import MetricsLog, check_resumable, is_run, write_record
-from jaxformer.runtime import agreed, connect, first_alone, is_first, prepare_process
+from jaxformer.runtime import agreed, connect, first_alone, is_first, meet, prepare_process
 from jaxformer.sharding import place
 from jaxformer.start import fitting_teacher, open_teacher, start_state
 from jaxformer.step import losses_of
@@ -173,10 +173,12 @@ def _train(
                     footprint.flush()
             if stop:
                 checkpoints.wait()
+                meet()  # process 0 may still be hashing; on the way out JAX waits for it for some minutes only
                 name = signal.Signals(stop).name
                 what = f"stopped by {name} and saved {workdir} at step {step}; run the same command to go on"
                 raise Interrupted(what, code=130 if stop == signal.SIGINT else 75)
         checkpoints.wait()
+        meet()
         finished = True
     finally:
         for part in (batches, log, watchdog, profiler):
