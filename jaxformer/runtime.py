@@ -136,7 +136,7 @@ def leave(code: int) -> NoReturn:
 def meet() -> None:
     """Wait until every process is here, for a day if need be.
 
-    It is no wait of the devices, which may lose patience while a large corpus is tokenised or a large checkpoint hashed.
+    It is no wait of the devices, which may lose patience while a large corpus is tokenised or a checkpoint hashed.
     """
     if jax.process_count() > 1:
         ocp.multihost.get_barrier_sync_fn()(key=f"meeting_{next(_meetings)}", timeout_ms=_DAY)

@@ -149,9 +149,10 @@ def check_batches(sizes: Mapping[str, int], batch_sizes: Mapping[str, int]) -> N
     count = sizes["data"] * sizes["fsdp"]
     for name, size in batch_sizes.items():
         if size % count:
+            phases = ", or leave the phases out with training.phases=()" if "phases" in name else ""
             raise UserError(
                 f"{name}: {size} examples do not divide among {count} devices; use a multiple of {count}, "
-                "or set sharding.data to use fewer devices"
+                f"or set sharding.data to use fewer devices{phases}"
             )
 
 

@@ -490,7 +490,7 @@ checkpoints.close()
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's record of memory")
-@pytest.mark.parametrize("layout", ["files", "packed"])
+@pytest.mark.parametrize("layout", ["files", pytest.param("packed", marks=pytest.mark.slow)])
 def test_a_save_adds_little_more_than_what_it_writes(tmp_path: Path, layout: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run(

@@ -107,13 +107,13 @@ def test_an_allowed_pair_trains_and_its_loss_falls(name: str, family: str, corpu
     supervision = bind(config, tokenizer, ())
     members = prepare(config.data, supervision, tokenizer, "train", seed=0)
     mesh = make_mesh(config.sharding, {"batch": 16})
-    make_state, step, _ = compiled_steps(
+    steps = compiled_steps(
         build_model(config, supervision), losses_of(supervision), timeless(config.optimizer), (".*",), 1, mesh
     )
-    state, losses = make_state(jax.random.key(0)), []
+    state, losses = steps.make_state(jax.random.key(0)), []
     batches = train_batches(members, seed=0, batch_size=16)
     for batch in itertools.islice(batches, config.training.num_steps):
-        state, metrics = step(state, place(mesh, batch), jax.random.key(1), 0.02)
+        state, metrics = steps.train_step(state, place(mesh, batch), jax.random.key(1), 0.02)
         losses.append(float(metrics.get("tokens_loss", metrics["loss"])))
     batches.close()
     assert np.mean(losses[-3:]) < 0.8 * losses[0], losses

@@ -222,6 +222,7 @@ def test_what_is_held_by_hand() -> None:
     assert of(lambda x, w: jnp.exp(x @ w) * jnp.sum(jnp.exp(x @ w)), x, w) >= 2 * 512
 
 
+@pytest.mark.slow
 def test_levers_lower_the_activations() -> None:
     def activations(*overrides: str) -> int:
         base = ["model.dropout=0.1", "model.attention_dropout=0.1", "training.unroll_layers=1"]
@@ -241,6 +242,7 @@ def test_levers_lower_the_activations() -> None:
     assert fused < 0.6 * activations("model.attention_dropout=0")
 
 
+@pytest.mark.slow
 def test_unrolled_layers_beyond_the_fourth_add_as_much_as_those() -> None:
     def activations(layers: int) -> int:
         return make_plan(load("gpt", [f"model.num_layers={layers}"]))["bytes_per_device"]["activations"]

@@ -33,7 +33,7 @@ def test_cross_entropy_by_hand() -> None:
     assert weighted(jnp.array([1.0, jnp.nan, 3.0]), jnp.array([2.0, 0.0, 1.0])) == 5.0
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt3", "t5"))])
 def test_accumulated_micro_batches_equal_one_step(name: str) -> None:
     model, supervision = model_of(name), supervision_of(name)
     optimizer = optax.sgd(0.1)

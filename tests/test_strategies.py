@@ -188,6 +188,7 @@ def test_gradients_are_summed_where_they_stay() -> None:
     assert any(part in line for line in loops) and not any(whole in line for line in loops)
 
 
+@pytest.mark.slow
 def test_adafactor_too_is_the_same_on_a_mesh() -> None:
     optimizer = Adafactor(factor_min_dim=8)
     losses, _ = losses_on("t5", MESHES["fsdp-tensor"], optimizer=optimizer)
