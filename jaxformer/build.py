@@ -76,7 +76,7 @@ def run_mesh(config: Config) -> Mesh:
 
 def batch_sizes(config: Config) -> dict[str, int]:
     """Return the sizes of all batches that devices share, each under the name that errors call it by."""
-    batches = {"evaluation.batch_size": config.evaluation.batch_size or config.training.batch_size}
+    batches = {"evaluation.batch_size": _evaluation_rows(config)}
     for number, phase in enumerate(config.phases):
         where = "training" if phase.last is None else f"training.phases[{number}]"
         name = f"{where}.batch_size / accumulation_steps"
@@ -84,23 +84,33 @@ def batch_sizes(config: Config) -> dict[str, int]:
     return batches
 
 
+def _evaluation_rows(config: Config) -> int:
+    """Return how many rows are judged at a time: where the config does not say, as many as a micro-batch has."""
+    return config.evaluation.batch_size or config.training.batch_size // config.training.accumulation_steps
+
+
 def mesh_of(config: Config, mesh: Mesh) -> Mesh | None:
     """Return the mesh that activations are split over: none under pmap, whose devices know nothing of each other."""
     return mesh if config.sharding.strategy == "mesh" else None
 
 
-def training_members(config: Config, supervision: Any, tokenizer: Tokenizer, display: Display) -> list[list[Member]]:
+def training_members(
+    config: Config, tokenizer: Tokenizer, labels: Sequence[str], display: Display
+) -> list[list[Member]]:
     """Return what the batches of every phase draw from; phases with the same rows share them."""
     members: list[list[Member]] = []
     for number, phase in enumerate(config.phases):
         same = [other for other in range(number) if config.phases[other].changes == phase.changes]
-        members.append(
-            members[same[0]]
-            if same
-            else prepare(
-                config.data, phase.of(supervision), tokenizer, "train", seed=config.seed, progress=display.progress
-            )
-        )
+        if same:
+            members.append(members[same[0]])
+            continue
+        section = "task" if config.objective is None else "objective"
+        changed = dataclasses.replace(config, **{section: phase.of(config.supervision)})
+        drawn = prepare(
+            config.data, bind(changed, tokenizer, labels), tokenizer, "train", seed=config.seed,
+            progress=display.progress,
+        )  # fmt: skip
+        members.append(drawn)
     return members
 
 
@@ -124,7 +134,7 @@ def training_batches(
 
 def held_out_batches(config: Config, member: Member, mesh: Mesh | None = None) -> Iterator[dict[str, np.ndarray]]:
     """Return the batches of held-out rows, the same at every call; on a mesh, this process's rows of them."""
-    batch_size = config.evaluation.batch_size or config.training.batch_size
+    batch_size = _evaluation_rows(config)
     return evaluation_batches(
         member.rows,
         member.transform,

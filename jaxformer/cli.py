@@ -19,20 +19,45 @@ OVERRIDES = "--config.SECTION.KEY=VALUE overrides any key of the config"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Returns 0 done, 2 the user can fix it, 75 preempted after saving, 130 Ctrl-C, 1 our fault.
 
-    A process that fails and has peers does not return: it ends, so that they do not wait for it.
+    A process that has peers does not return: it ends, so that they do not wait for it.
     """
-    code = _main(arguments)
-    if code not in (0, 75) and _has_peers():
-        from jaxformer.runtime import leave
+    try:
+        code = _main(arguments)
+    except SystemExit as end:  # argparse, or a terminal that has gone
+        if not _has_peers():
+            raise
+        code = end.code if isinstance(end.code, int) else 1
+    if _has_peers():
+        from jaxformer.processes import leave
 
         leave(code)
     return code
 
 
-def _has_peers() -> bool:
-    if "jaxformer.runtime" not in sys.modules:
+def _is_peers_end(error: Exception) -> bool:
+    if not _has_peers():
         return False
-    from jaxformer.runtime import has_peers
+    from jaxformer.processes import is_peers_end, let_speak
+
+    if is_peers_end(error):
+        let_speak()
+        return True
+    return False
+
+
+def _process() -> str:
+    """Return "-N" for a process with peers, whose files of its own bear its number."""
+    if not _has_peers():
+        return ""
+    import jax
+
+    return f"-{jax.process_index()}"
+
+
+def _has_peers() -> bool:
+    if "jaxformer.processes" not in sys.modules:
+        return False
+    from jaxformer.processes import has_peers
 
     return has_peers()
 
@@ -71,7 +96,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         if args.traceback:
             traceback.print_exc()
             return 1
-        if type(error).__name__ == "JaxRuntimeError" and _has_peers():
+        if _is_peers_end(error):
             what = str(error).strip().splitlines()
             print(
                 f"jaxformer {args.verb}: another process of this run has gone, and its own message says why; stopped "
@@ -99,7 +124,7 @@ def _log_traceback(workdir: str | None) -> Path:
     """Write the traceback into the run directory where there is one, else into a fresh file that is nobody else's."""
     text = traceback.format_exc()
     if workdir and Path(workdir).is_dir():
-        path = Path(workdir) / "error.log"
+        path = Path(workdir) / f"error{_process()}.log"
         with contextlib.suppress(OSError):  # a full disk may be what failed
             path.write_text(text, encoding="utf-8")
             return path

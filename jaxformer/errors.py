@@ -25,8 +25,11 @@ class EmptySplit(UserError):
     """A split of the data holds nothing. Training needs its own; without a held-out one there is no evaluation."""
 
 
-class Interrupted(Exception):
-    """A signal stopped the run, which was saved and can go on. `code` is the exit code of the command line."""
+class Interrupted(BaseException):
+    """A signal stopped the run, which was saved and can go on. `code` is the exit code of the command line.
+
+    No Exception: it may arise anywhere, and whatever handles errors there must not take it for one.
+    """
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)

@@ -11,7 +11,7 @@ from jaxformer.errors import UserError
 from jaxformer.generation import GenerationConfig, generate
 from jaxformer.metrics import judge
 from jaxformer.models.model import Model, Params
-from jaxformer.sharding import gathered
+from jaxformer.processes import gathered
 from jaxformer.tokenizers import Tokenizer
 
 HostBatch = Mapping[str, np.ndarray]
@@ -19,7 +19,7 @@ HostBatch = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """During training `max_examples` rows (0: all) of `split` are judged, `batch_size` at a time (0: training's)."""
+    """During training `max_examples` rows (0: all) of `split` are judged, `batch_size` at a time (0: a micro-batch)."""
 
     max_examples: int = 0
     batch_size: int = 0

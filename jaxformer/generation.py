@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxformer.errors import UserError
 from jaxformer.models.model import Model, Params
-from jaxformer.sharding import gathered
+from jaxformer.processes import gathered
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

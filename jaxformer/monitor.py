@@ -21,9 +21,9 @@ from jaxformer.config import Config
 from jaxformer.errors import Interrupted, UserError
 from jaxformer.flops import flops_per_example, peak
 from jaxformer.models.model import Model
+from jaxformer.processes import has_peers
 from jaxformer.progress import Display
 from jaxformer.run import MetricsLog, read_record
-from jaxformer.runtime import has_peers
 
 
 class Meter:
@@ -45,7 +45,8 @@ class Meter:
         self.peak = device_peak and device_peak * num_devices
         self.began = _began(self.workdir) if log.writes else time.time()
         self.step, self.since = start, time.perf_counter()
-        self.waits = dict.fromkeys(("data", "checkpoint"), 0.0)
+        self.data_waits: list[float] = []  # of the steps that are not read yet
+        self.waited = dict.fromkeys(("data", "checkpoint"), 0.0)
         self._mark = (start, self.tokens, self.seconds)
         self._flops = 0.0
 
@@ -57,11 +58,18 @@ class Meter:
         self.since += time.perf_counter() - began
 
     @contextlib.contextmanager
-    def waiting(self, what: str) -> Iterator[None]:
-        """Count how long training waits for "data" or a "checkpoint"."""
+    def waiting_for_data(self) -> Iterator[None]:
         began = time.perf_counter()
         yield
-        self.waits[what] += time.perf_counter() - began
+        self.data_waits.append(time.perf_counter() - began)
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Leave a save out of the training time, and count how long training waits for it."""
+        began = time.perf_counter()
+        with self.paused():
+            yield
+        self.waited["checkpoint"] += time.perf_counter() - began
 
     def read(self, step: int, metrics: Mapping[str, jax.Array], always: bool = False) -> None:
         """Take the metrics of `step` and log them when it is their turn.
@@ -73,6 +81,7 @@ class Meter:
         self.seconds, self.since = self.seconds + now - self.since, now
         self.tokens += values.pop("tokens")
         self._flops += self.flops(step)
+        self.waited["data"] += self.data_waits.pop(0) if self.data_waits else 0.0
         self.loss = values["loss"]
         if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
             self.in_a_row = 0
@@ -95,8 +104,8 @@ class Meter:
             "tokens_per_second": rate,
             "step_seconds": seconds / steps,
             "seconds": self.seconds,
-            "data_wait_seconds": self.waits["data"] / steps,
-            "checkpoint_wait_seconds": self.waits["checkpoint"],
+            "data_wait_seconds": self.waited["data"] / steps,
+            "checkpoint_wait_seconds": self.waited["checkpoint"],
             "goodput": min(self.seconds / max(time.time() - self.began, 1e-9), 1.0),
         }
         if self.skipped:
@@ -104,7 +113,7 @@ class Meter:
         if self.peak:
             values["mfu"] = self._flops / seconds / self.peak
         self._mark, self._flops = (step, self.tokens, self.seconds), 0.0
-        self.waits = dict.fromkeys(self.waits, 0.0)
+        self.waited = dict.fromkeys(self.waited, 0.0)
         # JSON knows no infinite numbers.
         self.log.write(step, {f"train/{name}": value for name, value in values.items() if math.isfinite(value)})
         brief = {"loss": values["loss"], "tok/s": rate} | ({"MFU": values["mfu"]} if self.peak else {})
@@ -163,7 +172,10 @@ class Signals:
     def __enter__(self) -> "Signals":
         self.received, self.steps = 0, False
         self._previous: dict[int, Any] = {}
-        for number in (signal.SIGTERM, signal.SIGINT):
+        self._asked = 0
+        # Where JAX watches for SIGTERM already, a handler of ours would take its place.
+        numbers = (signal.SIGINT,) if jax.distributed.is_initialized() else (signal.SIGTERM, signal.SIGINT)
+        for number in numbers:
             try:
                 self._previous[number] = signal.signal(number, self._handle)
             except ValueError:  # not the main thread: the program around us owns the signals
@@ -172,7 +184,8 @@ class Signals:
 
     def after(self, step: int) -> int:
         """Return the signal after which all processes stop at this step, or 0. All must ask at every step."""
-        if has_peers() and multihost_utils.reached_preemption_sync_point(step):
+        self._asked += 1  # JAX agrees on a number that is yet to come, and begins to count at 1: in a resumed run, too
+        if has_peers() and multihost_utils.reached_preemption_sync_point(self._asked):
             self.received = signal.SIGTERM
         return self.received
 
@@ -187,7 +200,8 @@ class Signals:
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            if number == signal.SIGINT or not jax.distributed.is_initialized():
+                signal.signal(number, handler)
 
 
 class Watchdog:
@@ -242,13 +256,18 @@ class Profiler:
     def after(self, step: int, state: Any) -> None:
         if self._runs and step == self.last:
             jax.block_until_ready(state)
-            self.close()
+            self._stop(self.STEPS)
 
     def close(self) -> None:
         if self._runs:
-            self._runs = False
-            jax.profiler.stop_trace()
-            self.display.note(
-                f"a profile of {self.STEPS} steps is in {self.folder}; see it with "
-                f"`pip install xprof` and `xprof --logdir={self.folder}`"
-            )
+            self._stop(0)
+        elif self.folder is not None and not self.folder.exists():
+            self.display.note(f"no profile: the run ended before step {self.first}, where it would have begun")
+
+    def _stop(self, steps: int) -> None:
+        self._runs = False
+        jax.profiler.stop_trace()
+        what = f"a profile of {steps} steps" if steps else "a profile of the last steps"
+        self.display.note(
+            f"{what} is in {self.folder}; see it with `pip install xprof` and `xprof --logdir={self.folder}`"
+        )

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from jaxformer.errors import UserError
 from jaxformer.members import check_keys
+from jaxformer.step import losses_of
 
 OWN = ("steps", "batch_size", "accumulation_steps")
 
@@ -26,7 +27,7 @@ class Phase(NamedTuple):
     changes: Mapping[str, Any]  # of the objective's or task's own keys
 
     def of(self, supervision: Any) -> Any:
-        """Return the objective or task, bound or not, as it is in this phase."""
+        """Return the objective or task as it is in this phase, to be bound: binding may read the changed keys."""
         return dataclasses.replace(supervision, **self.changes) if self.changes else supervision
 
     def example(self, step: int) -> int:
@@ -61,9 +62,9 @@ def read_phases(
             changed = found.of(supervision)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
-        for what in ("label_smoothing", "z_loss", "heads"):
-            if getattr(changed, what) != getattr(supervision, what):
-                raise UserError(f"{where}.{what}: a run has one loss; change it for the whole run")
+        if losses_of(changed) != losses_of(supervision):
+            keys = ", ".join(changes)
+            raise UserError(f"{where}: a run has one loss, and {keys} would change it; set it for all steps")
         read.append(found)
         step, example = step + own["steps"], example + own["steps"] * size
     return (*read, Phase(step, None, example, batch_size, accumulation_steps, {}))

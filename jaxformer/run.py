@@ -1,5 +1,6 @@
 """A run directory: everything a run is, written as it goes and read back by resume, evaluation, reports and `load`."""
 
+import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
@@ -85,6 +86,8 @@ def check_resumable(workdir: Path, config: Config, allow_change: bool) -> None:
     if allow_change:
         return
     stored, wanted = configs.flat(record["config"]), configs.flat(config.to_dict())
+    with contextlib.suppress(UserError):  # keys that are newer than the run had their default values
+        stored = configs.flat(configs.resolve(record["config"], name=record["name"]).to_dict())
     absent = "(absent)"
     differing = [
         f"{key}: {stored.get(key, absent)} -> {wanted.get(key, absent)}"
@@ -124,8 +127,10 @@ def compare_with_base(config: Config, labels: Sequence[str], restored: Iterable[
     ]
 
 
-def write_record(workdir: Path, config: Config, labels: Sequence[str], num_parameters: int) -> None:
-    """Write `config.json`: what this run is and on what it runs."""
+def write_record(
+    workdir: Path, config: Config, labels: Sequence[str], num_parameters: int, started: datetime.datetime | None = None
+) -> None:
+    """Write `config.json`: what this run is, on what it runs, and when it `started` (None: now)."""
     device = jax.devices()[0]
     record = {
         "name": config.name,
@@ -142,7 +147,7 @@ def write_record(workdir: Path, config: Config, labels: Sequence[str], num_param
             "processes": jax.process_count(),
         },
         "command": shlex.join(["jaxformer", *sys.argv[1:]]),
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "created": (started or datetime.datetime.now(datetime.UTC)).isoformat(timespec="seconds"),
     }
     write_json(workdir / "config.json", record)
 
@@ -172,10 +177,13 @@ class MetricsLog:
 
     def __init__(self, workdir: Path, resume_step: int, writes: bool = True) -> None:
         self.path, self.writes = workdir / "metrics.jsonl", writes
+        self._judged: set[int] = set()
         if not writes:
             return
         with disk_errors(self.path):
             self._cut(resume_step)
+            for entry in read_metrics(workdir):
+                self._note(entry["step"], entry)
             self._file: TextIO = self.path.open("a")
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
 
@@ -192,9 +200,12 @@ class MetricsLog:
         return float(values[-1]) if values else 0.0
 
     def judged(self, step: int) -> bool:
-        """Say whether an evaluation of this step is logged."""
-        entries = read_metrics(self.path.parent)
-        return any(entry["step"] == step and any(name.startswith("eval/") for name in entry) for entry in entries)
+        """Say whether an evaluation of this step is logged; the process that writes knows."""
+        return step in self._judged
+
+    def _note(self, step: int, values: Iterable[str]) -> None:
+        if any(name.startswith("eval/") for name in values):
+            self._judged.add(step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         if not self.writes:
@@ -202,6 +213,7 @@ class MetricsLog:
         with disk_errors(self.path):
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
+            self._note(step, values)
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
 

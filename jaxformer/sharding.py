@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils, multihost_utils
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxformer.errors import UserError, suggest
@@ -109,7 +109,9 @@ def make_mesh(config: ShardingConfig, batch_sizes: Mapping[str, int] | None = No
     check_batches(sizes, batch_sizes or {})
     count = int(np.prod(shape))
     groups = sorted({getattr(device, "slice_index", 0) or 0 for device in devices})
-    slices = config.slices or len(groups)
+    # By themselves slices are told apart where that is possible: hosts of GPUs count as slices, too.
+    across = len(groups) if count == len(devices) and sizes["data"] % len(groups) == 0 else 1
+    slices = config.slices or across
     if count < len(devices) and jax.process_count() > 1:
         raise UserError(
             f"sharding: {count} of {len(devices)} devices would be used, and some of {jax.process_count()} processes "
@@ -117,8 +119,9 @@ def make_mesh(config: ShardingConfig, batch_sizes: Mapping[str, int] | None = No
         )
     if slices == 1:
         # Neighbours on the network stand next to each other along the inner axes.
-        used = mesh_utils.create_device_mesh(shape, devices[:count], allow_split_physical_axes=True)
-        return Mesh(used, AXES)
+        if len(groups) > 1:
+            return Mesh(np.array(devices[:count]).reshape(shape), AXES)
+        return Mesh(mesh_utils.create_device_mesh(shape, devices[:count], allow_split_physical_axes=True), AXES)
     if count < len(devices) or sizes["data"] % slices:
         raise UserError(
             f"sharding: {slices} slices need all {len(devices)} devices and a data axis (here {sizes['data']}) "
@@ -258,13 +261,6 @@ def place(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
         )
         for name, array in batch.items()
     }
-
-
-def gathered(array: Any) -> np.ndarray:
-    """Return a global array's values, on every process the same. All processes must call it."""
-    if getattr(array, "is_fully_addressable", True) or array.is_fully_replicated:
-        return np.asarray(array)
-    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def constrain(x: jax.Array, mesh: Mesh | None, kinds: Iterable[str]) -> jax.Array:

@@ -4,6 +4,7 @@ Precedence: resume the run's own workdir, else start from `init_from`, else star
 """
 
 import contextlib
+import datetime
 import signal
 import time
 from pathlib import Path
@@ -34,9 +35,10 @@ from jaxformer.models.model import count_parameters
 from jaxformer.monitor import Meter, Profiler, Signals, Watchdog, step_flops
 from jaxformer.optimizers import schedule
 from jaxformer.phases import Phase
+from jaxformer.processes import agreed, check_same, connect, first_alone, is_first, meet
 from jaxformer.progress import Display
 from jaxformer.run import MetricsLog, check_resumable, is_run, write_record
-from jaxformer.runtime import agreed, connect, first_alone, is_first, meet, prepare_process
+from jaxformer.runtime import prepare_process
 from jaxformer.sharding import place
 from jaxformer.start import fitting_teacher, open_teacher, start_state
 from jaxformer.step import losses_of
@@ -51,6 +53,7 @@ def train(
     With `profile` a trace of a few steps is written into the run directory. Raises UserError for what the user can fix
     and Interrupted after saving on SIGTERM or Ctrl-C.
     """
+    started = datetime.datetime.now(datetime.UTC)
     resumes = is_run(workdir)
     if resumes:
         check_resumable(workdir, config, allow_config_change)
@@ -63,12 +66,12 @@ def train(
         resumes = bool(agreed(resumes))
         if display is None or not is_first():
             display = Display(quiet=True)
-        return _train(config, workdir, resumes, display, profile, signals, cleanup)
+        return _train(config, workdir, resumes, started, display, profile, signals, cleanup)
 
 
 def _train(
-    config: Config, workdir: Path, resumes: bool, display: Display, profile: bool, signals: Signals,
-    cleanup: contextlib.ExitStack,
+    config: Config, workdir: Path, resumes: bool, started: datetime.datetime, display: Display, profile: bool,
+    signals: Signals, cleanup: contextlib.ExitStack,
 ) -> dict[str, float]:  # fmt: skip
     began, first = time.perf_counter(), is_first()
     mesh = run_mesh(config)
@@ -76,8 +79,10 @@ def _train(
     teacher_run = fitting_teacher(config, tokenizer)  # a teacher that does not fit is refused before data is prepared
     labels = label_names(config)
     supervision = bind(config, tokenizer, labels)
-    members = first_alone(lambda: training_members(config, supervision, tokenizer, display))
+    members = first_alone(lambda: training_members(config, tokenizer, labels, display))
     held_out = first_alone(lambda: held_out_members(config, supervision, tokenizer, display))
+    check_same("the tokenizer", tokenizer.fingerprint)
+    check_same("the data", str([[len(member.rows) for member in drawn] for drawn in (*members, held_out)]))
     # Measured from here, charged from the beginning: TFDS, while it loads itself, patches the import of all threads.
     footprint = Footprint(workdir, config.footprint, jax.process_index(), began)
     cleanup.callback(footprint.stop)
@@ -104,7 +109,7 @@ def _train(
     state = start_state(config, workdir, resumes, checkpoints, steps, init_rng, display, new_tokens, labels, teacher)
     if not resumes and first:  # only now: what failed until here has left no run that a corrected command must resume
         tokenizer.save(workdir / "tokenizer.json")
-        write_record(workdir, config, labels, num_parameters)
+        write_record(workdir, config, labels, num_parameters, started)
     start = int(state.step)
     log = MetricsLog(workdir, start, writes=first)
     batches = training_batches(config, members, mesh, start)
@@ -140,18 +145,19 @@ def _train(
     try:
         # A finished run is judged again for whoever asks; else a stop may have left no time for it.
         if is_judged(start) and (start == training.num_steps or not agreed(log.judged(start))):
-            results = judge(start)
+            with meter.paused():
+                results = judge(start)
         pending: dict[str, jax.Array] | None = None
         phase = None
         for step in range(start + 1, training.num_steps + 1):
             watchdog.watch(step)
             profiler.before(step)
-            with meter.waiting("data"):
+            with meter.waiting_for_data():
                 drawn, batch = next(batches)
-            if drawn is not phase:
+            # The first call of a phase compiles, and returns when that is done.
+            with meter.paused() if drawn is not phase else contextlib.nullcontext():
                 phase, train_step = drawn, steps_of(drawn).train_step
-            placed = place(mesh, batch)
-            state, metrics = train_step(state, placed, dropout_rng, learning_rate(step - 1), *taught)
+                state, metrics = train_step(state, place(mesh, batch), dropout_rng, learning_rate(step - 1), *taught)
             if pending is not None:  # the device is already at the next step while this one's numbers are read
                 meter.read(step - 1, pending)
             pending = metrics
@@ -167,8 +173,8 @@ def _train(
             if evaluates:
                 with meter.paused():
                     results = judge(step)
-            if saves:
-                with meter.paused(), meter.waiting("checkpoint"):
+            if saves and (last or stop or not meter.in_a_row):  # the row goes on counting where a run resumes
+                with meter.saving():
                     checkpoints.save(step, state, results if evaluates else {})
                     footprint.flush()
             if stop:

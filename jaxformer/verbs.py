@@ -19,8 +19,8 @@ def default_workdir(spec: str) -> Path:
 
 def train(args: argparse.Namespace, overrides: list[str]) -> int:
     from jaxformer import config as configs
+    from jaxformer.processes import is_first
     from jaxformer.progress import Display
-    from jaxformer.runtime import is_first
     from jaxformer.train import train
 
     config = configs.load(args.config, overrides)

@@ -41,31 +41,40 @@ def start(
 
 def wait(
     started: Sequence["subprocess.Popen[str]"], say: Callable[[str], None] = lambda line: None,
-    grace: float = GRACE_SECONDS,
+    grace: float = GRACE_SECONDS, stopped: Callable[[], bool] = lambda: False,
 ) -> int:  # fmt: skip
-    """Wait for all processes and return their exit code: 0, 75 when all were preempted, else that of the first that
+    """Wait for all processes and return their exit code: 0, 75 when they were preempted, else that of the first that
     failed (1 for one that a signal ended).
 
-    Once one has failed the others have `grace` seconds to notice. `say` is told, in the end, which one it was.
+    Once one has failed or was preempted the others have `grace` seconds to end as well. `say` is told, in the end,
+    which one failed first; `stopped` says whether SIGTERM was sent to all, which ends those that had hardly begun.
     """
-    first: tuple[int, int] | None = None
+    killed: set[int] = set()
+    failed: list[tuple[int, int]] = []
     deadline = float("inf")
+
+    def code_of(index: int) -> int | None:
+        code = started[index].poll()
+        return PREEMPTED if code == -signal.SIGTERM and stopped() else code
+
     while any(process.poll() is None for process in started):
-        for index, process in enumerate(started):
-            code = process.poll()
-            if first is None and code not in (None, 0, PREEMPTED):
-                first, deadline = (index, int(code or 0)), time.monotonic() + grace
+        for index in range(len(started)):
+            code = code_of(index)
+            if code not in (None, 0) and deadline == float("inf"):
+                deadline = time.monotonic() + grace
+            if code not in (None, 0, PREEMPTED) and not failed and index not in killed:
+                failed.append((index, int(code or 0)))
         if time.monotonic() > deadline:
-            for process in started:
+            for index, process in enumerate(started):
                 if process.poll() is None:
+                    killed.add(index)
                     process.kill()
         time.sleep(0.05)
-    codes = [int(process.returncode) for process in started]
-    if first is None:
-        first = next(((index, code) for index, code in enumerate(codes) if code not in (0, PREEMPTED)), None)
-    if first is None:
-        return max(codes)
-    index, code = first
+    codes = {index: int(code_of(index) or 0) for index in range(len(started)) if index not in killed}
+    failed += [(index, code) for index, code in codes.items() if code not in (0, PREEMPTED)]
+    if not failed:
+        return max(codes.values(), default=1)
+    index, code = failed[0]
     ended = f"ended with exit code {code}" if code > 0 else f"was ended by {signal.Signals(-code).name}"
     if len(started) > 1:
         say(f"process {index} {ended} first; its own message is above, behind [{index}]")
@@ -75,19 +84,22 @@ def wait(
 def run(command: Sequence[str], processes: int) -> int:
     """Run `jaxformer COMMAND` in `processes` processes, each line of output behind the number of its process.
 
-    SIGTERM and Ctrl-C go on to all of them. Returns the exit code of `wait`.
+    SIGTERM and Ctrl-C go on to all of them; a second Ctrl-C ends them at once. Returns the exit code of `wait`.
     """
-    if processes == 1:
-        pipes: dict[str, Any] = {}
-    else:
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "start_new_session": True}
+    # In sessions of their own the processes hear of a Ctrl-C from here alone, and not twice.
+    pipes: dict[str, Any] = {"start_new_session": True}
+    if processes > 1:
+        pipes |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     started = start(command, processes, **pipes)
+    received: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
+        again = number == signal.SIGINT and signal.SIGINT in received
+        received.append(number)
         for process in started:
             if process.poll() is None:
-                # JAX watches for SIGTERM alone, to let all processes save the same step.
-                process.send_signal(signal.SIGTERM if processes > 1 else number)
+                # Of several processes JAX watches for SIGTERM alone, to let all save the same step.
+                process.send_signal(signal.SIGKILL if again else signal.SIGTERM if processes > 1 else number)
 
     previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     printing = threading.Lock()
@@ -106,7 +118,7 @@ def run(command: Sequence[str], processes: int) -> int:
         reader.start()
     try:
         last: list[str] = []
-        code = wait(started, last.append)
+        code = wait(started, last.append, stopped=lambda: bool(received))
         for reader in readers:
             reader.join(timeout=5)
         for line in last:

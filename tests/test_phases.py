@@ -50,8 +50,8 @@ def test_a_phase_changes_the_objective_and_nothing_else() -> None:
         ({"steps": 2, "sequence_length": "64"}, r"phases\[0\].sequence_length: '64' is not a whole number"),
         ({"steps": 2, "sequence_length": 4096}, r"model.max_length: 128 positions, but rows are 4096"),
         ({"steps": 2, "masking_rate": 7.0}, r"training.phases\[0\]: objective.masking_rate"),
-        ({"steps": 2, "next_sentence": False}, r"phases\[0\].heads: a run has one loss"),
-        ({"steps": 2, "label_smoothing": 0.1}, r"phases\[0\].label_smoothing: a run has one loss"),
+        ({"steps": 2, "next_sentence": False}, r"phases\[0\]: a run has one loss, and next_sentence would change it"),
+        ({"steps": 2, "label_smoothing": 0.1}, r"phases\[0\]: a run has one loss, and label_smoothing would change it"),
         ({"steps": 2, "batch_size": 9, "accumulation_steps": 2}, r"phases\[0\].batch_size: 9 is no multiple"),
     ],
 )  # fmt: skip
@@ -59,6 +59,11 @@ def test_what_cannot_be_is_refused_by_name(phase: dict[str, Any], message: str) 
     with pytest.raises(UserError, match=message) as caught:
         phases_of([phase])
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_phase_of_a_task_must_keep_its_loss_too() -> None:
+    with pytest.raises(UserError, match="language_model_weight would change it"):
+        phases_of([{"steps": 3, "language_model_weight": 0.9}], "finetune_area:gpt,smoke")
 
 
 def test_without_phases_there_is_one() -> None:

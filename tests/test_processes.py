@@ -21,7 +21,7 @@ from jaxformer.launch import local
 from jaxformer.parameters import flatten
 from jaxformer.run import read_metrics
 
-NUM_STEPS = 60
+NUM_STEPS = 200  # a process hears of another's SIGTERM a second or two later
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +30,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words(family: str, corpus: Path, workdir: Path, **keys: Any) -> list[str]:
-    """Arguments of a run that logs every step and saves every ten."""
-    given = {"training.num_steps": NUM_STEPS, "checkpoint.every": 10, "checkpoint.keep_last": 0}
-    given |= {"training.eval_every": 20, "footprint.enabled": False}
+    """Arguments of a run that logs every step and saves every twenty."""
+    given = {"training.num_steps": NUM_STEPS, "checkpoint.every": 20, "checkpoint.keep_last": 0}
+    given |= {"training.eval_every": 50, "footprint.enabled": False}
     given |= {"evaluation.max_examples": 13}  # the last batch is filled up, on some processes with nothing real
     return pretraining(family, corpus, workdir, **{**given, **keys})
 
@@ -80,10 +80,11 @@ def assert_equal_losses(ours: Path, theirs: Path) -> None:
         [(line["step"], value) for line in logged(run) for name, value in line.items() if name.endswith("/loss")]
         for run in (ours, theirs)
     )
-    assert [step for step, _ in mine] == [step for step, _ in expected] and len(mine) == NUM_STEPS + 3
+    assert [step for step, _ in mine] == [step for step, _ in expected] and len(mine) == NUM_STEPS + 4
     losses, expected_losses = (np.array([value for _, value in each]) for each in (mine, expected))
     assert abs(losses[0] / expected_losses[0] - 1) < 1e-6
-    assert np.abs(losses / expected_losses - 1).max() < 1e-4
+    differences = np.abs(losses / expected_losses - 1)
+    assert differences[:20].max() < 1e-4 and differences.max() < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,7 @@ def test_a_mesh_over_processes_agrees_with_one_device_and_its_checkpoint_goes_an
         half = tmp_path / name
         shutil.copytree(source, half)
         for step in finished_steps(half / "checkpoints"):
-            if step > 30:
+            if step > 100:
                 shutil.rmtree(half / "checkpoints" / str(step))
         command = words("gpt", corpus, half, **{"model.dropout": 0, "training.accumulation_steps": 1, **placement})
         allowed = [*command, "--allow-config-change"]  # of accumulation
@@ -151,12 +152,12 @@ def test_one_of_two_processes_may_end_at_any_moment(
     """A kill takes both down; a polite end saves both at one step. The slow test has dropout, and both processes."""
     broken = tmp_path / "broken"
     command = words("gpt", corpus, broken, **{"model.dropout": 0})
-    assert stop_one(signal.SIGKILL, 1, command, tmp_path / "output", broken, after=13) == 1
+    assert stop_one(signal.SIGKILL, 1, command, tmp_path / "output", broken, after=33) == 1
     assert "another process of this run has gone" in (tmp_path / "output" / "output.txt").read_text()
-    assert finished_steps(broken / "checkpoints") == [10]
-    assert stop_one(signal.SIGTERM, 1, command, tmp_path / "output", broken, after=31) == 75
+    assert finished_steps(broken / "checkpoints") == [20]
+    assert stop_one(signal.SIGTERM, 1, command, tmp_path / "output", broken, after=45) == 75
     stopped = finished_steps(broken / "checkpoints")[-1]
-    assert 31 <= stopped < NUM_STEPS and read_metrics(broken)[-1]["step"] == stopped
+    assert 45 <= stopped < NUM_STEPS and read_metrics(broken)[-1]["step"] == stopped
     finish(command, tmp_path / "output")
     assert_same_run(broken, runs["gpt", 2])
 
@@ -168,7 +169,7 @@ def test_random_ends_many_times_over_change_nothing(corpus: Path, tmp_path: Path
     for trial in range(6):
         broken = tmp_path / f"broken-{trial}"
         command, output = words("gpt", corpus, broken), tmp_path / f"output-{trial}"
-        for after in sorted(draw.sample(range(0, NUM_STEPS - 5), 2)):
+        for after in sorted(draw.sample(range(0, NUM_STEPS - 20), 2)):
             stop_one(draw.choice([signal.SIGTERM, signal.SIGKILL]), draw.randrange(2), command, output, broken, after)
         finish(command, output)
         assert_same_run(broken, whole)

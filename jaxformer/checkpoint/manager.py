@@ -13,9 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from jaxformer.checkpoint.digest import (
     PARAMS,
@@ -30,6 +28,7 @@ from jaxformer.checkpoint.digest import (
 )
 from jaxformer.checkpoint.reading import quiet_orbax, restore_state
 from jaxformer.errors import UserError, disk_errors, suggest
+from jaxformer.processes import agreed, let_speak, meet
 
 _log = logging.getLogger(__name__)
 
@@ -217,7 +216,10 @@ class Checkpoints:
                 chosen = _NONE if step is None else step
             except UserError as error:
                 failure, chosen = error, _NO_GOOD
-        chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
+        meet()  # hashing takes longer than devices may like to wait
+        chosen = agreed(chosen)
+        if chosen == _NO_GOOD and failure is None:
+            let_speak()
         if chosen == _NO_GOOD:
             raise failure or UserError(f"no sound checkpoint is left in {self.directory}; see process 0")
         return None if chosen == _NONE else chosen

@@ -22,6 +22,7 @@ from jaxformer.checkpoint.digest import (
 )
 from jaxformer.errors import UserError
 from jaxformer.parameters import flatten, unflatten
+from jaxformer.processes import agreed, is_first, let_speak, meet
 
 _MOST_ROWS = 30  # of a difference shown in an error
 
@@ -42,7 +43,11 @@ def restore_named(path: Path, target: Any) -> tuple[int, Any]:
 def verified(path: Path) -> Path:
     """Return the checkpoint that `path` names (see `locate`); UserError if it is damaged."""
     folder = locate(path)
-    damage = find_damage(folder)
+    damage = find_damage(folder) if is_first() else None  # one reads it all, for all
+    meet()
+    if not agreed(damage is None) and not damage:
+        let_speak()
+        raise UserError(f"the checkpoint {folder} is damaged; the message of process 0 says how")
     if damage:
         others = [str(step) for step in finished_steps(folder.parent) if str(step) != folder.name]
         hint = f"name another one; {folder.parent} also has {', '.join(others)}" if others else "name another one"

@@ -1,0 +1,175 @@
+"""The processes of a run: who they are, what they do together, and how one ends without leaving the others waiting.
+
+JAX's distributed runtime connects them and moves the bytes; whatever started them (SLURM, MPI, a TPU pod, the variables
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID) says who they are.
+"""
+
+import importlib.util
+import itertools
+import os
+import re
+import sys
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from jaxformer.errors import UserError
+
+Result = TypeVar("Result")
+HEARTBEAT_SECONDS = 20  # a process not heard of for so long takes the others down
+_TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")  # up to v4, and from v5 on
+_DAY = 24 * 3600 * 1000  # milliseconds
+_meetings = itertools.count()  # each has a name of its own
+
+
+def connect() -> None:
+    """Find the other processes of this run, where the environment says that there are some, and wait for them.
+
+    Raises UserError when it contradicts itself. Peers that do not come within five minutes end the process, by JAX.
+    """
+    arguments = _peers(os.environ)
+    if arguments is None or jax.distributed.is_initialized():
+        return
+    try:
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS, **arguments)
+    except (RuntimeError, ValueError) as error:
+        if not arguments and jax.process_count() == 1:
+            return  # one TPU host, whose devices have been in use already
+        lines = str(error).strip().splitlines()
+        raise UserError(
+            f"the processes of this run did not find each other: {lines[0] if lines else error}; all must be started "
+            "with the same command, and reach the coordinator"
+        ) from error
+
+
+def _peers(environment: Mapping[str, str]) -> dict[str, Any] | None:
+    """Return what `jax.distributed.initialize` must be told, or None for a process that has no peers."""
+
+    def number(name: str) -> int:
+        try:
+            return int(environment.get(name, "0"))
+        except ValueError:
+            raise UserError(f"{name}={environment[name]!r} is not a whole number") from None
+
+    if "JAX_NUM_PROCESSES" in environment:
+        count, own = number("JAX_NUM_PROCESSES"), number("JAX_PROCESS_ID")
+        if count < 2:
+            return None
+        if not 0 <= own < count or "JAX_COORDINATOR_ADDRESS" not in environment:
+            raise UserError(
+                f"JAX_NUM_PROCESSES={count} needs JAX_PROCESS_ID from 0 to {count - 1} (here {own}) "
+                "and JAX_COORDINATOR_ADDRESS=HOST:PORT of process 0"
+            )
+        return {"num_processes": count, "process_id": own, "cluster_detection_method": "deactivate"}
+    if number("SLURM_NTASKS") > 1 and "SLURM_PROCID" in environment and "SLURM_STEP_NODELIST" in environment:
+        return {"local_device_ids": _local_devices(environment)}
+    if number("OMPI_COMM_WORLD_SIZE") > 1:
+        return {}
+    on_tpu = importlib.util.find_spec("libtpu") is not None and any(map(os.path.exists, _TPU_DEVICES))
+    return {} if on_tpu and environment.get("JAX_PLATFORMS", "tpu") != "cpu" else None
+
+
+def _local_devices(environment: Mapping[str, str]) -> list[int] | None:
+    """Return which of the GPUs that a SLURM task sees are its own: JAX would give it just one of them.
+
+    All tasks of a node may see all of its GPUs, which they then share out, or each only those that SLURM bound to it.
+    """
+    seen = [gpu for gpu in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+    if not seen:
+        return None
+    tasks: list[int] = []  # of every node; SLURM writes 2(x3),1
+    for entry in environment.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
+        count, _, times = entry.rstrip(")").partition("(x")
+        tasks += [int(count)] * int(times or 1)
+    here = tasks[min(int(environment.get("SLURM_NODEID", "0")), len(tasks) - 1)]
+    if len(seen) < here:
+        return list(range(len(seen)))
+    share, own = len(seen) // here, int(environment.get("SLURM_LOCALID", "0"))
+    return list(range(own * share, (own + 1) * share))
+
+
+def has_peers() -> bool:
+    """Say whether this process is one of several."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def is_first() -> bool:
+    """Say whether this process is the one that writes what all share."""
+    return jax.process_index() == 0
+
+
+def leave(code: int) -> NoReturn:
+    """End this process at once. One that has done its part says so to the others first; from one that failed they
+    hear nothing more, for on the way out JAX would wait for them, who may be waiting for it."""
+    if code in (0, 75):
+        jax.distributed.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def is_peers_end(error: BaseException) -> bool:
+    """Say whether an error of JAX's is what this process sees of the end of another one."""
+    signs = r"gloo|nccl|connection|peer|heartbeat|coordination|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED"
+    return has_peers() and type(error).__name__ == "JaxRuntimeError" and bool(re.search(signs, str(error), re.I))
+
+
+def let_speak() -> None:
+    """Give the process that knows what is wrong the time to say so, and to end, before those that only hear of it."""
+    time.sleep(1.0)
+
+
+def meet() -> None:
+    """Wait until every process is here, for a day if need be.
+
+    It is no wait of the devices, which may lose patience while a large corpus is tokenised or a checkpoint hashed.
+    """
+    if jax.process_count() > 1:
+        ocp.multihost.get_barrier_sync_fn()(key=f"meeting_{next(_meetings)}", timeout_ms=_DAY)
+
+
+def agreed(value: int) -> int:
+    """Return process 0's value (of 32 bits) on every process."""
+    return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def first_alone(work: Callable[[], Result]) -> Result:
+    """Let process 0 do work that leaves files which all read, then the others; they find it done where they share a
+    file system. When process 0 fails, all do."""
+    if jax.process_count() == 1:
+        return work()
+    failure: BaseException | None = None
+    if is_first():
+        try:
+            result = work()
+        except Exception as error:
+            failure = error
+    meet()
+    if agreed(failure is None):
+        return result if is_first() else work()
+    if failure is None:
+        let_speak()
+    raise failure or UserError("process 0 could not prepare the run; its own message says why")
+
+
+def check_same(what: str, value: str) -> None:
+    """Raise UserError on the processes whose value differs from process 0's."""
+    own = zlib.crc32(value.encode()) >> 1
+    if agreed(own) != own:
+        raise UserError(
+            f"{what} of this process (number {jax.process_index()}) is not that of process 0: they read different "
+            "files; give all hosts the same data and JAXFORMER_CACHE, or share them"
+        )
+
+
+def gathered(array: Any) -> np.ndarray:
+    """Return a global array's values, on every process the same. All processes must call it."""
+    if getattr(array, "is_fully_addressable", True) or array.is_fully_replicated:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
