@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxformer.checkpoint import finished_steps
 from jaxformer.config import Config
@@ -216,7 +217,7 @@ def compiled_steps(
 
 def _pmapped(step: Any, mesh: Mesh) -> Any:
     """Return the step under `jax.pmap`, as a function of the same global arrays as the jitted one."""
-    count = mesh.size
+    count, copies = mesh.size, PartitionSpec()
     mapped = jax.pmap(
         step, axis_name="data", in_axes=(None, 0, None, None, None), out_axes=None, donate_argnums=0,
         devices=list(mesh.devices.ravel()),
@@ -228,7 +229,14 @@ def _pmapped(step: Any, mesh: Mesh) -> Any:
     def train_step(
         state: TrainState, batch: Any, rng: jax.Array, learning_rate: jax.Array | float, teacher_params: Any = None
     ) -> Any:
-        return mapped(state, by_device(batch), rng, jnp.asarray(learning_rate, float), teacher_params)
+        rate = jnp.asarray(learning_rate, float)
+        if jax.process_count() == 1:
+            return mapped(state, by_device(batch), rng, rate, teacher_params)
+        # Each process gives pmap its own part of what is global, and gets its own part back.
+        state, teacher_params = multihost_utils.global_array_to_host_local_array((state, teacher_params), mesh, copies)
+        rows = multihost_utils.global_array_to_host_local_array(by_device(batch), mesh, PartitionSpec("data"))
+        results = mapped(state, rows, rng, rate, teacher_params)
+        return multihost_utils.host_local_array_to_global_array(results, mesh, copies)
 
     return train_step
 

@@ -84,7 +84,8 @@ def assert_equal_losses(ours: Path, theirs: Path) -> None:
     losses, expected_losses = (np.array([value for _, value in each]) for each in (mine, expected))
     assert abs(losses[0] / expected_losses[0] - 1) < 1e-6
     differences = np.abs(losses / expected_losses - 1)
-    assert differences[:20].max() < 1e-4 and differences.max() < 1e-3
+    assert differences[:20].max() < 1e-4
+    assert np.abs(losses - expected_losses).max() < 0.02  # by then rounding has grown, where losses are nearly 0
 
 
 @pytest.mark.parametrize(
@@ -175,23 +176,27 @@ def test_random_ends_many_times_over_change_nothing(corpus: Path, tmp_path: Path
         assert_same_run(broken, whole)
 
 
-def test_a_process_that_fails_takes_the_others_down_and_is_named_first(corpus: Path, tmp_path: Path) -> None:
-    """By the launcher: process 1 cannot read the data, process 0 could."""
-    command = words("gpt", corpus, tmp_path / "run")
-    (tmp_path / "sitecustomize.py").write_text(
-        "import os\n"
-        "if os.environ.get('JAX_PROCESS_ID') == '1':\n"
-        "    import jaxformer.build\n"
-        "    from jaxformer.errors import UserError\n"
-        "    def fails(*args, **keys):\n"
-        "        raise UserError('data.path: the disk of this host is gone')\n"
-        "    jaxformer.build.prepare = fails\n"
+def launched(command: list[str], folder: Path, in_process_1: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command by the launcher in two processes, the second of which first runs some code of its own."""
+    lines = "".join(f"    {line}\n" for line in in_process_1.strip().splitlines())
+    (folder / "sitecustomize.py").write_text(
+        f"import os\nif os.environ.get('JAX_PROCESS_ID') == '1':\n    from jaxformer.errors import UserError\n{lines}"
     )
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "XLA_FLAGS": ""}
+    environment = {**os.environ, "PYTHONPATH": str(folder), "XLA_FLAGS": ""}
+    words = [sys.executable, "-m", "jaxformer", "launch", "local", "--processes=2", "--", *command]
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_a_process_that_fails_takes_the_others_down_and_is_named_first(corpus: Path, tmp_path: Path) -> None:
     began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "jaxformer", "launch", "local", "--processes=2", "--", *command],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120,
+    done = launched(
+        words("gpt", corpus, tmp_path / "run"), tmp_path,
+        """
+import jaxformer.build
+def fails(*args, **keys):
+    raise UserError('data.path: the disk of this host is gone')
+jaxformer.build.prepare = fails
+""",
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     lines = done.stderr.splitlines()
@@ -200,3 +205,83 @@ def test_a_process_that_fails_takes_the_others_down_and_is_named_first(corpus: P
     assert all(own < number for number in others)
     assert lines[-1] == "jaxformer launch: process 1 ended with exit code 2 first; its own message is above, behind [1]"
     assert "Traceback" not in done.stderr and time.monotonic() - began < 60
+
+
+@pytest.mark.slow
+def test_an_error_of_ours_is_not_taken_for_the_end_of_a_peer(corpus: Path, tmp_path: Path) -> None:
+    done = launched(
+        words("gpt", corpus, tmp_path / "run"), tmp_path,
+        """
+import jax
+import jaxformer.train
+def fails(*args, **keys):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes.')
+jaxformer.train.start_state = fails
+""",
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "[1] jaxformer train: internal error: JaxRuntimeError: RESOURCE_EXHAUSTED" in done.stderr
+    assert "fails" in (tmp_path / "run" / "error-1.log").read_text()
+    assert done.stderr.splitlines()[-1].startswith("jaxformer launch: process 1 ended with exit code 1 first")
+
+
+@pytest.mark.slow
+def test_processes_that_read_different_files_are_refused(corpus: Path, tmp_path: Path) -> None:
+    done = launched(
+        words("gpt", corpus, tmp_path / "run"), tmp_path,
+        """
+import jaxformer.train
+original = jaxformer.train.training_members
+def shorter(*args, **keys):
+    return [[member._replace(rows=range(3)) for member in members] for members in original(*args, **keys)]
+jaxformer.train.training_members = shorter
+""",
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "[1] jaxformer train: the data of this process (number 1) is not that of process 0" in done.stderr
+    assert not finished_steps(tmp_path / "run" / "checkpoints")
+
+
+@pytest.mark.slow
+def test_a_stop_while_a_resumed_run_begins_is_not_lost(corpus: Path, tmp_path: Path) -> None:
+    """The signal comes before the first step of this part of the run, which has steps behind it already."""
+    command = words("gpt", corpus, tmp_path / "run")
+    assert stop_one(signal.SIGKILL, 0, command, tmp_path / "output", tmp_path / "run", after=65) == 1
+    done = launched(
+        command, tmp_path,
+        """
+import signal, time
+import jaxformer.train
+original = jaxformer.train.start_state
+def stopped(*args, **keys):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(3)
+    return original(*args, **keys)
+jaxformer.train.start_state = stopped
+""",
+    )  # fmt: skip
+    assert done.returncode == 75, done.stderr
+    assert 60 < finished_steps(tmp_path / "run" / "checkpoints")[-1] < NUM_STEPS
+
+
+@pytest.mark.parametrize(
+    ("scripts", "stopped", "code", "said"),
+    [
+        (["pass", "pass"], False, 0, ""),
+        (["sys.exit(75)", "sys.exit(75)"], False, 75, ""),
+        (["sys.exit(75)", "time.sleep(60)"], False, 75, ""),  # one that waits for peers who have gone
+        (["sys.exit(2)", "time.sleep(60)"], False, 2, "process 0 ended with exit code 2 first"),
+        (["time.sleep(0.6); sys.exit(1)", "sys.exit(2)"], False, 2, "process 1 ended with exit code 2 first"),
+        (["time.sleep(60)", "os.kill(os.getpid(), 9)"], False, 1, "process 1 was ended by SIGKILL first"),
+        (["os.kill(os.getpid(), 15)", "sys.exit(75)"], True, 75, ""),  # stopped before it had a handler
+        (["os.kill(os.getpid(), 15)", "sys.exit(75)"], False, 1, "process 0 was ended by SIGTERM first"),
+    ],
+)
+def test_the_launcher_tells_who_failed_first(scripts: list[str], stopped: bool, code: int, said: str) -> None:
+    started = [
+        subprocess.Popen([sys.executable, "-c", f"import os, sys, time; {script}"], text=True) for script in scripts
+    ]
+    told: list[str] = []
+    assert local.wait(started, told.append, grace=2.0, stopped=lambda: stopped) == code
+    assert all(process.poll() is not None for process in started)
+    assert [line.partition(";")[0] for line in told] == ([said] if said else [])
