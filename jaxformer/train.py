@@ -154,9 +154,10 @@ def _train(
             profiler.before(step)
             with meter.waiting_for_data():
                 drawn, batch = next(batches)
-            # The first call of a phase compiles, and returns when that is done.
-            with meter.paused() if drawn is not phase else contextlib.nullcontext():
+            compiles = drawn is not phase  # the first call of a phase, which returns when that is done
+            if compiles:
                 phase, train_step = drawn, steps_of(drawn).train_step
+            with meter.paused() if compiles else contextlib.nullcontext():
                 state, metrics = train_step(state, place(mesh, batch), dropout_rng, learning_rate(step - 1), *taught)
             if pending is not None:  # the device is already at the next step while this one's numbers are read
                 meter.read(step - 1, pending)
