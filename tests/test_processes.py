@@ -88,24 +88,24 @@ def assert_equal_losses(ours: Path, theirs: Path) -> None:
     assert np.abs(losses - expected_losses).max() < 0.02  # by then rounding has grown, where losses are nearly 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "processes"),
-    [("gpt", 2), *(pytest.param(family, count, marks=pytest.mark.slow)
-                   for family, count in (("bert", 2), ("t5", 2), ("gpt", 4), ("bert", 4)))],
+    [("bert", 2), ("t5", 2), ("gpt", 4)],
 )  # fmt: skip
 def test_several_processes_agree_with_one(family: str, processes: int, runs: dict[tuple[str, int], Path]) -> None:
     assert_equal_losses(runs[family, processes], runs[family, 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keys", "processes", "devices"),
     [
         ({"sharding.fsdp": 2, "sharding.tensor": 2, "sharding.slices": 2, "training.accumulation_steps": 2}, 2, 4),
-        pytest.param({"sharding.fsdp": 2}, 2, 1, marks=pytest.mark.slow),
-        pytest.param({"sharding.tensor": 2}, 2, 1, marks=pytest.mark.slow),
-        pytest.param({"sharding.strategy": "pmap"}, 2, 2, marks=pytest.mark.slow),
+        ({"sharding.tensor": 2}, 2, 1),
+        ({"sharding.strategy": "pmap"}, 2, 2),
     ],
-    ids=["slices", "fsdp", "tensor", "pmap"],
+    ids=["slices", "tensor", "pmap"],
 )
 def test_a_mesh_over_processes_agrees_with_one_device_and_its_checkpoint_goes_anywhere(
     keys: dict[str, Any], processes: int, devices: int, corpus: Path, runs: dict[tuple[str, int], Path], tmp_path: Path
@@ -116,7 +116,7 @@ def test_a_mesh_over_processes_agrees_with_one_device_and_its_checkpoint_goes_an
     assert_equal_losses(workdir, runs["gpt", 1])
     # From the middle of it one process on one device goes on, and the other way round.
     halves = {"apart": (workdir, {}, 1, 1), "together": (runs["gpt", 1], keys, processes, devices)}
-    if "sharding.slices" in keys:  # every day only the one
+    if "sharding.slices" not in keys:
         halves.pop("together")
     for name, (source, placement, count, per_process) in halves.items():
         half = tmp_path / name
@@ -153,6 +153,7 @@ def test_one_of_two_processes_may_end_at_any_moment(
     corpus: Path, runs: dict[tuple[str, int], Path], tmp_path: Path
 ) -> None:
     """A kill takes both down; a polite end saves both at one step. The slow test has dropout, and both processes."""
+    assert_equal_losses(runs["gpt", 2], runs["gpt", 1])
     broken = tmp_path / "broken"
     command = words("gpt", corpus, broken, **{"model.dropout": 0})
     assert stop_one(signal.SIGKILL, 1, command, tmp_path / "output", broken, after=33) == 1
@@ -169,7 +170,7 @@ def test_one_of_two_processes_may_end_at_any_moment(
 def test_random_ends_many_times_over_change_nothing(corpus: Path, tmp_path: Path) -> None:
     draw, whole = random.Random(0), tmp_path / "whole"
     finish(words("gpt", corpus, whole), tmp_path / "output-whole")
-    for trial in range(6):
+    for trial in range(4):
         broken = tmp_path / f"broken-{trial}"
         command, output = words("gpt", corpus, broken), tmp_path / f"output-{trial}"
         for after in sorted(draw.sample(range(0, NUM_STEPS - 20), 2)):

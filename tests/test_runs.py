@@ -54,7 +54,8 @@ def unbroken(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     class Runs(dict[str, Path]):
         def __missing__(self, family: str) -> Path:
             folder = tmp_path_factory.mktemp(f"unbroken-{family}")
-            words = pretraining(family, corpus, folder / "run", **{"training.num_steps": 200})
+            keys = {"training.num_steps": 200, "footprint.enabled": False}
+            words = pretraining(family, corpus, folder / "run", **keys)
             with start(words, folder) as process:
                 errors = process.communicate(timeout=300)[1]
             assert process.returncode == 0, errors
@@ -69,7 +70,8 @@ def test_a_killed_run_equals_an_unbroken_one(
     family: str, corpus: Path, unbroken: dict[str, Path], tmp_path: Path
 ) -> None:
     workdir = tmp_path / "run"
-    words = pretraining(family, corpus, workdir, **{"training.num_steps": 200})
+    keys = {"training.num_steps": 200, "footprint.enabled": family == "gpt"}  # measuring takes as long as the steps
+    words = pretraining(family, corpus, workdir, **keys)
     with start(words, tmp_path) as process:
         assert stop_after(25, process, workdir, signal.SIGKILL) == -signal.SIGKILL
     if family == "gpt":  # and once more, politely
@@ -84,7 +86,7 @@ def test_a_killed_run_equals_an_unbroken_one(
     assert logged(workdir) == logged(unbroken[family])
     ours, theirs = (flatten(jaxformer.load(run).params) for run in (workdir, unbroken[family]))
     assert all(np.array_equal(ours[path], theirs[path]) for path in theirs) and ours.keys() == theirs.keys()
-    assert len(list((workdir / "emissions").glob("*.csv"))) == (3 if family == "gpt" else 2)
+    assert len(list((workdir / "emissions").glob("*.csv"))) == (3 if family == "gpt" else 0)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
@@ -120,7 +122,7 @@ def test_a_stop_at_a_step_that_was_to_be_judged_leaves_the_judgement_for_later(
     assert logged(tmp_path / "broken") == before
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["t5", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt", "bert"))])
 def test_fine_tuning_from_a_run_beats_chance_and_can_be_used(
     family: str, corpus: Path, unbroken: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,6 +143,7 @@ def test_fine_tuning_from_a_run_beats_chance_and_can_be_used(
         assert run.generate(["area text: The cat and the dog came."]) == ["animals"]
 
 
+@pytest.mark.slow
 def test_a_mixture_of_objectives_and_corpora_resumes_and_is_judged_by_its_members(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

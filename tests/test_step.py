@@ -33,7 +33,8 @@ def test_cross_entropy_by_hand() -> None:
     assert weighted(jnp.array([1.0, jnp.nan, 3.0]), jnp.array([2.0, 0.0, 1.0])) == 5.0
 
 
-@pytest.mark.parametrize("name", ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt3", "t5"))])
+@pytest.mark.slow  # tests/test_strategies.py compares with accumulation every day
+@pytest.mark.parametrize("name", FAMILIES)
 def test_accumulated_micro_batches_equal_one_step(name: str) -> None:
     model, supervision = model_of(name), supervision_of(name)
     optimizer = optax.sgd(0.1)
