@@ -201,6 +201,14 @@ def test_logits_in_chunks_are_the_same_loss_and_are_never_held_whole(name: str) 
     chunked, _ = losses_on(name, MESHES["one"], logits_chunk=4 if name == "gpt3" else 2)  # neither divides the row
     assert_equal_losses(chunked, on_one_device(name)[0])
 
+    batch = batch_of(name)
+    judged = []
+    for chunk in (0, 4 if name == "gpt3" else 2):
+        steps, _ = steps_on(name, MESHES["one"], logits_chunk=chunk)
+        judged.append(steps.eval_step(steps.make_state(jax.random.key(0)).params, batch))
+    np.testing.assert_array_equal(judged[1][1]["tokens"], judged[0][1]["tokens"])
+    np.testing.assert_allclose(judged[1][0]["tokens"], judged[0][0]["tokens"], rtol=1e-6)
+
     def largest(chunk: int) -> int:
         """The largest array [rows, positions, vocabulary] of a compiled step, in positions."""
         vocabulary = 101
