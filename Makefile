@@ -49,7 +49,7 @@ demo: .venv/installed
 	.venv/bin/jaxformer demo --family=$(FAMILY)
 
 test: .venv/installed
-	.venv/bin/python $(PYTEST) -m "not slow"
+	JAXFORMER_TEST_QUICK=1 .venv/bin/python $(PYTEST) -m "not slow"
 
 # The whole suite comes last, so that its summary is what one reads.
 test-all: .venv/installed
