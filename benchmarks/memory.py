@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxformer import config as configs
 from jaxformer.build import build_model, compiled_steps, mesh_of, timeless
 from jaxformer.sharding import make_mesh, split
+from jaxformer.start import placed
 from jaxformer.step import losses_of
 
 SCAN = "training.unroll_layers=1"
@@ -54,11 +55,7 @@ def analyse(spec: str, overrides: tuple[str, ...], rows: int, donate: bool = Tru
         config.training.accumulation_steps, mesh, config.sharding.strategy,
     )  # fmt: skip
     rng = jax.random.key(0)
-    state = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(steps.make_state, rng),
-        steps.shardings,
-    )
+    state = placed(jax.eval_shape(steps.make_state, rng), steps.shardings)
     batch = {
         name: jax.ShapeDtypeStruct((rows, *shape), jnp.dtype(dtype), sharding=split(mesh))
         for name, (shape, dtype) in config.supervision.shapes.items()

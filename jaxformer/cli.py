@@ -24,42 +24,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = _main(arguments)
     except SystemExit as end:  # argparse, or a terminal that has gone
-        if not _has_peers():
+        if _processes() is None:
             raise
         code = end.code if isinstance(end.code, int) else 1
-    if _has_peers():
-        from jaxformer.processes import leave
-
-        leave(code)
+    if (processes := _processes()) is not None:
+        processes.leave(code)
     return code
 
 
-def _is_peers_end(error: Exception) -> bool:
-    if not _has_peers():
-        return False
-    from jaxformer.processes import is_peers_end, let_speak
-
-    if is_peers_end(error):
-        let_speak()
-        return True
-    return False
-
-
-def _process() -> str:
-    """Return "-N" for a process with peers, whose files of its own bear its number."""
-    if not _has_peers():
-        return ""
-    import jax
-
-    return f"-{jax.process_index()}"
-
-
-def _has_peers() -> bool:
-    if "jaxformer.processes" not in sys.modules:
-        return False
-    from jaxformer.processes import has_peers
-
-    return has_peers()
+def _processes() -> Any:
+    """Return the module `processes` in a process that has peers, else None. Nothing is imported to find out."""
+    module = sys.modules.get("jaxformer.processes")
+    return module if module is not None and module.has_peers() else None
 
 
 def _main(arguments: Sequence[str] | None) -> int:
@@ -96,21 +72,14 @@ def _main(arguments: Sequence[str] | None) -> int:
         if args.traceback:
             traceback.print_exc()
             return 1
-        if _is_peers_end(error):
-            what = str(error).strip().splitlines()
-            print(
-                f"jaxformer {args.verb}: another process of this run has gone, and its own message says why; stopped "
-                f"(seen here: {what[0] if what else ''})",
-                file=sys.stderr,
-            )
-            return 1
-        log = _log_traceback(getattr(args, "workdir", None))
-        what = str(error).strip().splitlines()
-        print(
-            f"jaxformer {args.verb}: internal error: {type(error).__name__}: {what[0] if what else ''} "
-            f"(traceback in {log}; --traceback shows it)",
-            file=sys.stderr,
-        )
+        what = next(iter(str(error).strip().splitlines()), "")
+        if (processes := _processes()) is not None and processes.is_peers_end(error):
+            processes.let_speak()
+            message = f"another process of this run has gone, and its own message says why; stopped (seen here: {what})"
+        else:
+            log = _log_traceback(getattr(args, "workdir", None))
+            message = f"internal error: {type(error).__name__}: {what} (traceback in {log}; --traceback shows it)"
+        print(f"jaxformer {args.verb}: {message}", file=sys.stderr)
         return 1
 
 
@@ -124,7 +93,8 @@ def _log_traceback(workdir: str | None) -> Path:
     """Write the traceback into the run directory where there is one, else into a fresh file that is nobody else's."""
     text = traceback.format_exc()
     if workdir and Path(workdir).is_dir():
-        path = Path(workdir) / f"error{_process()}.log"
+        processes = _processes()
+        path = Path(workdir) / ("error.log" if processes is None else f"error-{processes.number()}.log")
         with contextlib.suppress(OSError):  # a full disk may be what failed
             path.write_text(text, encoding="utf-8")
             return path

@@ -93,6 +93,16 @@ class Config:
         name = self.selected["task" if self.objective is None else "objective"]
         return read_phases(training.phases, training.batch_size, training.accumulation_steps, self.supervision, name)
 
+    @property
+    def longest_row(self) -> int:
+        """How many tokens a stack reads at most, in any phase."""
+        return max(
+            shape[0]
+            for phase in self.phases
+            for name, (shape, _) in phase.of(self.supervision).shapes.items()
+            if name.endswith("inputs")
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved sections as plain dicts, as `config.json` holds them."""
         resolved: dict[str, Any] = {key: getattr(self, key) for key in SCALARS}
@@ -342,14 +352,10 @@ def _check(config: Config) -> None:
             f"task.name: {config.selected['task']} needs {' or '.join(supervision.families)}, "
             f"but model.preset {config.selected['model']} is {model.family}"
         )
-    longest = max(
-        shape[0]
-        for phase in config.phases
-        for name, (shape, _) in phase.of(supervision).shapes.items()
-        if name.endswith("inputs")
-    )
-    if model.position == "learned" and longest > model.max_length:
-        raise UserError(f"model.max_length: {model.max_length} positions, but rows are {longest} tokens long")
+    if model.position == "learned" and config.longest_row > model.max_length:
+        raise UserError(
+            f"model.max_length: {model.max_length} positions, but rows are {config.longest_row} tokens long"
+        )
     if getattr(supervision, "next_sentence", False) and model.token_types < 2:
         raise UserError("objective.next_sentence: segment pairs need model.token_types of 2")
     if getattr(supervision, "pooled_at", "") == "first" and model.visibility == "causal":

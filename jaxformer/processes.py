@@ -51,14 +51,14 @@ def connect() -> None:
 def _peers(environment: Mapping[str, str]) -> dict[str, Any] | None:
     """Return what `jax.distributed.initialize` must be told, or None for a process that has no peers."""
 
-    def number(name: str) -> int:
+    def count_in(name: str) -> int:
         try:
             return int(environment.get(name, "0"))
         except ValueError:
             raise UserError(f"{name}={environment[name]!r} is not a whole number") from None
 
     if "JAX_NUM_PROCESSES" in environment:
-        count, own = number("JAX_NUM_PROCESSES"), number("JAX_PROCESS_ID")
+        count, own = count_in("JAX_NUM_PROCESSES"), count_in("JAX_PROCESS_ID")
         if count < 2:
             return None
         if not 0 <= own < count or "JAX_COORDINATOR_ADDRESS" not in environment:
@@ -67,9 +67,9 @@ def _peers(environment: Mapping[str, str]) -> dict[str, Any] | None:
                 "and JAX_COORDINATOR_ADDRESS=HOST:PORT of process 0"
             )
         return {"num_processes": count, "process_id": own, "cluster_detection_method": "deactivate"}
-    if number("SLURM_NTASKS") > 1 and "SLURM_PROCID" in environment and "SLURM_STEP_NODELIST" in environment:
+    if count_in("SLURM_NTASKS") > 1 and "SLURM_PROCID" in environment and "SLURM_STEP_NODELIST" in environment:
         return {"local_device_ids": _local_devices(environment)}
-    if number("OMPI_COMM_WORLD_SIZE") > 1:
+    if count_in("OMPI_COMM_WORLD_SIZE") > 1:
         return {}
     on_tpu = importlib.util.find_spec("libtpu") is not None and any(map(os.path.exists, _TPU_DEVICES))
     return {} if on_tpu and environment.get("JAX_PLATFORMS", "tpu") != "cpu" else None
@@ -99,9 +99,14 @@ def has_peers() -> bool:
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
+def number() -> int:
+    """Return which of the processes this is, from 0."""
+    return jax.process_index()
+
+
 def is_first() -> bool:
     """Say whether this process is the one that writes what all share."""
-    return jax.process_index() == 0
+    return number() == 0
 
 
 def leave(code: int) -> NoReturn:
@@ -117,7 +122,7 @@ def leave(code: int) -> NoReturn:
 def is_peers_end(error: BaseException) -> bool:
     """Say whether an error of JAX's is what this process sees of the end of another one."""
     signs = r"gloo|nccl|connection|peer|heartbeat|coordination|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED"
-    return has_peers() and type(error).__name__ == "JaxRuntimeError" and bool(re.search(signs, str(error), re.I))
+    return type(error).__name__ == "JaxRuntimeError" and bool(re.search(signs, str(error), re.I))
 
 
 def let_speak() -> None:
@@ -163,7 +168,7 @@ def check_same(what: str, value: str) -> None:
     own = zlib.crc32(value.encode()) >> 1
     if agreed(own) != own:
         raise UserError(
-            f"{what} of this process (number {jax.process_index()}) is not that of process 0: they read different "
+            f"{what} of this process (number {number()}) is not that of process 0: they read different "
             "files; give all hosts the same data and JAXFORMER_CACHE, or share them"
         )
 

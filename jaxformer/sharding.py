@@ -7,6 +7,7 @@ Over several slices (or hosts joined by a slow network) `data` crosses the slice
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -237,6 +238,7 @@ def split(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
+@functools.lru_cache(maxsize=8)  # asked at every step, and a pod has thousands of devices
 def _batch_shares(mesh: Mesh) -> tuple[list[int], int]:
     """Return which of the equal shares of a batch this process's devices hold, and how many there are."""
     numbers = np.arange(mesh.shape["data"] * mesh.shape["fsdp"]).reshape(mesh.devices.shape[:2])

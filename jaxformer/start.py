@@ -86,14 +86,8 @@ def fitting_teacher(config: Config, tokenizer: Tokenizer) -> OpenRun | None:
             f"{where} has hidden states of {theirs.d_model} numbers, the student of {student.d_model}; "
             "set distillation.cosine_weight=0 or model.d_model to the teacher's"
         )
-    longest = max(
-        shape[0]
-        for phase in config.phases
-        for name, (shape, _) in phase.of(config.objective).shapes.items()
-        if name.endswith("inputs")
-    )
-    if theirs.position == "learned" and longest > theirs.max_length:
-        raise UserError(f"{where} knows {theirs.max_length} positions, but rows are {longest} tokens long")
+    if theirs.position == "learned" and config.longest_row > theirs.max_length:
+        raise UserError(f"{where} knows {theirs.max_length} positions, but rows are {config.longest_row} tokens long")
     if distillation.layers and len(distillation.layers) != student.num_layers:
         raise UserError(
             f"distillation.layers: {len(distillation.layers)} layers for a student of {student.num_layers}; "

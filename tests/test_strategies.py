@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import re
-import types
 from typing import Any
 
 import jax
@@ -14,12 +13,11 @@ from jax.sharding import Mesh
 from tiny import CONFIGS, batch_of, supervision_of
 
 from jaxformer.build import Steps, compiled_steps
-from jaxformer.errors import UserError
 from jaxformer.models.config import Execution
 from jaxformer.models.model import Model
 from jaxformer.optimizers import Adafactor, AdamW
 from jaxformer.parameters import flatten
-from jaxformer.sharding import ShardingConfig, _hybrid, make_mesh, own_rows, place, placements
+from jaxformer.sharding import ShardingConfig, make_mesh, place, placements
 from jaxformer.step import losses_of
 
 NUM_STEPS = 20
@@ -222,37 +220,6 @@ def test_logits_in_chunks_are_the_same_loss_and_are_never_held_whole(name: str) 
         return max(int(np.prod(shape)) for shape in shapes if shape[-1] == vocabulary) // (ROWS * vocabulary)
 
     assert largest(0) == 24 and largest(4) == 4
-
-
-def test_what_does_not_divide_is_refused() -> None:
-    wrong = {
-        "16 devices wanted": ShardingConfig(data=16),
-        "do not divide 8 devices": ShardingConfig(fsdp=3),
-        "8 found; there are too few for fsdp x tensor": ShardingConfig(data=1, tensor=16),
-        "3 slices": ShardingConfig(slices=3, data=8),
-    }
-    for message, config in wrong.items():
-        with pytest.raises(UserError, match=message):
-            make_mesh(config)
-    with pytest.raises(UserError, match="training.batch_size: 12 examples do not divide among 8 devices"):
-        make_mesh(ShardingConfig(fsdp=4), {"training.batch_size": 12})
-    make_mesh(ShardingConfig(tensor=4), {"training.batch_size": 12})
-    with pytest.raises(UserError, match="pmap copies everything"):
-        ShardingConfig(strategy="pmap", fsdp=2)
-    with pytest.raises(UserError, match="did you mean 'mesh'"):
-        ShardingConfig(strategy="mehs")
-
-
-def test_data_goes_across_slices_and_the_rest_stays_inside() -> None:
-    kind = {"device_kind": "cpu", "platform": "cpu"}
-    devices = [types.SimpleNamespace(id=n, slice_index=n % 2, process_index=n // 2, **kind) for n in range(8)]
-    mesh = _hybrid(devices, (4, 1, 2), 2, by_process=False)
-    assert [[device.slice_index for device in row.flat] for row in mesh] == [[0, 0], [0, 0], [1, 1], [1, 1]]
-    assert sorted(device.id for device in mesh.flat) == list(range(8))
-
-
-def test_one_process_holds_every_row() -> None:
-    assert own_rows(make_mesh(ShardingConfig(fsdp=2, tensor=2)), 8) == list(range(8))
 
 
 def test_a_step_that_is_not_finite_changes_nothing_when_skipped() -> None:

@@ -8,7 +8,6 @@ from jaxformer.run import read_metrics
 
 FAMILIES = ("gpt", "bert", "t5")
 SIZES = {"d_model": 16, "d_ff": 32, "num_heads": 2, "head_dim": 8, "num_layers": 2, "max_length": 32, "vocab_size": 420}
-ROW = {"gpt": "sequence_length", "bert": "sequence_length", "t5": "sequence_length"}
 TOPICS = {"animals": "cat dog horse bird fish sheep", "numbers": "one two three four five six seven"}
 # Numbers that differ from run to run.
 TIMES = (
@@ -35,7 +34,7 @@ def make_corpus(folder: Path) -> Path:
 def pretraining(family: str, corpus: Path, workdir: Path, **overrides: object) -> list[str]:
     """The arguments of a tiny pretraining run, dropout on."""
     keys: dict[str, object] = {f"model.{name}": size for name, size in SIZES.items()}
-    keys |= {"model.dropout": 0.1, "tokenizer.vocab_size": 420, f"objective.{ROW[family]}": 24}
+    keys |= {"model.dropout": 0.1, "tokenizer.vocab_size": 420, "objective.sequence_length": 24}
     keys |= {"data.name": "text", "data.path": corpus / "documents.txt"}
     keys |= {"training.num_steps": 40, "training.batch_size": 8, "training.log_every": 1, "training.eval_every": 100}
     keys |= {"checkpoint.every": 20, "optimizer.warmup_steps": 5, "evaluation.max_examples": 16}
