@@ -84,6 +84,10 @@ class Placement(NamedTuple):
 def axis_sizes(config: ShardingConfig, num_devices: int) -> dict[str, int]:
     """Return the size of every mesh axis. Raises UserError when the devices are too few or do not divide."""
     inner = config.fsdp * config.tensor
+    if inner > num_devices:
+        raise UserError(
+            f"sharding: fsdp {config.fsdp} x tensor {config.tensor} need {inner} devices; there are {num_devices}"
+        )
     if not config.data and num_devices % inner:
         raise UserError(
             f"sharding: fsdp {config.fsdp} x tensor {config.tensor} do not divide {num_devices} devices; "
@@ -92,8 +96,9 @@ def axis_sizes(config: ShardingConfig, num_devices: int) -> dict[str, int]:
     data = config.data or num_devices // inner
     if data * inner > num_devices:
         axes = ", ".join(f"{axis} {size}" for axis, size in zip(AXES, (data, config.fsdp, config.tensor), strict=True))
-        hint = "set data to 0 to use all" if inner <= num_devices else "there are too few for fsdp x tensor"
-        raise UserError(f"sharding.data: {data * inner} devices wanted ({axes}), {num_devices} found; {hint}")
+        raise UserError(
+            f"sharding.data: {data * inner} devices wanted ({axes}), {num_devices} found; set data to 0 to use all"
+        )
     if config.slices > 1 and data % config.slices:
         raise UserError(f"sharding.slices: {config.slices} slices do not divide the data axis of {data}")
     return {"data": data, "fsdp": config.fsdp, "tensor": config.tensor}

@@ -115,7 +115,7 @@ def test_a_chip_of_unknown_power_asks_for_it() -> None:
     ("arguments", "message"),
     [
         (["--chip=h10"], "did you mean 'h100'"),
-        (["--devices=2", "--config.sharding.fsdp=4"], "do not divide 2 devices"),
+        (["--devices=2", "--config.sharding.fsdp=4"], "need 4 devices; there are 2"),
         (["--devices=2", "--config.sharding.data=4"], "4 devices wanted"),
         (["--devices=3"], "do not divide among 3 devices"),
         (["--devices=0"], "--devices=0"),

@@ -69,7 +69,7 @@ def test_what_does_not_divide_is_refused() -> None:
     wrong = {
         "16 devices wanted": ShardingConfig(data=16),
         "do not divide 8 devices": ShardingConfig(fsdp=3),
-        "8 found; there are too few for fsdp x tensor": ShardingConfig(data=1, tensor=16),
+        "fsdp 1 x tensor 16 need 16 devices; there are 8": ShardingConfig(data=1, tensor=16),
         "3 slices": ShardingConfig(slices=3, data=8),
     }
     for message, config in wrong.items():
