@@ -24,6 +24,7 @@ from jaxformer.phases import Phase
 from jaxformer.progress import Display
 from jaxformer.sharding import make_mesh, own_rows, replicated, split, state_shardings
 from jaxformer.step import Losses, Teaching, TrainState, execution, init_state, make_eval_step, make_train_step
+from jaxformer.storage import location
 from jaxformer.tokenizers import Tokenizer, load_tokenizer
 
 
@@ -42,11 +43,11 @@ def choose_tokenizer(config: Config, workdir: Path, resumes: bool, display: Disp
     found: dict[str, Tokenizer] = {}
     for key, base in bases.items():
         if base:
-            if not finished_steps(Path(base) / "checkpoints"):  # said now, before a corpus is tokenised
+            if not finished_steps(location(base) / "checkpoints"):  # said now, before a corpus is tokenised
                 raise UserError(f"{key}: {base} is not a run with a checkpoint; give a folder that `train` wrote")
-            found[f"{key} {base}"] = load_tokenizer(Path(base) / "tokenizer.json")
+            found[f"{key} {base}"] = load_tokenizer(location(base) / "tokenizer.json")
     if config.selected["tokenizer"] == "file":
-        found[f"tokenizer.path {config.tokenizer.path}"] = load_tokenizer(Path(config.tokenizer.path))
+        found[f"tokenizer.path {config.tokenizer.path}"] = load_tokenizer(config.tokenizer.path)
     if not found:
         return corpus_tokenizer(config.tokenizer, config.data, config.supervision, display.progress)
     (first, tokenizer), *others = found.items()

@@ -13,7 +13,26 @@ from typing import Any
 from jaxformer import __version__, verbs
 from jaxformer.errors import Interrupted, UserError
 
+OVERRIDE = "--config."
 OVERRIDES = "--config.SECTION.KEY=VALUE overrides any key of the config"
+
+# By place: where it is, and an example.
+LAUNCHES = {
+    "local": ("on this machine, in one or several processes", "--processes=2 -- train --config=gpt:smoke"),
+    "slurm": ("through SLURM", "--hosts=2 --accelerator=h100:8 -- train --config=gpt2:124m --workdir=runs/gpt2"),
+    "tpu_vm": (
+        "on TPU VMs, with gcloud",
+        "--zone=us-west4-a --accelerator=v5litepod-16 --spot -- train --config=bert:base --workdir=gs://BUCKET/bert",
+    ),
+    "gke": (
+        "on Google Kubernetes Engine, as a JobSet",
+        "--accelerator=v6e-16 --image=IMAGE --queue=QUEUE -- train --config=t5:base --workdir=gs://BUCKET/t5",
+    ),
+    "skypilot": (
+        "on any cloud, with SkyPilot",
+        "--accelerator=h100:8 --hosts=2 --spot -- train --config=gpt2:124m --workdir=gs://BUCKET/gpt2",
+    ),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         code = end.code if isinstance(end.code, int) else 1
     if (processes := _processes()) is not None:
-        processes.leave(code)
+        processes.leave(code, together=code in (0, 75))
     return code
 
 
@@ -44,12 +63,19 @@ def _main(arguments: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     # Behind a lone -- stands the command line of another process.
     own, others = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
-    overrides = [word.removeprefix("--config.") for word in own if word.startswith("--config.")]
+    overrides = [word.removeprefix(OVERRIDE) for word in own if _is_override(word)]
     parser = _parser()
-    args = parser.parse_args([word for word in own if not word.startswith("--config.")])
-    if others and args.verb != "launch":
+    args = parser.parse_args([word for word in own if not _is_override(word)])
+    launches = args.verb == "launch" and hasattr(args, "place")
+    if others and not launches:
         parser.error(f"unrecognized arguments: -- {' '.join(others)}")
-    args.command = others
+    if launches:
+        if not others:
+            parser.error(
+                f"launch {args.place}: nothing to run; give a verb behind --, as in: -- train --config=gpt:smoke"
+            )
+        args.command, args.inner = others, parser.parse_args([word for word in others if not _is_override(word)])
+        args.inner.overrides = [word.removeprefix(OVERRIDE) for word in others if _is_override(word)]
     try:
         code = _run(args, overrides)
         sys.stdout.flush()  # here, where a reader that has gone is no error
@@ -75,12 +101,17 @@ def _main(arguments: Sequence[str] | None) -> int:
         what = next(iter(str(error).strip().splitlines()), "")
         if (processes := _processes()) is not None and processes.is_peers_end(error):
             processes.let_speak()
-            message = f"another process of this run has gone, and its own message says why; stopped (seen here: {what})"
-        else:
-            log = _log_traceback(getattr(args, "workdir", None))
-            message = f"internal error: {type(error).__name__}: {what} (traceback in {log}; --traceback shows it)"
+            said = "another process of this run has gone, and its own message says why; stopped"
+            print(f"jaxformer {args.verb}: {said} (seen here: {what})", file=sys.stderr)
+            processes.leave(75, together=False)  # this one can run again; whether the run can, the other's code says
+        log = _log_traceback(getattr(args, "workdir", None))
+        message = f"internal error: {type(error).__name__}: {what} (traceback in {log}; --traceback shows it)"
         print(f"jaxformer {args.verb}: {message}", file=sys.stderr)
         return 1
+
+
+def _is_override(word: str) -> bool:
+    return word.startswith(OVERRIDE)
 
 
 def _run(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -232,7 +263,7 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--seed", type=int, help="seed of the run (default: 0, or the config's)")
     show.add_argument("--json", action="store_true", help="print JSON, with every array")
 
-    # Names alone: this imports no JAX.
+    # Names alone: these import no JAX.
     from jaxformer.flops import CHIPS
 
     plan = add(
@@ -249,12 +280,35 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--watts", type=float, metavar="W", help="power of a chip (default: its data sheet's)")
     plan.add_argument("--json", action="store_true", help="print JSON, with everything")
 
-    launch = add(
-        "launch", verbs.launch, "start a verb somewhere, in one or several processes",
-        "launch local --processes=2 -- train --config=gpt:smoke",
-    )  # fmt: skip
-    launch.add_argument("place", choices=("local",), help="local: this machine")
-    launch.add_argument("--processes", type=int, default=1, metavar="N", help="default: 1")
+    from jaxformer.launch import places
+
+    launch = choices.add_parser(
+        "launch",
+        help="start a verb somewhere, here or on a cluster, and look after it",
+        description="Start a verb somewhere, here or on a cluster, and look after it.",
+        epilog="example: jaxformer launch local --processes=2 -- train --config=gpt:smoke",
+        allow_abbrev=False,
+    )
+    actions = launch.add_subparsers(dest="action", metavar="PLACE|ACTION", required=True)
+    for place, (where, example) in LAUNCHES.items():
+        verb = add(place, verbs.launch, f"run a job {where}", f"launch {place} {example}", within=actions)
+        verb.set_defaults(place=place)
+        places.add_flags(verb, place)
+        verb.add_argument(
+            "--dry-run", action="store_true", help="print what would be done, ready to paste, and do nothing"
+        )
+        verb.add_argument("--detach", action="store_true", help="submit it, and do not follow it")
+    status = add("status", verbs.launch_status, "show how jobs stand", "launch status gpt-smoke", within=actions)
+    status.add_argument("name", nargs="?", default="", metavar="NAME", help="the job (default: all, a line each)")
+    status.add_argument("--lines", type=int, default=5, metavar="N", help="last lines of each worker (default: 5)")
+    status.add_argument("--json", action="store_true", help="print JSON")
+    for name, text in (
+        ("logs", "print what a job's workers say, until it is over"),
+        ("stop", "let a job save and end; the command that launched it goes on with it"),
+        ("delete", "end a job, give back what it holds, and forget it"),
+    ):
+        verb = add(name, verbs.launch_act, text, f"launch {name} gpt-smoke", within=actions)
+        verb.add_argument("name", metavar="NAME", help="the job")
 
     demo = add("demo", verbs.demo, "show what pretraining is worth, on the built-in corpus", "demo --family=bert")
     demo.add_argument("--family", default="bert", choices=("bert", "gpt", "t5", "all"), help="default: bert")

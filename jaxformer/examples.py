@@ -195,7 +195,7 @@ def fitting_tokenizer(parts: Sequence[Part], family: str) -> Any:
 def _tokenizer(settings: Any, config: Config, text: Path) -> tuple[Tokenizer, str]:
     """Return the tokenizer of these settings, trained on all that the objectives read, and where it comes from."""
     if not hasattr(settings, "vocab_size"):
-        return load_tokenizer(Path(settings.path)), settings.path
+        return load_tokenizer(settings.path), settings.path
     trained = train_tokenizer(settings, training_texts(config.data, config.objective))
     return trained, f"{type(settings).__name__}, trained on {text.name}"
 

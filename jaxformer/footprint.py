@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxformer.errors import UserError, suggest
+from jaxformer.storage import absolute
 
 FOLDER = "emissions"
 # Columns that grow with time: the ones to scale for the seconds before the tracker was ready.
@@ -114,10 +115,12 @@ class Footprint:
     """
 
     def __init__(
-        self, run_dir: Path, config: FootprintConfig, process_index: int = 0, begun: float | None = None
-    ) -> None:
+        self, run_dir: Path, config: FootprintConfig, process_index: int = 0, begun: float | None = None,
+        run: Path | None = None,
+    ) -> None:  # fmt: skip
         self._begun = time.perf_counter() if begun is None else begun  # when what is charged to the run began
         self._run_dir = run_dir
+        self._run = run or run_dir  # what it is called, where its files lie elsewhere
         self._config = config
         self._process_index = process_index
         self._claims: list[socket.socket] = []
@@ -172,7 +175,7 @@ class Footprint:
             self._tracker = None
             _log.warning(
                 "CodeCarbon did not start, so %s records no energy; set footprint.enabled=False to run without it",
-                self._run_dir,
+                self._run,
             )
 
     def _settings(self) -> dict[str, Any] | None:
@@ -188,11 +191,11 @@ class Footprint:
         if config.region:
             settings["region"] = config.region
         if config.tracking_mode == "machine":
-            run = os.path.abspath(self._run_dir)
-            gpus = f"{run} gpus={os.environ.get('CUDA_VISIBLE_DEVICES', 'all')}"
+            name = str(absolute(self._run))
+            gpus = f"{name} gpus={os.environ.get('CUDA_VISIBLE_DEVICES', 'all')}"
             if not self._claim(gpus):
                 return None
-            if not self._claim(run):
+            if not self._claim(name):
                 # Another process measures CPU and memory here, but sees other GPUs than this one does.
                 settings |= {"force_cpu_power": 0, "force_ram_power": 0}
         return settings

@@ -36,14 +36,14 @@ class Meter:
         self, config: Config, start: int, log: MetricsLog, display: Display, learning_rate: Callable[[int], float],
         flops: Callable[[int], float], num_devices: int = 1,
     ) -> None:  # fmt: skip
-        self.training, self.workdir = config.training, log.path.parent
+        self.training = config.training
         self.log, self.display, self.learning_rate, self.flops = log, display, learning_rate, flops
         self.loss = math.nan
         self.tokens, self.seconds = log.last("train/tokens"), log.last("train/seconds")
         self.skipped, self.in_a_row = int(log.last("train/skipped_steps")), 0
         device_peak = peak(jax.devices()[0].device_kind)
         self.peak = device_peak and device_peak * num_devices
-        self.began = _began(self.workdir) if log.writes else time.time()
+        self.began = _began(log.path.parent) if log.writes else time.time()
         self.step, self.since = start, time.perf_counter()
         self.data_waits: list[float] = []  # of the steps that are not read yet
         self.waited = dict.fromkeys(("data", "checkpoint"), 0.0)
@@ -123,7 +123,7 @@ class Meter:
         before = f" after {self.in_a_row - 1} skipped ones in a row" if self.in_a_row > 1 else ""
         raise UserError(
             f"step {step}: the loss is {values['loss']} and the gradient norm {values['grad_norm']}; stopped{before}, "
-            f"and checkpoints before it are intact in {self.workdir / 'checkpoints'}; lower optimizer.learning_rate, "
+            f"and checkpoints before it are intact; lower optimizer.learning_rate, "
             "set optimizer.clip_norm, or let such steps change nothing with training.skip_non_finite"
         )
 
@@ -242,8 +242,9 @@ class Profiler:
 
     SKIPPED, STEPS = 3, 5
 
-    def __init__(self, folder: Path | None, start: int, display: Display) -> None:
+    def __init__(self, folder: Path | None, start: int, display: Display, run: Path | None = None) -> None:
         self.folder, self.display = folder, display
+        self.shown = folder and (run or folder.parent) / folder.name  # where it ends up
         self.first = start + 1 + self.SKIPPED
         self.last = self.first + self.STEPS - 1
         self._runs = False
@@ -269,5 +270,5 @@ class Profiler:
         jax.profiler.stop_trace()
         what = f"a profile of {steps} steps" if steps else "a profile of the last steps"
         self.display.note(
-            f"{what} is in {self.folder}; see it with `pip install xprof` and `xprof --logdir={self.folder}`"
+            f"{what} is in {self.shown}; see it with `pip install xprof` and `xprof --logdir={self.shown}`"
         )

@@ -11,7 +11,6 @@ phases the largest activations count, and FLOPs and tokens are those of each pha
 
 import dataclasses
 import math
-from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -31,6 +30,7 @@ from jaxformer.monitor import step_flops
 from jaxformer.phases import Phase
 from jaxformer.run import open_run
 from jaxformer.sharding import axis_sizes, check_batches, placements
+from jaxformer.storage import location
 
 Plan = dict[str, Any]
 
@@ -165,7 +165,7 @@ def _teacher(config: Config, notes: list[str]) -> Model | None:
     if config.distillation is None:
         return None
     try:
-        run = open_run(Path(config.distillation.teacher))
+        run = open_run(location(config.distillation.teacher))
     except (UserError, OSError) as error:
         notes.append(f"the teacher, its parameters and its FLOPs are left out: {error}")
         return None

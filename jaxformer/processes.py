@@ -109,10 +109,10 @@ def is_first() -> bool:
     return number() == 0
 
 
-def leave(code: int) -> NoReturn:
-    """End this process at once. One that has done its part says so to the others first; from one that failed they
-    hear nothing more, for on the way out JAX would wait for them, who may be waiting for it."""
-    if code in (0, 75):
+def leave(code: int, together: bool) -> NoReturn:
+    """End this process at once. One that has done its part, as the others do, says so to them first (`together`); from
+    one that failed they hear nothing more, for on the way out JAX would wait for them, who may be waiting for it."""
+    if together:
         jax.distributed.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

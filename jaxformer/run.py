@@ -29,6 +29,7 @@ from jaxformer.generation import GenerationConfig, generate, require_generator
 from jaxformer.models.model import Model, Params
 from jaxformer.runtime import prepare_process
 from jaxformer.step import make_eval_step
+from jaxformer.storage import check_bucket, is_remote, location, store_errors
 from jaxformer.tokenizers import Tokenizer, load_tokenizer
 
 # What may differ between the stored config and the one that resumes the run: its length, what is logged and judged,
@@ -60,6 +61,7 @@ def read_record(workdir: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        check_bucket(workdir)
         raise UserError(f"{workdir} is not a run: it has no config.json; give a folder that `train` wrote") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is damaged ({error}); restore it or start a new run elsewhere") from error
@@ -112,7 +114,7 @@ def compare_with_base(config: Config, labels: Sequence[str], restored: Iterable[
     Raises UserError when the classifier among them (`restored` paths) tells other labels apart, or numbers them
     differently.
     """
-    record = read_record(Path(config.init_from))
+    record = read_record(location(config.init_from))
     if any(path.startswith("row_heads/label/") for path in restored) and list(labels) != record["labels"]:
         raise UserError(
             f"init_from: its classifier knows the labels {', '.join(record['labels'])}, "
@@ -154,6 +156,9 @@ def write_record(
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON so that a crash leaves the old file or the new one, never half of one."""
+    if is_remote(path):
+        path.write_text(json.dumps(content, indent=1) + "\n")
+        return
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -284,6 +289,7 @@ class OpenRun(NamedTuple):
     labels: tuple[str, ...]
 
 
+@store_errors()
 def open_run(workdir: Path) -> OpenRun:
     """Read a run directory's config and tokenizer. Raises UserError for anything missing."""
     record = read_record(workdir)
@@ -294,10 +300,12 @@ def open_run(workdir: Path) -> OpenRun:
     return OpenRun(build_model(config, bind(config, tokenizer, labels)), tokenizer, config, labels)
 
 
+@store_errors()
 def load(run: str | Path) -> LoadedRun:
     """Load a run directory: its newest good checkpoint, tokenizer and config. Raises UserError for anything missing."""
-    model, tokenizer, config, labels = open_run(Path(run))
-    params, table = restore_params(Path(run), model.shapes)
+    workdir = location(run)
+    model, tokenizer, config, labels = open_run(workdir)
+    params, table = restore_params(workdir, model.shapes)
     return LoadedRun(model, params, tokenizer, config, labels, table.step)
 
 
@@ -317,6 +325,7 @@ class Relabelled:
         return example | {"label": self.classes[label] if label >= 0 else label}
 
 
+@store_errors()
 def evaluate_run(workdir: Path, split: str, overrides: Sequence[str] = ()) -> dict[str, float]:
     """Judge a run's newest checkpoint on a split of its data (or of the data that the overrides name) and write the
     result to `results/evaluate-SPLIT.json`."""

@@ -6,7 +6,7 @@ import sys
 
 import jax
 
-from jaxformer.data.prepare import cache_folder
+from jaxformer.storage import cache_folder
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # glibc's malloc.h
 

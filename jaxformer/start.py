@@ -20,6 +20,7 @@ from jaxformer.progress import Display
 from jaxformer.run import OpenRun, compare_with_base, open_run
 from jaxformer.sharding import param_shardings
 from jaxformer.step import Teaching, TrainState, execution
+from jaxformer.storage import location
 from jaxformer.tokenizers import Tokenizer
 
 
@@ -44,7 +45,7 @@ def start_state(
     state = steps.make_state(rng)
     if config.init_from:
         params, table = restore_params(
-            Path(config.init_from), state.params, skip=config.checkpoint.init_skip, new=config.checkpoint.init_new
+            location(config.init_from), state.params, skip=config.checkpoint.init_skip, new=config.checkpoint.init_new
         )
         display.note(table.render())
         for line in compare_with_base(config, labels, table.restored):
@@ -71,7 +72,7 @@ def fitting_teacher(config: Config, tokenizer: Tokenizer) -> OpenRun | None:
     distillation, student = config.distillation, config.model
     if distillation is None:
         return None
-    run = open_run(Path(distillation.teacher))
+    run = open_run(location(distillation.teacher))
     theirs = run.config.model
     where = f"distillation.teacher: {distillation.teacher}"
     if theirs.family != student.family:
@@ -111,7 +112,7 @@ def open_teacher(config: Config, run: OpenRun | None, mesh: Mesh) -> Teacher | N
     """Return the teacher that `fitting_teacher` found, its parameters placed on the mesh."""
     if run is None or config.distillation is None:
         return None
-    folder = Path(config.distillation.teacher)
+    folder = location(config.distillation.teacher)
     model = Model(run.config.model, execution(config.training, mesh_of(config, mesh)))
     target = placed(model.shapes, param_shardings(mesh, model.shapes, model.config.head_dim))
     skip = ("row_heads/.*",) if any(path.startswith("row_heads/") for path in stored_shapes(folder)) else ()
@@ -124,4 +125,4 @@ def begin_with_layers(config: Config, teacher: Teacher, fresh: Params) -> tuple[
     distillation, model = teacher.teaching
     dropped = set(range(model.config.num_layers)) - set(distillation.layers)
     skip = (*config.checkpoint.init_skip, *(rf".*/layers[{layer}]/.*" for layer in sorted(dropped)))
-    return restore_params(Path(distillation.teacher), fresh, skip=skip, new=config.checkpoint.init_new)
+    return restore_params(location(distillation.teacher), fresh, skip=skip, new=config.checkpoint.init_new)

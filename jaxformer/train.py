@@ -28,7 +28,7 @@ from jaxformer.build import (
 )
 from jaxformer.checkpoint import Checkpoints
 from jaxformer.config import Config
-from jaxformer.errors import Interrupted, disk_errors
+from jaxformer.errors import Interrupted
 from jaxformer.evaluation import combined, evaluate
 from jaxformer.footprint import Footprint
 from jaxformer.models.model import count_parameters
@@ -40,10 +40,13 @@ from jaxformer.progress import Display
 from jaxformer.run import MetricsLog, check_resumable, is_run, write_record
 from jaxformer.runtime import prepare_process
 from jaxformer.sharding import place
+from jaxformer.staging import Staging, staged
 from jaxformer.start import fitting_teacher, open_teacher, start_state
 from jaxformer.step import losses_of
+from jaxformer.storage import store_errors
 
 
+@store_errors()
 def train(
     config: Config, workdir: Path, *, allow_config_change: bool = False, display: Display | None = None,
     profile: bool = False,
@@ -57,25 +60,25 @@ def train(
     resumes = is_run(workdir)
     if resumes:
         check_resumable(workdir, config, allow_config_change)
-    with disk_errors(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
     prepare_process()
     with contextlib.ExitStack() as cleanup:
         signals = cleanup.enter_context(Signals())  # before JAX has its own for SIGTERM
+        staging = cleanup.enter_context(staged(workdir))
         connect()
         resumes = bool(agreed(resumes))
         if display is None or not is_first():
             display = Display(quiet=True)
-        return _train(config, workdir, resumes, started, display, profile, signals, cleanup)
+        return _train(config, staging, resumes, started, display, profile, signals, cleanup)
 
 
 def _train(
-    config: Config, workdir: Path, resumes: bool, started: datetime.datetime, display: Display, profile: bool,
+    config: Config, staging: Staging, resumes: bool, started: datetime.datetime, display: Display, profile: bool,
     signals: Signals, cleanup: contextlib.ExitStack,
 ) -> dict[str, float]:  # fmt: skip
     began, first = time.perf_counter(), is_first()
+    workdir, folder = staging.run, staging.folder
     mesh = run_mesh(config)
-    tokenizer = first_alone(lambda: choose_tokenizer(config, workdir, resumes, display))
+    tokenizer = first_alone(lambda: choose_tokenizer(config, folder, resumes, display))
     teacher_run = fitting_teacher(config, tokenizer)  # a teacher that does not fit is refused before data is prepared
     labels = label_names(config)
     supervision = bind(config, tokenizer, labels)
@@ -84,7 +87,7 @@ def _train(
     check_same("the tokenizer", tokenizer.fingerprint)
     check_same("the data", str([[len(member.rows) for member in drawn] for drawn in (*members, held_out)]))
     # Measured from here, charged from the beginning: TFDS, while it loads itself, patches the import of all threads.
-    footprint = Footprint(workdir, config.footprint, jax.process_index(), began)
+    footprint = Footprint(folder, config.footprint, jax.process_index(), began, run=workdir)
     cleanup.callback(footprint.stop)
 
     training = config.training
@@ -104,19 +107,20 @@ def _train(
     devices = f"{mesh.size} {jax.devices()[0].device_kind} device{'s' * (mesh.size > 1)}"
     display.note(f"{config.name}: {num_parameters:,} parameters on {devices}")
 
-    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
+    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint, before_finishing=staging.sync)
     new_tokens = getattr(supervision, "new_token_ids", ())
     state = start_state(config, workdir, resumes, checkpoints, steps, init_rng, display, new_tokens, labels, teacher)
     if not resumes and first:  # only now: what failed until here has left no run that a corrected command must resume
-        tokenizer.save(workdir / "tokenizer.json")
-        write_record(workdir, config, labels, num_parameters, started)
+        tokenizer.save(folder / "tokenizer.json")
+        write_record(folder, config, labels, num_parameters, started)
     start = int(state.step)
-    log = MetricsLog(workdir, start, writes=first)
+    staging.sync()  # config.json is there before the first checkpoint
+    log = MetricsLog(folder, start, writes=first)
     batches = training_batches(config, members, mesh, start)
     flops = step_flops(config, model, supervision, teacher and teacher.teaching.model)
     meter = Meter(config, start, log, display, learning_rate, flops, mesh.size)
-    watchdog = Watchdog(training.stuck_seconds, workdir, display if first else Display())
-    profiler = Profiler(workdir / "profile" if profile and first else None, start, display)
+    watchdog = Watchdog(training.stuck_seconds, folder, display if first else Display())
+    profiler = Profiler(folder / "profile" if profile and first else None, start, display, workdir)
     taught = () if teacher is None else (teacher.params,)
     results: dict[str, float] = {}
     finished = False

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxformer.errors import UserError
+from jaxformer.storage import local_path, location
 
 
 def default_workdir(spec: str) -> Path:
@@ -24,7 +25,7 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
     from jaxformer.train import train
 
     config = configs.load(args.config, overrides)
-    workdir = Path(args.workdir) if args.workdir else default_workdir(args.config)
+    workdir = location(args.workdir) if args.workdir else default_workdir(args.config)
     with Display(quiet=args.quiet) as display:
         results = train(
             config, workdir, allow_config_change=args.allow_config_change, display=display, profile=args.profile
@@ -38,7 +39,7 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
 def evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
     from jaxformer.run import evaluate_run
 
-    metrics = evaluate_run(Path(args.workdir), args.split, overrides)
+    metrics = evaluate_run(location(args.workdir), args.split, overrides)
     if args.json:
         print(json.dumps(metrics))
     else:
@@ -65,11 +66,12 @@ def generate(args: argparse.Namespace, overrides: list[str]) -> int:
 def report(args: argparse.Namespace, overrides: list[str]) -> int:
     from jaxformer import report
 
-    runs = [report.read_run(Path(run)) for run in args.runs]
+    folders, output = [location(run) for run in args.runs], local_path(args.output, "--output")
+    runs = [report.read_run(folder) for folder in folders]
     if args.json:
         print(json.dumps(report.summary_rows(runs)))
         return 0
-    page = report.write_report([Path(run) for run in args.runs], Path(args.output))
+    page = report.write_report(folders, output)
     report.print_summary(runs)
     print(f"report: {page}")
     return 0
@@ -78,8 +80,8 @@ def report(args: argparse.Namespace, overrides: list[str]) -> int:
 def import_weights(args: argparse.Namespace, overrides: list[str]) -> int:
     from jaxformer.interop import import_run
 
-    tokenizer = Path(args.tokenizer) if args.tokenizer else None
-    count = import_run(args.source, Path(args.workdir), tokenizer, revision=args.revision)
+    tokenizer = location(args.tokenizer) if args.tokenizer else None
+    count = import_run(args.source, location(args.workdir), tokenizer, revision=args.revision)
     print(f"{args.workdir}: {count:,} parameters of {args.source}")
     return 0
 
@@ -87,7 +89,7 @@ def import_weights(args: argparse.Namespace, overrides: list[str]) -> int:
 def export_weights(args: argparse.Namespace, overrides: list[str]) -> int:
     from jaxformer.interop import export_run
 
-    name = export_run(Path(args.workdir), Path(args.out))
+    name = export_run(location(args.workdir), location(args.out))
     print(f"{args.out}: {name}.from_pretrained loads it")
     return 0
 
@@ -98,12 +100,13 @@ def tokenizer_train(args: argparse.Namespace, overrides: list[str]) -> int:
     from jaxformer.errors import disk_errors
     from jaxformer.progress import Display
 
+    output = local_path(args.output, "--output")
     config = configs.load(args.config, overrides)
     with Display() as display:
         tokenizer = corpus_tokenizer(config.tokenizer, config.data, config.supervision, display.progress)
     with disk_errors(args.output):
-        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(Path(args.output))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(output)
     print(f"{args.output}: {tokenizer.vocab_size} tokens, fingerprint {tokenizer.fingerprint}")
     return 0
 
@@ -111,7 +114,7 @@ def tokenizer_train(args: argparse.Namespace, overrides: list[str]) -> int:
 def _tokenizer(where: str) -> Any:
     from jaxformer.tokenizers import load_tokenizer
 
-    return load_tokenizer(Path(where))
+    return load_tokenizer(where)
 
 
 def tokenizer_encode(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -155,7 +158,7 @@ def models(args: argparse.Namespace, overrides: list[str]) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"
     from jaxformer import catalog
 
-    picture = None if args.plot is None else Path(args.plot)
+    picture = None if args.plot is None else local_path(args.plot, "--plot")
     if picture:
         catalog.check_format(picture)
     entries = catalog.entries()
@@ -187,7 +190,8 @@ def objectives_show(args: argparse.Namespace, overrides: list[str]) -> int:
     from jaxformer.examples import draw_examples
 
     shown = draw_examples(
-        Path(args.text), args.name, config=args.config, tokenizer=Path(args.tokenizer) if args.tokenizer else None,
+        local_path(args.text, "--text"), args.name, config=args.config,
+        tokenizer=location(args.tokenizer) if args.tokenizer else None,
         family=args.family, visibility=args.visibility, count=args.examples, length=args.length, seed=args.seed,
         overrides=overrides,
     )  # fmt: skip
@@ -216,17 +220,34 @@ def plan(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def launch(args: argparse.Namespace, overrides: list[str]) -> int:
-    from jaxformer.launch import local
+    from jaxformer import config as configs
+    from jaxformer.launch import places
 
-    if args.processes < 1:
-        raise UserError(f"--processes: {args.processes} must be at least 1")
-    if not args.command:
-        raise UserError("nothing to run: give a verb behind --, as in: launch local --processes=2 -- train --config=…")
-    return local.run(args.command, args.processes)
+    job, options = places.described(args.place, args.command, vars(args))
+    if args.inner.verb == "train":  # what is wrong with the config shows here, before machines are paid for
+        configs.load(args.inner.config, args.inner.overrides)
+    if args.dry_run:
+        print(places.PLACES[args.place].dry_run(job, options), end="")
+        return 0
+    return places.launch(args.place, job, options, args.detach)
+
+
+def launch_status(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer.launch import places
+
+    places.show(args.name, args.lines, args.json)
+    return 0
+
+
+def launch_act(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer.launch import places
+
+    places.act(args.action, args.name)
+    return 0
 
 
 def demo(args: argparse.Namespace, overrides: list[str]) -> int:
     from jaxformer.demo import demo
 
-    demo(args.family, Path(args.output))
+    demo(args.family, local_path(args.output, "--output"))
     return 0

@@ -3,7 +3,9 @@
 jaxformer launch local --processes=2 -- train --config=gpt:smoke
 """
 
+import dataclasses
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -14,8 +16,39 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, TextIO
 
+from jaxformer.errors import UserError
+from jaxformer.launch.job import Job, exports, option
+from jaxformer.launch.output import printer, say
+from jaxformer.launch.policy import PREEMPTED, Outcome, supervise
+from jaxformer.launch.records import STOPPING, Record, Status, follow_files, watched_status
+
 GRACE_SECONDS = 10.0  # between the end of the first process that failed and the kill of the others
-PREEMPTED = 75
+TAKES = ()  # of the job's fields that not every place knows
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What this place has beyond the job."""
+
+    processes: int = option("processes, connected over loopback", 1, "N")
+
+    def __post_init__(self) -> None:
+        if self.processes < 1:
+            raise UserError(f"--processes: {self.processes} must be at least 1")
+
+
+def check(job: Job, options: Options) -> None:
+    """This machine takes every job."""
+
+
+def dry_run(job: Job, options: Options) -> str:
+    """Return the commands of one attempt."""
+    words = shlex.join(["jaxformer", *job.command])
+    if options.processes == 1:
+        return "\n".join([*exports(job), words]) + "\n"
+    connected = f"export JAX_COORDINATOR_ADDRESS=127.0.0.1:8476 JAX_NUM_PROCESSES={options.processes}"
+    lines = [f"JAX_PROCESS_ID={index} {words} &" for index in range(options.processes)]
+    return "\n".join([*exports(job), connected, *lines, "wait"]) + "\n"
 
 
 def start(
@@ -81,33 +114,42 @@ def wait(
     return code if code > 0 else 1
 
 
-def run(command: Sequence[str], processes: int) -> int:
-    """Run `jaxformer COMMAND` in `processes` processes, each line of output behind the number of its process.
+def launch(job: Job, options: Options, record: Record) -> int:
+    """Run the job here and return its exit code; SIGTERM and Ctrl-C go on to all processes, a second Ctrl-C kills."""
+    stopped: list[int] = []
 
-    SIGTERM and Ctrl-C go on to all of them; a second Ctrl-C ends them at once. Returns the exit code of `wait`.
-    """
+    def attempt(number: int) -> Outcome:
+        outcome = _attempt(job, options, record, stopped)
+        if stopped:
+            record.note(state=STOPPING)
+        return outcome
+
+    return supervise(job, record, attempt, say)
+
+
+def _attempt(job: Job, options: Options, record: Record, stopped: list[int]) -> Outcome:
     # In sessions of their own the processes hear of a Ctrl-C from here alone, and not twice.
     pipes: dict[str, Any] = {"start_new_session": True}
-    if processes > 1:
+    shared = options.processes == 1 and sys.stderr.isatty()  # one process may draw its progress on the terminal
+    if not shared:
         pipes |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    started = start(command, processes, **pipes)
-    received: list[int] = []
+    started = start(job.command, options.processes, job.environment, **pipes)
 
     def forward(number: int, frame: FrameType | None) -> None:
-        again = number == signal.SIGINT and signal.SIGINT in received
-        received.append(number)
+        again = number == signal.SIGINT and signal.SIGINT in stopped
+        stopped.append(number)
         for process in started:
             if process.poll() is None:
                 # Of several processes JAX watches for SIGTERM alone, to let all save the same step.
-                process.send_signal(signal.SIGKILL if again else signal.SIGTERM if processes > 1 else number)
+                several = options.processes > 1
+                process.send_signal(signal.SIGKILL if again else signal.SIGTERM if several else number)
 
     previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
-    printing = threading.Lock()
+    put = printer(record, job.secret_values().values())
 
     def echo(index: int, stream: TextIO) -> None:
         for line in stream:
-            with printing:
-                print(f"[{index}] {line}", end="", file=sys.stderr, flush=True)
+            put(str(index), line.rstrip("\n"))
 
     readers = [
         threading.Thread(target=echo, args=(index, process.stdout), daemon=True)
@@ -118,15 +160,32 @@ def run(command: Sequence[str], processes: int) -> int:
         reader.start()
     try:
         last: list[str] = []
-        code = wait(started, last.append, stopped=lambda: bool(received))
+        code = wait(started, last.append, stopped=lambda: bool(stopped))
         for reader in readers:
             reader.join(timeout=5)
-        for line in last:
-            print(f"jaxformer launch: {line}", file=sys.stderr)
-        return code
+        return Outcome(code, *(last or ["preempted" if code == PREEMPTED else ""]))
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
         for process in started:
             if process.poll() is None:
                 process.kill()
+
+
+def status(record: Record, lines: int) -> Status:
+    """Return how the job stands; one whose launcher has died is none that runs."""
+    return watched_status(record, lines)
+
+
+def stop(record: Record) -> None:
+    """Let all processes save and end."""
+    if record.is_watched():
+        record.note(state=STOPPING)
+        os.kill(record.state()["launcher"], signal.SIGTERM)
+
+
+delete = stop
+
+
+def follow(record: Record) -> None:
+    follow_files(record, lambda: not record.is_watched())

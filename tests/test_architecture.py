@@ -17,6 +17,8 @@ EXPERIMENTS = ROOT / "experiments"
 # Every room stands here once. The number is the floor of CONTRIBUTING.md; lines of one floor build on each other.
 FLOORS: tuple[tuple[int, tuple[str, ...]], ...] = (
     (0, ("errors",)),
+    (0, ("storage",)),
+    (0, ("staging",)),
     (0, ("activations", "flops", "footprint", "losses", "members", "metrics", "parameters", "processes", "tokenizers")),
     (0, ("checkpoint", "optimizers", "sharding")),
     (1, ("models", "objectives")),

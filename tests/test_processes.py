@@ -13,12 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from training import logged, make_corpus, pretraining
+from training import assert_same_run, logged, make_corpus, pretraining
 
-import jaxformer
 from jaxformer.checkpoint import finished_steps
 from jaxformer.launch import local
-from jaxformer.parameters import flatten
 from jaxformer.run import read_metrics
 
 NUM_STEPS = 200  # a process hears of another's SIGTERM a second or two later
@@ -46,18 +44,6 @@ def begin(command: list[str], folder: Path, processes: int = 2, devices: int = 1
 
 def finish(command: list[str], folder: Path, **keys: int) -> None:
     assert local.wait(begin(command, folder, **keys)) == 0, (folder / "output.txt").read_text()
-
-
-def params(workdir: Path) -> dict[str, np.ndarray]:
-    return {path: np.asarray(leaf) for path, leaf in flatten(jaxformer.load(workdir).params).items()}
-
-
-def assert_same_run(ours: Path, theirs: Path) -> None:
-    assert logged(ours) == logged(theirs)
-    mine, expected = params(ours), params(theirs)
-    assert mine.keys() == expected.keys()
-    for path, leaf in expected.items():
-        np.testing.assert_array_equal(mine[path], leaf, err_msg=path)
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +177,7 @@ def launched(command: list[str], folder: Path, in_process_1: str) -> "subprocess
         "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]),
         "XLA_FLAGS": "",
     }
-    words = [sys.executable, "-m", "jaxformer", "launch", "local", "--processes=2", "--", *command]
+    words = [sys.executable, "-m", "jaxformer", "launch", "local", "--processes=2", "--restarts=0", "--", *command]
     return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
 
 

@@ -1,20 +1,17 @@
-"""SLURM for real: two nodes on loopback, a job of two processes that is cancelled in the middle and run again."""
+"""SLURM for real: two nodes on loopback, and jobs that `jaxformer launch slurm` submits, stops and shows."""
 
-import shlex
-import sys
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import slurm
-from training import logged, make_corpus, pretraining
+from training import assert_same_run, make_corpus, pretraining
 
-import jaxformer
 from jaxformer.checkpoint import finished_steps
 from jaxformer.launch import local
-from jaxformer.parameters import flatten
+from jaxformer.launch.records import Record, jobs_folder
 from jaxformer.run import read_metrics, read_record
 
 pytestmark = [
@@ -23,14 +20,8 @@ pytestmark = [
 ]
 
 NUM_STEPS = 120
-SCRIPT = """#!/bin/bash
-#SBATCH --nodes=2
-#SBATCH --ntasks-per-node=1
-#SBATCH --output={folder}/job-%j.txt
-export XLA_FLAGS=--xla_force_host_platform_device_count={devices}
-srun --kill-on-bad-exit=1 {command}
-exit $?
-"""
+KEYS = {"training.num_steps": NUM_STEPS, "checkpoint.every": 50, "footprint.enabled": False}
+Launch = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
@@ -39,34 +30,82 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[slurm.Slurm]:
         yield found
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_a_cancelled_job_goes_on_where_it_stopped(devices: int, cluster: slurm.Slurm, tmp_path: Path) -> None:
-    corpus = make_corpus(tmp_path)
-    keys = {"training.num_steps": NUM_STEPS, "checkpoint.every": 50, "footprint.enabled": False}
+@pytest.fixture
+def launch(run_cli: Callable[..., "local.subprocess.CompletedProcess[str]"], cluster: slurm.Slurm) -> Launch:
+    """Return a function that runs `jaxformer launch …` and gives what it printed; `code`: what it must end with."""
 
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    assert local.wait(local.start(pretraining("gpt", corpus, whole, **keys), 2, flags)) == 0
+    def run(*words: str, code: int = 0) -> str:
+        done = run_cli("launch", *words, env={"XLA_FLAGS": "", **cluster.environment})
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
 
-    command = [sys.executable, "-m", "jaxformer", *pretraining("gpt", corpus, broken, **keys)]
-    script = tmp_path / "job.sh"
-    script.write_text(SCRIPT.format(folder=tmp_path, devices=devices, command=shlex.join(command)))
-    job = cluster.sbatch(script)
+    return run
+
+
+def number_of(name: str) -> str:
+    return Record(jobs_folder() / name).state()["id"]
+
+
+def wait_for_step(workdir: Path, step: int, cluster: slurm.Slurm, job: str) -> None:
     deadline = time.monotonic() + 120
-    while not any(line["step"] >= 20 for line in read_metrics(broken)):
+    while not any(line["step"] >= step for line in read_metrics(workdir)):
         assert time.monotonic() < deadline and cluster.state(job) in ("PENDING", "RUNNING"), cluster.output(job)
         time.sleep(0.05)
-    cluster.cancel(job, "--signal=TERM")
-    assert cluster.wait(job, ["FAILED"], timeout=90) == "FAILED", cluster.output(job)
-    assert cluster.exit_code(job) == (75, 0), cluster.output(job)
-    stopped = finished_steps(broken / "checkpoints")[-1]
-    assert 20 <= stopped < NUM_STEPS and "stopped by SIGTERM and saved" in cluster.output(job)
-    assert read_record(broken)["device"] == {"platform": "cpu", "kind": "cpu", "count": 2 * devices, "processes": 2}
 
-    again = cluster.sbatch(script)
-    assert cluster.wait(again, ["COMPLETED"], timeout=180) == "COMPLETED", cluster.output(again)
-    assert f"at step {stopped}" in cluster.output(again)
-    assert logged(broken) == logged(whole)
-    mine, expected = (flatten(jaxformer.load(run).params) for run in (broken, whole))
-    for path, leaf in expected.items():
-        np.testing.assert_array_equal(mine[path], leaf, err_msg=path)
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_preempted_job_comes_back_and_ends_as_an_unbroken_one(
+    devices: int, cluster: slurm.Slurm, launch: Launch, tmp_path: Path
+) -> None:
+    corpus = make_corpus(tmp_path)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    assert local.wait(local.start(pretraining("gpt", corpus, whole, **KEYS), 2, flags)) == 0
+
+    name = f"broken-{devices}"
+    words = ["slurm", f"--name={name}", "--hosts=2", "--backoff=1", f"--env=XLA_FLAGS={flags['XLA_FLAGS']}"]
+    command = [*words, "--detach", "--", *pretraining("gpt", corpus, broken, **KEYS)]
+    assert f"{name} is SLURM's job" in launch(*command)
+    job = number_of(name)
+    wait_for_step(broken, 20, cluster, job)
+    assert "runs" in launch(*command, code=2) or "queue already" in launch(*command, code=2)
+    cluster.cancel(job, "--signal=TERM")
+    assert cluster.wait(job, ["COMPLETED"], timeout=180) == "COMPLETED", cluster.output(job)
+    assert cluster.fields(job)["Restarts"] == "1"
+    shown = json.loads(launch("status", name, "--json"))
+    assert (shown["state"], shown["attempts"]) == ("done", 2)
+    said = {worker: "\n".join(Record(jobs_folder() / name).tails(1000)[worker]) for worker in shown["workers"]}
+    assert said.keys() == {"0", "1"} and "stopped by SIGTERM and saved" in said["0"] and "resuming" in said["0"]
+    assert read_record(broken)["device"] == {"platform": "cpu", "kind": "cpu", "count": 2 * devices, "processes": 2}
+    assert_same_run(broken, whole)
+
+
+def test_a_job_that_is_stopped_saves_and_stays_away_until_it_is_launched_again(
+    cluster: slurm.Slurm, launch: Launch, tmp_path: Path
+) -> None:
+    corpus, run = make_corpus(tmp_path), tmp_path / "run"
+    command = ["slurm", "--name=stopped", "--", *pretraining("gpt", corpus, run, **KEYS)]
+    launch(*command[:2], "--detach", *command[2:])
+    job = number_of("stopped")
+    wait_for_step(run, 5, cluster, job)
+    launch("stop", "stopped")
+    cluster.wait(job, ["FAILED"], timeout=60)
+    assert cluster.exit_code(job) == (75, 0)
+    shown = json.loads(launch("status", "stopped", "--json"))
+    assert shown["state"] == "stopped" and finished_steps(run / "checkpoints")[-1] < NUM_STEPS
+    followed = launch(*command)  # to its end
+    assert "[0]" in followed and "resuming" in followed
+    assert json.loads(launch("status", "stopped", "--json"))["state"] == "done"
+    assert finished_steps(run / "checkpoints")[-1] == NUM_STEPS
+    launch("delete", "stopped")
+    assert "no job 'stopped'" in launch("status", "stopped", code=2)
+
+
+def test_a_job_that_the_user_must_mend_stops_and_shows_the_line(
+    cluster: slurm.Slurm, launch: Launch, tmp_path: Path
+) -> None:
+    corpus = make_corpus(tmp_path)
+    command = pretraining("gpt", corpus, tmp_path / "run", **{**KEYS, "data.path": tmp_path / "missing.txt"})
+    shown = launch("slurm", "--name=mend", "--hosts=2", "--", *command, code=2)
+    assert "missing.txt" in shown and "ended with exit code 2" in shown
+    assert cluster.fields(number_of("mend"))["Restarts"] == "0"

@@ -4,6 +4,10 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
+
+import jaxformer
+from jaxformer.parameters import flatten
 from jaxformer.run import read_metrics
 
 FAMILIES = ("gpt", "bert", "t5")
@@ -60,3 +64,16 @@ def arguments(verb: str, config: str, workdir: Path, keys: dict[str, object]) ->
 
 def logged(workdir: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in line.items() if name not in TIMES} for line in read_metrics(workdir)]
+
+
+def params(workdir: Path) -> dict[str, np.ndarray]:
+    return {path: np.asarray(leaf) for path, leaf in flatten(jaxformer.load(workdir).params).items()}
+
+
+def assert_same_run(ours: Path, theirs: Path) -> None:
+    """Every logged value but times, and every parameter, to the last bit."""
+    assert logged(ours) == logged(theirs)
+    mine, expected = params(ours), params(theirs)
+    assert mine.keys() == expected.keys()
+    for path, leaf in expected.items():
+        np.testing.assert_array_equal(mine[path], leaf, err_msg=path)

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 
 from jaxformer.errors import UserError
+from jaxformer.storage import absolute, files_below, folders_in, is_remote, location, read_pieces, threads
 
 DIGEST = "digest.json"
 PARAMS = "params/"
@@ -59,14 +60,18 @@ def write_digest(
     Raises:
       OSError: the disk is full, no permission, …
     """
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        hashes = pool.map(lambda name: _hash(folder / name), names)
-        files = {name: [(folder / name).stat().st_size, digest] for name, digest in zip(names, hashes, strict=True)}
+    sizes = files_below(folder)
+    with concurrent.futures.ThreadPoolExecutor(threads(folder)) as pool:
+        hashes = pool.map(lambda name: _hash(folder / name, sizes[name]), sizes)
+        files = {name: [size, digest] for (name, size), digest in zip(sizes.items(), hashes, strict=True)}
     content = {"step": step, "saved": time.time(), "metrics": dict(metrics), "arrays": dict(arrays), "files": files}
+    text = json.dumps(content | {"sha256": _hash_content(content)}, indent=1)
+    if is_remote(folder):
+        (folder / DIGEST).write_text(text)
+        return
     temporary = folder / f"{DIGEST}.tmp"
     with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content | {"sha256": _hash_content(content)}, file, indent=1)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(folder / DIGEST)
@@ -103,14 +108,14 @@ def find_damage(folder: Path) -> str | None:
         return f"{DIGEST} is missing"
     except (DamagedDigest, OSError) as error:
         return str(error)
+    sizes = files_below(folder)
     for name, (size, _) in digest.files.items():
-        path = folder / name
-        if not path.is_file():
+        if name not in sizes:
             return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda name: _hash_or_reason(folder / name), digest.files)
+        if sizes[name] != size:
+            return f"{name} has {sizes[name]:,} bytes instead of {size:,}"
+    with concurrent.futures.ThreadPoolExecutor(threads(folder)) as pool:
+        found = pool.map(lambda name: _hash_or_reason(folder / name, sizes[name]), digest.files)
         for (name, (_, expected)), actual in zip(digest.files.items(), found, strict=True):
             if actual != expected:
                 return f"{name} does not agree with its hash"
@@ -124,9 +129,7 @@ def finished_steps(directory: Path) -> list[int]:
 
 def step_folders(directory: Path) -> list[int]:
     """Return the steps, ascending, that have a folder of their name in `directory`, whatever is in it."""
-    if not directory.is_dir():
-        return []
-    names = [path.name for path in directory.iterdir() if path.is_dir()]
+    names = [path.name for path in folders_in(directory)]
     return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
 
@@ -170,7 +173,7 @@ def locate(path: Path) -> Path:
     Raises:
       UserError: there is none.
     """
-    path = Path(path).absolute()
+    path = absolute(location(path))
     if (path / DIGEST).is_file():
         return path
     directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
@@ -198,14 +201,19 @@ def stored_shapes(path: Path) -> dict[str, tuple[Shape, str]]:
     return {name.removeprefix(PARAMS): entry for name, entry in arrays.items() if name.startswith(PARAMS)}
 
 
-def _hash(path: Path) -> str:
+def _hash(path: Path, size: int) -> str:
+    if is_remote(path):
+        found = hashlib.sha256()
+        for piece in read_pieces(path, size):
+            found.update(piece)
+        return found.hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _hash_or_reason(path: Path) -> str:
+def _hash_or_reason(path: Path, size: int) -> str:
     try:
-        return _hash(path)
+        return _hash(path, size)
     except OSError as error:
         return str(error)
 

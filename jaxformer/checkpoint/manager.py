@@ -4,9 +4,8 @@ import contextlib
 import logging
 import os
 import re
-import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from jaxformer.checkpoint.digest import (
+    DIGEST,
     PARAMS,
     Shape,
     array_paths,
@@ -29,11 +29,13 @@ from jaxformer.checkpoint.digest import (
 from jaxformer.checkpoint.reading import quiet_orbax, restore_state
 from jaxformer.errors import UserError, disk_errors, suggest
 from jaxformer.processes import agreed, let_speak, meet
+from jaxformer.storage import absolute, delete_tree, files_below, folders_in, is_remote, move_tree, store_errors
 
 _log = logging.getLogger(__name__)
 
 # Until all is written and hashed, and again while it is deleted, a checkpoint does not bear its step's name, so that a
-# kill at any moment leaves nothing that looks like a damaged one.
+# kill at any moment leaves nothing that looks like a damaged one. On gs://, where renaming would mean copying, it bears
+# that name from the beginning, and without its digest, written last and deleted first, it counts as unfinished.
 UNFINISHED, DELETED = ".unfinished", ".deleted"
 # One file per array writes faster; from here on (1e9 parameters with AdamW) Orbax's packed format restores faster.
 _PACK_FROM_BYTES = 12_000_000_000
@@ -72,9 +74,12 @@ class Checkpoints:
     State is any tree of jax arrays, global ones where there are several processes.
     """
 
-    def __init__(self, directory: Path, config: CheckpointConfig) -> None:
-        self.directory = Path(directory).absolute()
-        self.config = config
+    def __init__(
+        self, directory: Path, config: CheckpointConfig, before_finishing: Callable[[], None] = lambda: None
+    ) -> None:
+        """`before_finishing` is called, in the background, before what is written becomes a finished checkpoint."""
+        self.directory = absolute(directory)
+        self.config, self.before_finishing = config, before_finishing
         self._orbax: ocp.AsyncCheckpointer | None = None
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -99,10 +104,11 @@ class Checkpoints:
             # Nothing leaves the device there, and a donation would wait until all is written.
             state = jax.block_until_ready(jax.tree.map(jnp.copy, state))
         with self._failures(step):
-            self.directory.mkdir(parents=True, exist_ok=True)
+            if not is_remote(self.directory):  # a bucket would be made there
+                self.directory.mkdir(parents=True, exist_ok=True)
             if self._orbax is None:
                 self._orbax = _make_orbax(state)
-            self._orbax.save(self._folder(step, UNFINISHED), args=ocp.args.PyTreeSave(state), force=True)
+            self._orbax.save(self._being_written(step), args=ocp.args.PyTreeSave(state), force=True)
         values = {name: float(value) for name, value in (metrics or {}).items()}
         self._thread = threading.Thread(target=self._finish, args=(step, arrays, values), name="checkpoint")
         self._thread.start()
@@ -125,7 +131,8 @@ class Checkpoints:
         finally:
             orbax, self._orbax = self._orbax, None
             if orbax is not None:
-                orbax.close()
+                with store_errors():  # it raises once more what made a save fail
+                    orbax.close()
 
     def restore_latest(self, target: Any) -> tuple[int, Any] | None:
         """Return (step, state) of the newest sound checkpoint, or None where none was ever finished.
@@ -147,14 +154,19 @@ class Checkpoints:
     def _folder(self, step: int | None, suffix: str = "") -> Path:
         return self.directory / f"{step}{suffix}"
 
+    def _being_written(self, step: int | None) -> Path:
+        return self._folder(step, "" if is_remote(self.directory) else UNFINISHED)
+
     def _finish(self, step: int, arrays: dict[str, tuple[Shape, str]], metrics: dict[str, float]) -> None:
         """In the background: wait for Orbax, then write the digest, give the folder its name, delete old ones."""
         try:
             assert self._orbax is not None
             self._orbax.wait_until_finished()
             if jax.process_index() == 0:
-                write_digest(self._folder(step, UNFINISHED), step, arrays, metrics)
-                self._folder(step, UNFINISHED).rename(self._folder(step))
+                self.before_finishing()
+                write_digest(self._being_written(step), step, arrays, metrics)
+                if not is_remote(self.directory):
+                    self._folder(step, UNFINISHED).rename(self._folder(step))
                 self._prune()
         except BaseException as error:
             self._failure = error
@@ -169,8 +181,11 @@ class Checkpoints:
             kept.update(spaced_steps(self.directory, self.config.keep_every_hours))
         for step in steps:
             if step not in kept:
-                self._folder(step).rename(self._folder(step, DELETED))
-                shutil.rmtree(self._folder(step, DELETED))
+                if is_remote(self.directory):
+                    delete_tree(self._folder(step), first=DIGEST)
+                else:
+                    self._folder(step).rename(self._folder(step, DELETED))
+                    delete_tree(self._folder(step, DELETED))
 
     @contextlib.contextmanager
     def _failures(self, step: int | None) -> Iterator[None]:
@@ -179,11 +194,12 @@ class Checkpoints:
             yield
         except BaseException:
             if jax.process_index() == 0:
-                with contextlib.suppress(OSError):
-                    for path in self.directory.glob(f"{step}{UNFINISHED}*"):
-                        shutil.rmtree(path, ignore_errors=True)
+                with contextlib.suppress(Exception):
+                    for path in folders_in(self.directory):
+                        if path.name.startswith(f"{step}{UNFINISHED}") or self._is_unfinished(path, step):
+                            delete_tree(path)
             self._newest = None
-            with disk_errors(self._folder(step)), _system_errors(self._folder(step)):
+            with store_errors(), disk_errors(self._folder(step)), _system_errors(self._folder(step)):
                 raise
 
     def _choose(self) -> int | None:
@@ -197,7 +213,7 @@ class Checkpoints:
                     self._set_aside(damaged)
                     return step
                 damaged[step] = damage
-        aside = sorted(path.name for path in self.directory.glob("*.damaged-*"))
+        aside = [path.name for path in folders_in(self.directory) if ".damaged-" in path.name]
         if damaged or aside:
             names = [f"{step} ({damage})" for step, damage in damaged.items()] + aside
             raise UserError(
@@ -226,16 +242,19 @@ class Checkpoints:
 
     def _sweep(self) -> None:
         """Delete what a kill has left behind: unfinished saves, half-deleted checkpoints, folders without a file."""
-        if not self.directory.is_dir():
-            return
-        for path in self.directory.iterdir():
-            if UNFINISHED in path.name or path.name.endswith(DELETED):
+        for path in folders_in(self.directory):
+            if UNFINISHED in path.name or path.name.endswith(DELETED) or self._is_unfinished(path):
                 _log.warning("deleting %s, which a stopped run left unfinished", path)
-                shutil.rmtree(path)
+                delete_tree(path)
         for step in step_folders(self.directory):
-            if not any(path.is_file() for path in self._folder(step).rglob("*")):
+            if not files_below(self._folder(step)):
                 _log.warning("deleting %s, an empty folder and no checkpoint", self._folder(step))
-                shutil.rmtree(self._folder(step))
+                delete_tree(self._folder(step))
+
+    def _is_unfinished(self, path: Path, step: int | None = None) -> bool:
+        """Whether a folder on gs:// is a checkpoint (that of `step`) without a digest."""
+        is_step = path.name.isdecimal() if step is None else path.name == str(step)
+        return is_remote(path) and is_step and DIGEST not in files_below(path)
 
     def _set_aside(self, damaged: Mapping[int, str]) -> None:
         for step, damage in damaged.items():
@@ -243,7 +262,7 @@ class Checkpoints:
             while self._folder(step, f".damaged-{number}").exists():
                 number += 1
             aside = self._folder(step, f".damaged-{number}")
-            self._folder(step).rename(aside)
+            move_tree(self._folder(step), aside, DIGEST)
             _log.warning("checkpoint %s is damaged: %s; set aside as %s", self._folder(step), damage, aside.name)
 
 
@@ -254,7 +273,7 @@ def save_params(directory: Path, params: Mapping[str, Any], step: int = 0) -> No
     """
     quiet_orbax()
     state = {PARAMS.rstrip("/"): jax.tree.map(jax.dlpack.from_dlpack, dict(params))}
-    folder = Path(directory).absolute() / f"{step}{UNFINISHED}"
+    folder = absolute(directory) / f"{step}{UNFINISHED}"
     arrays = {path: (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in array_paths(state).items()}
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,10 @@ from jaxformer.data.store import build_examples, build_pairs, build_store
 from jaxformer.errors import UserError
 from jaxformer.objectives.mixture import Mixture, Padded, Part
 from jaxformer.objectives.objective import Objective
+from jaxformer.storage import cache_folder
 from jaxformer.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 
 Progress = Callable[[str, int, int], None]
-
-
-def cache_folder() -> Path:
-    """Return where stores, tokenizers and compiled code are kept: $JAXFORMER_CACHE or ~/.cache/jaxformer."""
-    return Path(os.environ.get("JAXFORMER_CACHE") or Path.home() / ".cache" / "jaxformer")
 
 
 def weighted_sources(source: Source) -> list[tuple[Source, float]]:
@@ -39,7 +34,7 @@ def parts_of(supervision: Any) -> list[Part]:
 def corpus_tokenizer(config: Any, source: Source, supervision: Any, progress: Progress | None = None) -> Tokenizer:
     """Return the tokenizer that `config` asks for, trained on the training text unless that was done before."""
     if not hasattr(config, "vocab_size"):
-        return load_tokenizer(Path(config.path))
+        return load_tokenizer(config.path)
     fingerprints = [[corpus.fingerprint("train"), *fields] for corpus, fields in _read(source, supervision)]
     key = json.dumps([type(config).__name__, dataclasses.asdict(config), fingerprints])
     path = cache_folder() / "tokenizers" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"

@@ -16,6 +16,7 @@ from jaxformer.interop.weights import SHARD_BYTES, Shape, TensorWriter
 from jaxformer.models.model import Model
 from jaxformer.parameters import flatten
 from jaxformer.run import OpenRun, open_run
+from jaxformer.storage import store_errors
 from jaxformer.tokenizers import Tokenizer
 
 # What their tokenizer files call the roles of our special tokens.
@@ -25,6 +26,7 @@ _SPECIAL = {
 }  # fmt: skip
 
 
+@store_errors()
 def export_run(workdir: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> str:
     """Write a run's newest checkpoint as a Hugging Face folder and return the name of the class that loads it.
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import huggingface_hub
 
 from jaxformer.errors import UserError, disk_errors
+from jaxformer.storage import files_below, is_remote, location, upload
 
 # What of a hub's repository is fetched: a config, weights, and tokenizer files. PyTorch's files only where there are no
 # others.
@@ -18,7 +20,9 @@ _PYTORCH = ("pytorch_model*.bin",)
 
 def source_folder(source: str, revision: str | None = None) -> Path:
     """Return the local folder of this name, or else the copy of a hub's repository. Raises UserError for neither."""
-    path = Path(source)
+    path = location(source)
+    if is_remote(path):
+        raise UserError(f"{source}: copy the folder here first, and give the copy")
     if path.is_dir():
         if revision:
             raise UserError(f"--revision: {source} is a folder that is here, not a name of the hub")
@@ -37,6 +41,10 @@ def source_folder(source: str, revision: str | None = None) -> Path:
 
 def check_new(folder: Path, option: str) -> None:
     """Raise UserError when something is there already, or nothing can be."""
+    if is_remote(folder):
+        if files_below(folder):
+            raise UserError(f"{option}: {folder} exists; choose another, or delete it")
+        return
     try:
         if folder.is_dir() and not any(folder.iterdir()):
             return
@@ -52,6 +60,11 @@ def check_new(folder: Path, option: str) -> None:
 @contextlib.contextmanager
 def whole_or_not_at_all(folder: Path) -> Iterator[Path]:
     """Give a folder to write into, which becomes `folder` if all goes well and is deleted otherwise."""
+    if is_remote(folder):
+        with tempfile.TemporaryDirectory(prefix="jaxformer-") as here:
+            yield Path(here)
+            upload(Path(here), folder)
+        return
     folder = folder.resolve()
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     new = [parent for parent in folder.parents if not parent.exists()]

@@ -20,9 +20,11 @@ from jaxformer.models.model import Model, Params, count_parameters
 from jaxformer.parameters import flatten, unflatten
 from jaxformer.run import IMPORT, write_record
 from jaxformer.runtime import prepare_process
+from jaxformer.storage import store_errors
 from jaxformer.tokenizers import Tokenizer, load_tokenizer
 
 
+@store_errors()
 def import_run(source: str, workdir: Path, tokenizer: Path | None = None, *, revision: str | None = None) -> int:
     """Write a run directory from a Hugging Face folder, or a hub name, and return the number of parameters.
 

@@ -7,11 +7,12 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from jaxformer.errors import UserError
 from jaxformer.footprint import Emissions, read_emissions
+from jaxformer.storage import absolute, check_bucket, files_below, is_remote, location, pure, store_errors
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,16 @@ class Run:
         return list(dict.fromkeys(key for line in self.metrics for key in line if key != "step"))
 
 
+@store_errors()
 def read_run(folder: Path | str) -> Run:
     """Read a run directory. Raises `UserError` when it is none, or when its config.json cannot be read.
 
     A metrics line that a crash tore, and result files that are no JSON, are left out.
     """
-    path = Path(folder)
+    path = location(folder)
     config = path / "config.json"
     if not config.is_file():
+        check_bucket(path)
         raise UserError(f"{path} is no run: there is no config.json in it; give the folder that `train` wrote")
     try:
         record = json.loads(config.read_text())
@@ -79,13 +82,13 @@ def read_run(folder: Path | str) -> Run:
     if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
         raise UserError(f"{config} does not describe a run: it has no 'config'; give the folder that `train` wrote")
     log = path / "metrics.jsonl"
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    lines = log.read_bytes().decode(errors="replace").splitlines() if log.exists() else []
     metrics = [entry for line in lines if isinstance(entry := _parse(line), dict)]
     files = sorted((path / "results").glob("*.json"))
-    results = {file.stem: _parse(file.read_text(errors="replace")) for file in files}
+    results = {file.stem: _parse(file.read_bytes().decode(errors="replace")) for file in files}
     return Run(
         path=path,
-        name=path.absolute().name,
+        name=absolute(path).name,
         record=record,
         metrics=tuple(metrics),
         emissions=read_emissions(path),
@@ -93,14 +96,15 @@ def read_run(folder: Path | str) -> Run:
     )
 
 
+@store_errors()
 def find_runs(folders: Sequence[Path | str]) -> list[Run]:
     """Read the given runs, and those below a given folder that is none itself, each once, under distinct names in
     natural order.
 
     Raises `UserError` for a folder without any run.
     """
-    paths: dict[Path, Path] = {}
-    for folder in map(Path, folders):
+    paths: dict[PurePath, Path] = {}
+    for folder in map(location, folders):
         if not (folder / "config.json").exists() and folder.is_dir():
             below = list(_below(folder))
             if not below:
@@ -110,7 +114,7 @@ def find_runs(folders: Sequence[Path | str]) -> list[Run]:
         else:
             below = [folder]
         for path in below:
-            paths.setdefault(path.resolve(), path)
+            paths.setdefault(pure(path), path)
     if not paths:
         raise UserError("no runs to report on; give one or more folders that `train` wrote")
     root = os.path.commonpath([path.parent for path in paths])
@@ -128,6 +132,9 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _below(folder: Path) -> Iterator[Path]:
     """Every run below a folder, without looking into the runs themselves."""
+    if is_remote(folder):
+        yield from (folder / name[: -len("/config.json")] for name in files_below(folder) if "/config.json" in name)
+        return
     for path, folders, files in os.walk(folder):
         if "config.json" in files:
             folders.clear()

@@ -6,6 +6,7 @@ from pathlib import Path
 import tokenizers as hf
 
 from jaxformer.errors import UserError
+from jaxformer.storage import location
 from jaxformer.tokenizers import released
 from jaxformer.tokenizers.files import read_text
 from jaxformer.tokenizers.sentencepieces import t5
@@ -33,7 +34,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     them: tokenizer_config.json, added_tokens.json, special_tokens_map.json. Raises UserError when files are missing,
     damaged or do not fit each other, or a folder holds several tokenizers.
     """
-    path = Path(path)
+    path = location(path)
     if path.is_dir():
         path = path / "tokenizer.json" if (path / "tokenizer.json").exists() else _released_in(path)
     for ending, read in _ALONE.items():

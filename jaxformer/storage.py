@@ -1,0 +1,214 @@
+"""Where run directories lie: in local folders, or on gs:// (Google Cloud Storage), through gcsfs and `etils.epath`.
+
+Paths there are `epath.Path`s, which most code takes for local ones. They differ in this: a folder is no more than the
+beginning of its objects' names, so it cannot be renamed, and objects are written whole, never appended to. And nobody
+but `location` may turn a string into a path: `Path(path)`, `path.absolute()` and `path.resolve()` silently make a local
+path of one on gs://.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import logging
+import os
+import re
+import shutil
+import sys
+import urllib.parse
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePath
+from typing import Any
+
+from jaxformer.errors import UserError
+
+_GS = "gs://"
+_REQUESTS = 16  # at a time
+_PIECE_BYTES = 8 << 20
+
+# epath prefers TensorFlow, where it happens to be installed; it decides when it is first used.
+os.environ.setdefault("EPATH_USE_TF", "false")
+
+
+def cache_folder() -> Path:
+    """Return where stores, tokenizers, compiled code and what is known of jobs are kept: $JAXFORMER_CACHE or
+    ~/.cache/jaxformer."""
+    return Path(os.environ.get("JAXFORMER_CACHE") or Path.home() / ".cache" / "jaxformer")
+
+
+def location(text: str | os.PathLike[str]) -> Path:
+    """Return the path of what a person, or a config, names: a local folder or file, or one on gs://.
+
+    Raises UserError for other stores, for gs:// without gcsfs, and for a gs:/ that is half typed.
+    """
+    name = os.fspath(text)
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+", name)  # one letter is a drive of Windows
+    if scheme is None:
+        return Path(name)
+    bucket, _, key = name.removeprefix(_GS).partition("/")
+    if scheme[1].lower() != "gs":
+        raise UserError(
+            f"{name}: runs lie in local folders or on gs://; mount this store and give the path where it is mounted"
+        )
+    if not name.startswith(_GS) or not bucket or not key.strip("/"):
+        raise UserError(f"{name}: write gs://BUCKET/FOLDER, as a string: pathlib.Path takes one slash away")
+    if importlib.util.find_spec("gcsfs") is None:
+        raise UserError(f"{name}: gs:// needs gcsfs, which is not installed: pip install 'jaxformer[gcs]'")
+    _prepare()
+    from etils import epath
+
+    return epath.Path(name)
+
+
+def local_path(text: str | os.PathLike[str], option: str) -> Path:
+    """Return the local path of what is given as `option`. Raises UserError for a store."""
+    path = location(text)
+    if is_remote(path):
+        raise UserError(f"{option}: {path} must be a local path")
+    return path
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    return os.fspath(path).startswith(_GS)
+
+
+def absolute(path: Path) -> Path:
+    """Return the path from the root; one on gs:// always is, and its own `absolute` would put a local folder before."""
+    return path if is_remote(path) else path.absolute()
+
+
+def pure(path: Path) -> PurePath:
+    """Return an absolute path to compare with those of other places: gs://bucket/run is /gs:/bucket/run."""
+    return PurePath("/", os.fspath(path)) if is_remote(path) else path.resolve()
+
+
+@functools.cache
+def _prepare() -> None:
+    import fsspec
+
+    # Runs are plain objects: what kind the bucket is need not be asked, for which one needs a further permission.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    # Other processes write there, too: a listing from before is no use.
+    fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs a traceback with each error that it raises
+
+
+@functools.cache
+def filesystem() -> Any:
+    import fsspec
+
+    return fsspec.filesystem("gcs", finalize_on_close=True)  # the very one that epath uses
+
+
+def files_below(folder: Path) -> dict[str, int]:
+    """Return {path in the folder: bytes} of all files in and below it, in order; none where there is no folder."""
+    if not is_remote(folder):
+        found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        return {name: found[name].stat().st_size for name in sorted(found)}
+    start = os.fspath(folder).removeprefix(_GS) + "/"
+    objects = filesystem().find(os.fspath(folder), detail=True)
+    return {name.removeprefix(start): objects[name]["size"] for name in sorted(objects) if name.startswith(start)}
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """Return the folders in a folder, by name; none where there is no folder. No other failure passes for that."""
+    if not is_remote(folder):
+        return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    try:
+        entries = filesystem().ls(os.fspath(folder), detail=True)
+    except FileNotFoundError:
+        check_bucket(folder)
+        return []
+    return [folder / PurePath(entry["name"]).name for entry in entries if entry["type"] == "directory"]
+
+
+def read_pieces(path: Path, size: int) -> Iterator[bytes]:
+    """Yield the content of an object of `size` bytes, with one request each."""
+    for start in range(0, size, _PIECE_BYTES):
+        yield filesystem().cat_file(os.fspath(path), start=start, end=min(start + _PIECE_BYTES, size))
+
+
+def threads(path: Path) -> int:
+    """Return how many threads read files at `path` fast: of a store one waits for answers, not for processors."""
+    return max(os.cpu_count() or 1, _REQUESTS if is_remote(path) else 1)
+
+
+def move_tree(folder: Path, target: Path, first: str) -> None:
+    """Rename a folder. On gs:// its objects are copied, which moves no bytes here, and deleted, `first` first."""
+    if not is_remote(folder):
+        folder.rename(target)
+        return
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        list(pool.map(lambda name: filesystem().cp_file(str(folder / name), str(target / name)), files_below(folder)))
+    delete_tree(folder, first)
+
+
+def delete_tree(folder: Path, first: str | None = None) -> None:
+    """Delete a folder with all that is in it, on gs:// the object `first` before the others."""
+    if not is_remote(folder):
+        shutil.rmtree(folder)
+        return
+    if first is not None:
+        (folder / first).unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        filesystem().rm(os.fspath(folder), recursive=True)
+
+
+def upload(folder: Path, target: Path) -> None:
+    """Copy a local folder to gs://, its config.json last: a run is one only then."""
+    names = sorted(files_below(folder), key=lambda name: (name == "config.json", name))
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        list(pool.map(lambda name: filesystem().put_file(str(folder / name), str(target / name)), names[:-1]))
+    filesystem().put_file(str(folder / names[-1]), str(target / names[-1]))
+
+
+def check_bucket(path: Path) -> None:
+    """Raise FileNotFoundError, of which `store_errors` makes a UserError, where a path on gs:// is in no bucket."""
+    if not is_remote(path):
+        return
+    bucket, _, key = os.fspath(path).removeprefix(_GS).partition("/")
+    filesystem().call("GET", "b/{}/o", bucket, prefix=key, maxResults=1, json_out=True)
+
+
+@contextlib.contextmanager
+def store_errors() -> Iterator[None]:
+    """Turn what gs:// answers, when it cannot be used as asked, into a UserError. Also a decorator of functions."""
+    try:
+        yield
+    except Exception as error:
+        reason = _reason(error) if "gcsfs" in sys.modules and not isinstance(error, UserError) else None
+        if reason is None:
+            raise
+        raise UserError(reason) from error
+
+
+# What gcsfs, the libraries below it and TensorStore say, and what that means.
+_UNREACHABLE = "{bucket} cannot be reached ({said}); run the same command again"
+_ANSWERS = {
+    r", 401\b|code='401'|UNAUTHENTICATED|RefreshError|DefaultCredentialsError": "{bucket} does not accept the "
+    "credentials that are used here ({said}); run `gcloud auth application-default login`, or name a service account's "
+    "key in GOOGLE_APPLICATION_CREDENTIALS",
+    r"^Forbidden: |PERMISSION_DENIED": "no permission for {bucket} ({said}); give the account that is used here the "
+    "role Storage Object User on the bucket",
+    r"\bb/[^/\s]+/o$|bucket does not exist": "there is no bucket {bucket}; create it, or correct its name",
+    r"UNAVAILABLE|DEADLINE_EXCEEDED": _UNREACHABLE,
+}
+_CLIENTS = ("gcsfs", "google", "aiohttp", "requests")
+
+
+def _reason(error: Exception) -> str | None:
+    """Return what a person can do about an error, or None for one that no store has raised."""
+    text = urllib.parse.unquote(str(error))
+    bucket = re.search(r"gs://([^/\s'\"]+)|(?:^|^Forbidden: |/storage/v1/)b/([^/\s]+)", text)
+    is_clients = type(error).__module__.partition(".")[0] in _CLIENTS
+    if not is_clients and bucket is None:
+        return None
+    text += f" {type(error).__name__}" if is_clients else ""
+    answer = next((answer for sign, answer in _ANSWERS.items() if re.search(sign, text)), _UNREACHABLE * is_clients)
+    last = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+    name = _GS + (bucket[1] or bucket[2] if bucket else "")
+    return answer.format(bucket=name, said=last.partition(" [")[0].strip()) or None
+
+
+def said(error: Exception) -> str:
+    return _reason(error) or f"{type(error).__name__}: {error}"

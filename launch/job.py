@@ -1,0 +1,135 @@
+"""A job: what runs, on how much, and how often it may be started again; the same plain description for every place."""
+
+import dataclasses
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxformer.errors import UserError
+
+_NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")  # Kubernetes adds to it, and ends at 63 characters
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SECRET = re.compile(r"token|secret|passw|credential|(^|_)key$|api_?key|private", re.IGNORECASE)
+_WORD = re.compile(r"[\w.:@%+=,/-]*")
+
+
+def option(text: str, default: Any = "", metavar: str = "") -> Any:
+    """A field of a job or of a place's options that the command line offers, with what its help says."""
+    made = {"default_factory": lambda: default} if isinstance(default, dict) else {"default": default}
+    return dataclasses.field(**made, metadata={"help": text, "metavar": metavar})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """`command` holds the words behind `jaxformer`, `environment` variables that anybody may see, `secrets` the names
+    of those that nobody may: their values are taken from the environment of the launcher and are written nowhere.
+
+    Raises UserError for anything that a place could misunderstand.
+    """
+
+    command: tuple[str, ...]
+    name: str = option("of the job: lower-case letters, digits and - (default: the run directory's)", metavar="NAME")
+    accelerator: str = option("v5litepod-16 and the like for TPUs, KIND:N for N GPUs a host, as h100:8", metavar="TYPE")
+    hosts: int = option("machines (a TPU slice knows its own number)", 1, metavar="N")
+    slices: int = option("TPU slices, connected by the data centre's network", 1, metavar="N")
+    environment: Mapping[str, str] = option(
+        "a variable for every worker, NAME=VALUE; may be repeated", {}, "NAME=VALUE"
+    )
+    secrets: tuple[str, ...] = option(
+        "the name of a variable that every worker gets with the value that it has here, and that is written nowhere; "
+        "may be repeated", (), "NAME",
+    )  # fmt: skip
+    mounts: Mapping[str, str] = option(
+        "an object store's URL as a folder of every worker; may be repeated", {}, "FOLDER=URL"
+    )
+    spot: bool = option("capacity that is cheap and may be taken away", False)
+    reserved: str = option("the name of a reservation whose capacity is used", metavar="NAME")
+    restarts: int = option("how often a job that was preempted is started again", 20, metavar="N")
+    backoff: float = option("pause before the first restart, doubled with each quick one", 10.0, "SECONDS")
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise UserError(
+                f"--name: '{self.name}' must be lower-case letters, digits and -, begin with a letter, end with a "
+                "letter or digit, and have at most 40 characters"
+            )
+        if not self.command:
+            raise UserError("nothing to run: give a verb behind --, as in: launch local -- train --config=gpt:smoke")
+        for field, least in (("hosts", 1), ("slices", 1), ("restarts", 0), ("backoff", 0)):
+            if not getattr(self, field) >= least:
+                raise UserError(f"--{field}: {getattr(self, field)} must be at least {least}")
+        if self.spot and self.reserved:
+            raise UserError("--spot and --reserved exclude each other: capacity is one or the other")
+        for word in (*self.command, *self.environment.values(), *self.mounts, *self.mounts.values(), self.reserved):
+            if any(ord(letter) < 32 or ord(letter) == 127 for letter in word):
+                raise UserError(f"{word!r}: line breaks and other control characters cannot go on a command line")
+        for variable in (*self.environment, *self.secrets):
+            if not _VARIABLE.fullmatch(variable):
+                raise UserError(f"'{variable}' is no name of a variable; write --env NAME=VALUE or --secret NAME")
+        for variable in self.environment:
+            if _SECRET.search(variable):
+                raise UserError(
+                    f"--env {variable}=…: that looks like a secret, and everybody may see an environment; export it "
+                    f"here and give --secret {variable}"
+                )
+        for variable in self.secrets:
+            if not os.environ.get(variable):
+                raise UserError(f"--secret {variable}: it is not set here; export {variable} first")
+            if "\n" in os.environ[variable]:
+                raise UserError(f"--secret {variable}: its value has several lines; only one can be passed on")
+
+    def secret_values(self) -> dict[str, str]:
+        """Return the secrets with their values: for the standard input of a process, and for nothing that is kept."""
+        return {variable: os.environ[variable] for variable in self.secrets}
+
+    def record(self) -> dict[str, Any]:
+        """Return what may be kept on disk of the job."""
+        return dataclasses.asdict(self)
+
+
+def of_record(kept: Mapping[str, Any]) -> Job:
+    """Return the job that `record` wrote. The values of its secrets are those of today's environment, if any."""
+    return Job(**{**kept, "command": tuple(kept["command"]), "secrets": ()})
+
+
+def name_of(command: Sequence[str]) -> str:
+    """Return a job's name made of what it runs: that of the run directory, or gpt-smoke for --config=gpt:smoke."""
+    config = next((word.removeprefix("--config=") for word in command if word.startswith("--config=")), "")
+    spec = workdir_of(command).rstrip("/") or config or (command[0] if command else "job")
+    slug = re.sub(r"[^a-z0-9]+", "-", spec.rpartition("/")[2].lower().replace(".py", "")).strip("-")
+    return (slug if slug[:1].isalpha() else f"job-{slug}")[:40].strip("-")
+
+
+def workdir_of(command: Sequence[str]) -> str:
+    """Return the run directory that a command names, "" where it leaves it to the default."""
+    for position, word in enumerate(command):
+        if word.startswith("--workdir="):
+            return word.removeprefix("--workdir=")
+        if word == "--workdir" and position + 1 < len(command):
+            return command[position + 1]
+    return ""
+
+
+def require_store(job: Job) -> None:
+    """Raise UserError unless the run directory outlives the machines, which share no disk and may be taken away."""
+    workdir = workdir_of(job.command)
+    if workdir.startswith("gs://") or any(f"{workdir}/".startswith(f"{folder}/") for folder in job.mounts):
+        return
+    raise UserError(
+        f"--workdir: '{workdir}' is a folder of machines that share no disk and may be taken away; "
+        "give gs://BUCKET/RUN, or a folder below one of --mount"
+    )
+
+
+def checked(flag: str, value: str) -> str:
+    """Return a word that goes into a script's header, where quoting is not to be trusted; UserError for odd ones."""
+    if not _WORD.fullmatch(value):
+        raise UserError(f"{flag}: '{value}' may hold letters, digits and . : @ % + = , / - _ only")
+    return value
+
+
+def exports(job: Job) -> list[str]:
+    """Return the job's environment as lines of a shell script."""
+    return [f"export {name}={shlex.quote(value)}" for name, value in job.environment.items()]

@@ -1,0 +1,92 @@
+"""When a job runs again, the same for every place.
+
+| a worker ends with | the job |
+| --- | --- |
+| 0, all of them | is done |
+| 75, or its machine was taken away | runs again, after a pause, at most `restarts` times |
+| 2 | stops: the user has something to mend, and the line that says so is shown |
+| anything else | stops, with what the failing worker said first |
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from jaxformer.launch.job import Job
+from jaxformer.launch.records import DONE, FAILED, PAUSED, RUNNING, STOPPED, STOPPING, Record
+
+PREEMPTED, USER_ERROR = 75, 2
+ABORTED = 128 + 6  # how JAX ends the other processes when the first is lost
+QUICK_SECONDS = 600.0  # an attempt that lasted longer is no reason to wait longer before the next
+LONGEST_PAUSE = 600.0
+
+
+class Outcome(NamedTuple):
+    """How an attempt ended: `code` as the job's own, `message` in words ("" for done)."""
+
+    code: int
+    message: str = ""
+
+
+def judge(codes: Iterable[tuple[str, int | None]], last_line: Callable[[str], str]) -> Outcome:
+    """Return what the exit codes of workers say of an attempt, in the order in which they ended if that is known; None
+    is a worker that was lost. `last_line` is asked for what the one that failed said last.
+
+    A worker that ended because another one had gone ends with 75, or is aborted by JAX, and does not count beside it.
+    """
+    known = list(codes)
+    failed = [(worker, code) for worker, code in known if code not in (0, PREEMPTED, ABORTED, None)]
+    for worker, code in sorted(failed, key=lambda entry: entry[1] != USER_ERROR):
+        said = last_line(worker)
+        message = f"worker {worker} ended with exit code {code}" + (f": {said}" if said else "")
+        return Outcome(USER_ERROR if code == USER_ERROR else 1, message)
+    return Outcome(0) if all(code == 0 for _, code in known) else Outcome(PREEMPTED, "preempted")
+
+
+def pause_before(restart: int, backoff: float) -> float:
+    """Return the seconds to wait before one of several quick restarts in a row, counted from 0."""
+    return min(backoff * 2.0**restart, LONGEST_PAUSE)
+
+
+def supervise(job: Job, record: Record, attempt: Callable[[int], Outcome], say: Callable[[str], None]) -> int:
+    """Make attempts until the job is done, has failed, was stopped or has run out of restarts; return its exit code.
+
+    The attempts of a job are numbered on from those of earlier launchers.
+    """
+    number, quick = record.state()["attempts"], 0
+    for left in range(job.restarts, -1, -1):
+        number += 1
+        record.note(state=RUNNING, attempts=number, message="")
+        began = time.monotonic()
+        outcome = attempt(number)
+        if outcome.code == 0:
+            record.note(state=DONE, message="", code=0)
+            return 0
+        if record.state()["state"] == STOPPING:
+            record.note(state=STOPPED, message=outcome.message, code=outcome.code)
+            return outcome.code
+        if outcome.code != PREEMPTED or not left:
+            message = outcome.message + (f"; started {job.restarts + 1} times" if outcome.code == PREEMPTED else "")
+            record.note(state=FAILED, message=message, code=outcome.code)
+            if outcome.message:
+                say(message)
+            return outcome.code
+        quick = 0 if time.monotonic() - began > QUICK_SECONDS else quick + 1
+        pause = pause_before(max(quick - 1, 0), job.backoff)
+        say(f"{outcome.message}; attempt {number + 1} in {pause:.0f} s ({left} restart{'s' * (left > 1)} left)")
+        record.note(state=PAUSED, message=outcome.message)
+        if not _sleep(pause, record):
+            record.note(state=STOPPED, message=outcome.message, code=outcome.code)
+            return outcome.code
+    raise AssertionError("the last attempt has returned")
+
+
+def _sleep(seconds: float, record: Record) -> bool:
+    """Wait, and say whether the job shall still run then."""
+    until = time.monotonic() + seconds
+    while record.state()["state"] != STOPPING:
+        left = until - time.monotonic()
+        if left <= 0:
+            return True
+        time.sleep(min(left, 0.5))
+    return False

@@ -1,0 +1,189 @@
+"""SkyPilot: a managed job of `sky`, which finds the machines, on any cloud, and finds others when they are taken away.
+
+jaxformer launch skypilot --accelerator=h100:8 --hosts=2 --spot -- train --config=gpt2:124m --workdir=gs://…
+
+Source: SkyPilot 0.14's task YAML and its `sky jobs` commands.
+"""
+
+import dataclasses
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from jaxformer.errors import UserError
+from jaxformer.launch.accelerators import GPUS, Tpu, require_accelerator
+from jaxformer.launch.commands import ToolError, here_document, lines_of, run, script
+from jaxformer.launch.job import Job, checked, option, require_store
+from jaxformer.launch.jobset import as_yaml
+from jaxformer.launch.output import printer, say
+from jaxformer.launch.policy import LONGEST_PAUSE
+from jaxformer.launch.records import DONE, FAILED, OVER, PAUSED, RUNNING, STARTING, STOPPED, STOPPING, Record, Status
+from jaxformer.launch.tpu_pod import PYTHON, require_project, setup_of
+
+TAKES = ("accelerator", "hosts", "mounts", "spot")
+COORDINATOR_PORT = 8476
+STATES = {"PENDING": STARTING, "STARTING": STARTING, "RUNNING": RUNNING, "WINDING_DOWN": RUNNING, "RECOVERING": PAUSED,
+          "CANCELLING": STOPPING, "SUCCEEDED": DONE, "CANCELLED": STOPPED}  # fmt: skip
+# SkyPilot brings back machines that were taken; a command that asks to be run again is run again here, for SkyPilot
+# would do so without end. One that failed makes SkyPilot end it everywhere.
+RUN = """\
+{setting}
+for restart in $(seq 0 {restarts}); do
+    {command}
+    code=$?
+    case $code in
+        75|134) ;;
+        *) exit $code ;;
+    esac
+    if [ $restart -lt {restarts} ]; then
+        pause=$(( {backoff} << (restart < 10 ? restart : 10) ))
+        sleep $(( pause < {longest} ? pause : {longest} ))
+    fi
+done
+exit 75
+"""
+# On TPUs the chips know each other.
+PEERS = f"""\
+export JAX_COORDINATOR_ADDRESS="$(echo "$SKYPILOT_NODE_IPS" | head -n 1):{COORDINATOR_PORT}"
+export JAX_NUM_PROCESSES="$SKYPILOT_NUM_NODES" JAX_PROCESS_ID="$SKYPILOT_NODE_RANK\""""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    infra: str = option("where to look: CLOUD[/REGION[/ZONE]] (default: wherever it is cheapest)", metavar="PLACE")
+    image: str = option(
+        "run in this container image, made with launch/Containerfile (default: send the code)", metavar="IMAGE"
+    )
+    code: str = option("the folder that is sent to the machines", ".", "FOLDER")
+    setup: str = option("shell that makes .venv there (default: installs the project)", metavar="SHELL")
+    disk: int = option("size of the machines' disks in GB (default: SkyPilot's)", 0, "GB")
+
+    def __post_init__(self) -> None:
+        for name in ("infra", "image"):
+            checked(f"--{name}", getattr(self, name).replace("*", ""))  # gcp/*/us-east5-b is any region's
+
+
+def check(job: Job, options: Options) -> None:
+    found = require_accelerator(job.accelerator)
+    if isinstance(found, Tpu) and job.hosts != 1:
+        raise UserError(f"--hosts: a slice of {found.type} has {found.hosts} by itself; leave it out")
+    if isinstance(found, Tpu) and not found.kind.runtime:
+        raise UserError(f"--accelerator: SkyPilot has no {found.generation}; use `jaxformer launch gke`")
+    require_store(job)
+    if not options.image and not options.setup:
+        require_project(options.code)
+
+
+def task(job: Job, options: Options) -> dict[str, Any]:
+    """Return SkyPilot's description of the job."""
+    found = require_accelerator(job.accelerator)
+    resources: dict[str, Any] = {"infra": options.infra} if options.infra else {}
+    if isinstance(found, Tpu):
+        kind = found.type if found.type.startswith("tpu") else f"tpu-{found.type}"
+        resources |= {"accelerators": kind, "accelerator_args": {"runtime_version": found.kind.runtime}}
+    else:
+        resources |= {"accelerators": f"{GPUS[found[0]][1]}:{found[1]}"}
+    resources |= {"use_spot": job.spot}
+    resources |= {"image_id": f"docker:{options.image}"} if options.image else {}
+    resources |= {"disk_size": options.disk} if options.disk else {}
+    setup = options.setup or setup_of(options.code, "jax[tpu]" if isinstance(found, Tpu) else "jax[cuda12]")
+    command = shlex.join([*(["jaxformer"] if options.image else [PYTHON, "-m", "jaxformer"]), *job.command])
+    mounts = {folder: {"source": url, "mode": "MOUNT"} for folder, url in job.mounts.items()}
+    several = not isinstance(found, Tpu) and job.hosts > 1
+    return {
+        "name": job.name,
+        "num_nodes": job.hosts,
+        "resources": resources,
+        **({} if options.image else {"workdir": options.code, "setup": setup}),
+        **({"envs": dict(job.environment)} if job.environment else {}),
+        **({"secrets": dict.fromkeys(job.secrets)} if job.secrets else {}),
+        **({"file_mounts": mounts} if mounts else {}),
+        "run": RUN.format(
+            setting=PEERS if several else "", restarts=job.restarts, command=command, backoff=round(job.backoff),
+            longest=round(LONGEST_PAUSE),
+        ).lstrip(),
+    }  # fmt: skip
+
+
+def submit(job: Job, path: str) -> list[str]:
+    # By name alone: sky takes the values from its own environment.
+    secrets = [word for name in job.secrets for word in ("--secret", name)]
+    return ["sky", "jobs", "launch", "--yes", "--detach-run", "--name", job.name, *secrets, path]
+
+
+def dry_run(job: Job, options: Options) -> str:
+    path = f"{job.name}.yaml"
+    return script(here_document(path, as_yaml(task(job, options))), submit(job, path))
+
+
+def launch(job: Job, options: Options, record: Record) -> int:
+    """Hand the job to SkyPilot, which starts it and brings it back."""
+    if record.state().get("id") and status(record, 0).state not in OVER:
+        raise UserError(f"job {job.name} is SkyPilot's job {record.state()['id']} already, and not over")
+    path = record.folder / "task.yaml"
+    options = dataclasses.replace(options, code=str(Path(options.code).resolve()))
+    path.write_text(as_yaml(task(job, options)), encoding="utf-8")
+    try:
+        shown = run(submit(job, str(path)))
+    except ToolError as error:
+        raise error.for_people() from error
+    number = re.search(r"Managed Job ID: (\d+)", shown)
+    if number is None:
+        raise UserError(
+            f"sky named no job; it said: {shown.strip().splitlines()[-1:] or ['nothing']}; see `sky jobs queue`"
+        )
+    record.note(state=STARTING, attempts=0, message="", id=number[1])
+    say(f"{job.name} is SkyPilot's job {number[1]}")
+    return 0
+
+
+def status(record: Record, lines: int) -> Status:
+    before = record.state()
+    number = before.get("id")
+    if not number:
+        return Status(STOPPED, 0, "it was never submitted")
+    try:
+        queue = json.loads(run(["sky", "jobs", "queue", "--all", "--verbose", "--output", "json"]))
+        mine = next((entry for entry in queue if str(entry["job_id"]) == number), None)
+        if mine is None:
+            gone = f"SkyPilot has no job {number} any more"
+            return Status(before["state"], before["attempts"], gone, before.get("code"), record.tails(lines))
+        workers: dict[str, list[str]] = {}
+        for line in run(["sky", "jobs", "logs", "--no-follow", "--tail", "1000", number]).splitlines() if lines else ():
+            worker, text = _worker_of(line)
+            workers.setdefault(worker, []).append(text)
+    except ToolError as error:
+        raise error.for_people() from error
+    attempts = int(mine.get("recovery_count") or 0) + 1
+    state, message = STATES.get(mine["status"], FAILED), f"SkyPilot's job {number} is {mine['status']}"
+    message += f": {mine['failure_reason']}" if mine.get("failure_reason") else ""
+    code = {DONE: 0, FAILED: 1, STOPPED: 1}.get(state)
+    record.note(state=state, attempts=attempts, message=message, code=code)
+    return Status(state, attempts, message, code, {worker: said[-lines:] for worker, said in sorted(workers.items())})
+
+
+def _worker_of(line: str) -> tuple[str, str]:
+    """Return (worker, text) of a line of SkyPilot's, which begins with the node that said it; "sky" for its own."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", line)
+    match = re.match(r"\((?P<who>[^()]*pid=\d+[^()]*)\) ?(?P<text>.*)", plain)
+    if match is None or match["who"].startswith("setup"):
+        return "sky", plain
+    rank = re.search(r"rank=(\d+)", match["who"])
+    return rank[1] if rank else "0", match["text"]
+
+
+def follow(record: Record) -> None:
+    put = printer(record)
+    for line in lines_of(["sky", "jobs", "logs", "--follow", "--tail", "0", record.state()["id"]]):
+        put(*_worker_of(line))
+
+
+def stop(record: Record) -> None:
+    """End the job and give its machines back; SkyPilot leaves it no time to save."""
+    record.note(state=STOPPING)
+    run(["sky", "jobs", "cancel", "--yes", record.state()["id"]])
+
+
+delete = stop

@@ -1,0 +1,495 @@
+"""Launching: what is told to each place, word for word; bad descriptions; who runs again; secrets and odd words."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from clouds import check_manifest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxformer.cli import main
+from jaxformer.errors import UserError
+from jaxformer.launch import commands, policy, records, slurm, worker
+from jaxformer.launch.accelerators import GPUS, TPUS, tpu
+from jaxformer.launch.job import Job, name_of
+from jaxformer.launch.jobset import manifest
+from jaxformer.launch.places import PLACES, described
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = ROOT / "tests" / "golden" / "launch"
+SECRET = "hf_PkxQ-not-for-anybody"
+RUN = ["--", "train", "--config=bert:smoke", "--workdir=gs://bucket/it's a run/bert"]
+TPU = ["tpu_vm", "--name=bert", "--zone=us-west4-a"]
+CASES = {
+    "local": ["local", "--", "train", "--config=gpt:smoke"],
+    "local-two": ["local", "--processes=2", "--env=WHO=you & me", "--", "train", "--config=gpt:smoke"],
+    "slurm": ["slurm", "--hosts=4", "--accelerator=h100:8", "--partition=gpu", "--time=24:00:00", "--sbatch=--exclusive",
+              "--reserved=mine", "--setup=module load cuda", "--env=WHO=you & me", *RUN],
+    "slurm-cpu": ["slurm", "--tasks-per-node=2", "--restarts=3", "--backoff=60", *RUN],
+    "tpu_vm": [*TPU, "--accelerator=v5litepod-16", "--spot", "--secret=HF_TOKEN", "--env=WHO=you & me", *RUN],
+    "tpu_vm-reserved": [*TPU, "--project=p", "--accelerator=v4-8", "--reserved", "--version=mine", "--delete",
+                        "--network=n", "--subnetwork=s", "--service-account=a@b.c", "--internal-ips", "--setup=./install",
+                        *RUN],
+    "tpu_vm-queued": [*TPU, "--accelerator=v5p-16", "--queued", "--valid-until=6h", *RUN],
+    "tpu_vm-slices": [*TPU, "--accelerator=v6e-16", "--slices=2", "--spot", *RUN],
+    "gke": ["gke", "--accelerator=v5litepod-16", "--image=host/image:1", "--queue=research", "--secret=HF_TOKEN",
+            "--env=WHO=$(you) & me", *RUN],
+    "gke-slices": ["gke", "--accelerator=tpu7x-16", "--slices=2", "--image=i", "--reserved=mine", "--priority=high",
+                   "--topology=2x4x1", "--namespace=n", "--context=c", "--service-account=runner", *RUN],
+    "gke-gpus": ["gke", "--accelerator=h100:8", "--hosts=2", "--image=i", "--spot", "--mount=/data=gs://corpus/text",
+                 *RUN],
+    "skypilot": ["skypilot", "--accelerator=h100:8", "--hosts=2", "--spot", "--secret=HF_TOKEN", "--env=WHO=you & me",
+                 "--mount=/data=s3://corpus", *RUN],
+    "skypilot-tpu": ["skypilot", "--accelerator=v5litepod-16", "--infra=gcp/us-west4/us-west4-a", *RUN],
+    "skypilot-image": ["skypilot", "--accelerator=a100-80gb:4", "--image=host/image:1", "--disk=200", *RUN],
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+
+
+def job(**fields: object) -> Job:
+    return Job(**{"name": "job", "command": ("train", "--workdir=gs://b/r"), **fields})  # type: ignore[arg-type]
+
+
+def parsed(words: list[str]) -> tuple[Job, object]:
+    from jaxformer import cli
+
+    own, command = words[: words.index("--")], words[words.index("--") + 1 :]
+    return described(words[0], command, vars(cli._parser().parse_args(["launch", *own])))
+
+
+# Word for word.
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_dry_run_is_the_golden_text(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    place, *words = CASES[case]
+    assert main(["launch", place, "--dry-run", *words]) == 0
+    text = capsys.readouterr().out
+    for path, name in ((sys.executable, "PYTHON"), (str(records.jobs_folder()), "JOBS"), (str(ROOT), "HERE")):
+        text = text.replace(path, name)
+    path = GOLDEN / f"{case}.txt"
+    if os.environ.get("JAXFORMER_UPDATE_GOLDEN"):
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+    assert SECRET not in text
+    assert not records.records()  # nothing was launched
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_dry_run_is_shell(case: str) -> None:
+    subprocess.run(["bash", "-n"], input=(GOLDEN / f"{case}.txt").read_text(encoding="utf-8"), text=True, check=True)
+
+
+@pytest.mark.parametrize(
+    "accelerator", [*(f"{name}-16" for name in TPUS if TPUS[name].gke), *(f"{name}:8" for name in GPUS)]
+)
+@pytest.mark.parametrize("more", [{}, {"spot": True, "secrets": ("HF_TOKEN",), "mounts": {"/data": "gs://b/c"}}])
+def test_every_manifest_fits_the_schemas_of_jobset_and_kubernetes(accelerator: str, more: dict[str, object]) -> None:
+    given = job(accelerator=accelerator, environment={"A": "b"}, **more)
+    check_manifest(manifest(given, image="i", queue="q", priority="p", service_account="s"))
+
+
+def test_the_check_of_manifests_notices_a_slip() -> None:
+    slip = manifest(job(accelerator="v4-16"), image="i")
+    slip["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["hostNetworking"] = True
+    with pytest.raises(Exception, match="hostNetworking"):
+        check_manifest(slip)
+
+
+# Bad descriptions: one line, exit code 2, and nothing begun.
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([*TPU, "--accelerator=v5litepod-12", *RUN], "there is no v5litepod-12; v5litepod comes as 1, 4, 8, 16, 32, …"),
+        ([*TPU, "--accelerator=h100:8", *RUN], "'h100:8' is no TPU type"),
+        (["gke", "--image=i", "--accelerator=h10:8", *RUN], "did you mean 'h100"),
+        (["gke", "--image=i", "--accelerator=v2-8", *RUN], "GKE has no v2"),
+        (["gke", "--accelerator=v4-8", *RUN], "--image: give the container image"),
+        (["gke", "--image=i", "--accelerator=v4-8", "--hosts=2", *RUN], "has 1 by itself"),
+        (["gke", "--image=i", "--accelerator=h100:8", "--slices=2", *RUN], "only TPUs come in slices"),
+        (["gke", "--image=i", "--accelerator=h100:8", "--mount=/d=s3://b", *RUN], "GKE mounts gs:// only"),
+        (["gke", "--image=i", "--accelerator=v4-8", "--reserved", *RUN], "give the reservation's name"),
+        (["skypilot", "--accelerator=tpu7x-16", *RUN], "SkyPilot has no tpu7x"),
+        ([*TPU, "--accelerator=v4-8", "--reserved=mine", *RUN], "leave the name out"),
+        (["tpu_vm", "--accelerator=v4-8", *RUN], "--zone: give the zone"),
+        ([*TPU, "--accelerator=v4-8", "--code=tests", *RUN], "tests has no pyproject.toml"),
+        ([*TPU, "--accelerator=v4-8", "--", "train", "--config=bert:smoke"], "share no disk"),
+        ([*TPU, "--accelerator=v4-8", "--", "train", "--config=bert:smoke", "--workdir=runs/x"], "give gs://BUCKET/RUN"),
+        ([*TPU, "--accelerator=v4-8", "--spot", "--reserved", *RUN], "exclude each other"),
+        ([*TPU, "--accelerator=v4-8", "--zone=a;b", *RUN], "--zone: 'a;b' may hold"),
+        (["slurm", "--accelerator=v4-8", *RUN], "is not KIND:N"),
+        (["slurm", "--partition=a b", *RUN], "--partition: 'a b' may hold"),
+        (["slurm", "--sbatch=exclusive", *RUN], "is no option of sbatch"),
+        (["slurm", "--tasks-per-node=0", *RUN], "must be at least 1"),
+        (["local", "--processes=0", *RUN], "must be at least 1"),
+        (["local", "--restarts=-1", *RUN], "--restarts: -1 must be at least 0"),
+        (["local", "--name=Bert", *RUN], "'Bert' must be lower-case"),
+        (["local", "--name=a;rm", *RUN], "'a;rm' must be lower-case"),
+        (["local", "--env=WHO", *RUN], "'WHO' is not of the form A=B"),
+        (["local", "--env=A B=c", *RUN], "'A B' is no name of a variable"),
+        (["local", "--env=HF_TOKEN=x", *RUN], "give --secret HF_TOKEN"),
+        (["local", "--secret=NOT_SET", *RUN], "export NOT_SET first"),
+        (["local", "--", "train", "--config=bert:smok"], "smoke"),
+        (["local", "--", "train", "--config=bert:smoke", "--config.model.num_layer=1"], "num_layers"),
+        (["local", "--", "train", "--config=bert:smoke", "--workdir=a\nb"], "control characters"),
+    ],
+)  # fmt: skip
+def test_a_job_that_cannot_be_is_refused_in_one_line(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["launch", *words]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1 and not records.records()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["local"], ["local", "--"], ["local", "--", "trian"], ["local", "--", "train", "--confg=x"], ["slrum", *RUN],
+     ["local", "--process=2", *RUN], ["status", "--", "train"]],
+)  # fmt: skip
+def test_a_slip_on_the_command_line_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["launch", *words])
+    assert end.value.code == 2 and "jaxformer" in capsys.readouterr().err
+
+
+def test_generations_that_the_tpu_api_lacks_are_pointed_to_where_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--accelerator=tpu7x-16", "--slices=2", "--spot", "--project=p"]
+    assert main(["launch", *TPU, *words, *RUN]) == 2
+    err = capsys.readouterr().err
+    assert "the Cloud TPU API has no tpu7x" in err
+    (gke,) = [line.strip() for line in err.splitlines() if line.strip().startswith("jaxformer launch gke")]
+    assert "--slices=2" in gke and "it'\"'\"'s a run" in gke
+    groups = [line for line in err.splitlines() if "gcloud compute" in line]
+    assert len(groups) == 3 and "--size=2" in groups[2] and "--accelerator-topology=2x2x2" in groups[0]
+    assert "--provisioning-model=SPOT" in groups[1] and "tpu7x-standard-4t" in groups[1]
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "chips", "hosts", "topology"),
+    [
+        ("v2-8", 4, 1, "2x2"), ("v3-32", 16, 4, "4x4"), ("v4-8", 4, 1, "2x2x1"), ("v4-16", 8, 2, "2x2x2"),
+        ("v4-32", 16, 4, "2x2x4"), ("v5p-128", 64, 16, "4x4x4"), ("v5litepod-1", 1, 1, "1x1"),
+        ("v5litepod-8", 8, 1, "2x4"), ("v5litepod-16", 16, 4, "4x4"), ("v5litepod-256", 256, 64, "16x16"),
+        ("v5e-32", 32, 8, "4x8"), ("v6e-8", 8, 1, "2x4"), ("v6e-64", 64, 16, "8x8"), ("tpu7x-8", 4, 1, "2x2x1"),
+        ("tpu-v6e-16", 16, 4, "4x4"), ("tpu7x-4096", 2048, 512, "8x16x16"),
+    ],
+)  # fmt: skip
+def test_accelerator_types_are_read_as_the_clouds_count(
+    accelerator: str, chips: int, hosts: int, topology: str
+) -> None:
+    found = tpu(accelerator)
+    assert found is not None
+    assert (found.chips, found.hosts, found.topology) == (chips, hosts, topology)
+
+
+def test_a_job_is_called_as_its_run_is() -> None:
+    assert name_of(["train", "--config=gpt:smoke"]) == "gpt-smoke"
+    assert name_of(["train", "--config=gpt:smoke", "--workdir=gs://b/My Run_1/"]) == "my-run-1"
+    assert name_of(["train", "--config=my/3d.py:a,b"]) == "job-3d-a-b"
+    assert name_of(["demo"]) == "demo"
+    assert len(name_of(["train", "--config=" + "x" * 99])) == 40
+
+
+# Odd words reach the command as they are, and run nothing.
+
+WORDS = st.lists(
+    st.text(st.characters(blacklist_categories=("Cc", "Cs")), max_size=12).map(lambda word: word.replace("\x7f", "")),
+    min_size=1, max_size=4,
+)  # fmt: skip
+ODD = ["$(touch pwned)", "`touch pwned`", "'; touch pwned; '", '"; touch pwned; "', "a b", "%j %%", "$HOME ${A} $$", "\\n",
+       "-n", "--", "END", "*", "é✓"]  # fmt: skip
+
+
+@settings(max_examples=15, deadline=None)
+@given(WORDS)
+def test_slurms_script_runs_the_very_words(words: list[str]) -> None:
+    check_script([*words, *ODD])
+
+
+def check_script(words: list[str]) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="it's $(odd) ") as name:
+        folder = Path(name)
+        tools = folder / "bin"
+        tools.mkdir()
+        # srun runs what stands behind its own flags; the command is Python, which writes down what it was given.
+        (tools / "srun").write_text('#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nSLURM_PROCID=0 "$@"\n')
+        (tools / "srun").chmod(0o755)
+        given_job = job(command=tuple(words), environment={"ODD": " ".join(words)})
+        text = slurm.batch_script(given_job, slurm.Options(), folder)
+        text = text.replace(
+            f"{sys.executable} -m jaxformer",
+            f'{sys.executable} -c \'import json, os, sys; json.dump([sys.argv[1:], os.environ["ODD"]], open("said", "w"))\'',
+        )
+        path = f"{tools}{os.pathsep}{os.environ['PATH']}"
+        subprocess.run(["bash", "-c", text], cwd=folder, env={**os.environ, "PATH": path}, check=True)
+        assert json.loads((folder / "said").read_text()) == [words, " ".join(words)]
+        assert not (folder / "pwned").exists() and (folder / "ended").read_text() == "0\n"
+
+
+def test_kubernetes_puts_no_variables_into_words() -> None:
+    container = manifest(job(accelerator="v4-8", command=("a", "$(HOME)", "$$(HOME)", "$")), image="i")["spec"]
+    args = container["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0]["args"]
+    # What Kubernetes makes of it: $$ is $, and a $( behind it is nothing special.
+    assert [arg.replace("$$", "$") for arg in args] == ["a", "$(HOME)", "$$(HOME)", "$"]
+    assert all("$(" not in arg.replace("$$", "") for arg in args)
+
+
+def test_a_here_document_ends_where_it_should() -> None:
+    text = "a\nEND\nEND_\n$(touch pwned)"
+    done = subprocess.run(
+        ["bash", "-c", commands.here_document(Path("/dev/stdout"), text)], capture_output=True, text=True
+    )
+    assert done.stdout == text + "\n"
+
+
+# Who runs again.
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> records.Record:
+    return records.Record(tmp_path)
+
+
+def supervised(codes: list[int], record: records.Record, **fields: object) -> tuple[int, list[int], list[str]]:
+    made: list[int] = []
+    said: list[str] = []
+
+    def attempt(number: int) -> policy.Outcome:
+        made.append(number)
+        return policy.Outcome(codes[len(made) - 1], f"ended with {codes[len(made) - 1]}")
+
+    return policy.supervise(job(backoff=0, **fields), record, attempt, said.append), made, said
+
+
+@pytest.mark.parametrize(
+    ("codes", "restarts", "code", "attempts", "state"),
+    [
+        ([0], 5, 0, 1, "done"),
+        ([75, 75, 0], 5, 0, 3, "done"),
+        ([75, 75, 75], 2, 75, 3, "failed"),
+        ([75], 0, 75, 1, "failed"),
+        ([75, 2], 5, 2, 2, "failed"),
+        ([1], 5, 1, 1, "failed"),
+    ],
+)
+def test_75_runs_again_so_many_times_and_all_else_stops(
+    codes: list[int], restarts: int, code: int, attempts: int, state: str, record: records.Record
+) -> None:
+    assert supervised(codes, record, restarts=restarts)[:2] == (code, list(range(1, attempts + 1)))
+    kept = record.state()
+    assert (kept["state"], kept["attempts"], kept["code"]) == (state, attempts, code)
+    # A later launcher counts on.
+    assert supervised([0], record)[1] == [attempts + 1]
+
+
+def test_pauses_double_up_to_a_limit_and_a_stop_ends_them(record: records.Record) -> None:
+    assert [policy.pause_before(number, 10) for number in (0, 1, 2, 9)] == [10, 20, 40, 600]
+    codes: list[int] = []
+    waiting = threading.Thread(
+        target=lambda: codes.append(
+            policy.supervise(job(backoff=500), record, lambda _: policy.Outcome(75, "x"), print)
+        )
+    )
+    waiting.start()
+    while record.state()["state"] != records.PAUSED:
+        time.sleep(0.01)
+    record.note(state=records.STOPPING)
+    waiting.join(10)
+    assert codes == [75] and record.state()["state"] == "stopped" and record.state()["attempts"] == 1
+
+
+def test_a_job_that_is_stopped_does_not_run_again(record: records.Record) -> None:
+    def attempt(number: int) -> policy.Outcome:
+        record.note(state=records.STOPPING)
+        return policy.Outcome(75)
+
+    assert policy.supervise(job(backoff=0), record, attempt, print) == 75
+    assert record.state()["state"] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("codes", "code", "message"),
+    [
+        ([("0", 0), ("1", 0)], 0, ""),
+        ([("0", 75), ("1", 75)], 75, "preempted"),
+        ([("1", None), ("0", 75)], 75, "preempted"),
+        ([("1", 0), ("0", 134)], 75, "preempted"),
+        ([("1", 75), ("0", 2)], 2, "worker 0 ended with exit code 2: line of 0"),
+        ([("1", 1), ("0", 2)], 2, "worker 0 ended with exit code 2: line of 0"),
+        ([("1", 139), ("0", 1)], 1, "worker 1 ended with exit code 139: line of 1"),
+        ([("0", 134), ("1", 1), ("2", None)], 1, "worker 1 ended with exit code 1: line of 1"),
+    ],
+)
+def test_the_worker_that_failed_speaks_for_all(codes: list[tuple[str, int | None]], code: int, message: str) -> None:
+    assert policy.judge(codes, lambda name: f"line of {name}") == policy.Outcome(code, message)
+
+
+# What is known of jobs.
+
+
+def test_a_name_belongs_to_one_job_until_that_is_over(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = {"place": "slurm", "job": job().record(), "options": {}}
+    record = records.open_record("mine", asked)
+    record.note(state=records.RUNNING, attempts=1)
+    assert records.open_record("mine", asked).state()["attempts"] == 1  # the same job goes on
+    other = {**asked, "job": job(command=("evaluate",)).record()}
+    with pytest.raises(UserError, match="another one .*launch delete mine"):
+        records.open_record("mine", other)
+    record.note(state=records.DONE)
+    assert records.open_record("mine", other).state()["attempts"] == 0
+    with record.watched(), pytest.raises(UserError, match="runs already"):
+        records.open_record("mine", other)
+    with pytest.raises(UserError, match="did you mean 'mine'"):
+        records.find("min")
+    (record.folder / "job.json").write_text("{")
+    assert main(["launch", "status", "mine"]) == 2
+    assert "is damaged" in capsys.readouterr().err
+    record.forget()
+    assert records.records() == []
+
+
+def test_the_tail_of_a_log_is_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    assert records.tail(path, 3) == []
+    path.write_text("x" * 30_000 + "\nprogress 1\rprogress 2\nlast\n")
+    assert records.tail(path, 2) == ["progress 2", "last"] and records.tail(path, 0) == []
+
+
+# The worker that outlives its connection.
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "worker.py").write_bytes(Path(worker.__file__).read_bytes())
+
+    def run(*words: str, variables: str = "") -> "subprocess.Popen[str]":
+        started = subprocess.Popen(
+            [sys.executable, tmp_path / "worker.py", *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert started.stdin is not None
+        started.stdin.write(variables)
+        started.stdin.close()
+        return started
+
+    return run
+
+
+def said(process: "subprocess.Popen[str]") -> list[str]:
+    assert process.stdout is not None
+    return process.stdout.read().splitlines()
+
+
+def python(script: str) -> list[str]:
+    return ["--", sys.executable, "-uc", script]
+
+
+def test_a_worker_starts_once_and_is_followed_from_any_line(place: Callable[..., "subprocess.Popen[str]"]) -> None:
+    script = python(
+        "import os, sys\nprint(os.environ['A'], os.getcwd()[-4:])\nprint('two')\nprint('three', end='')\nsys.exit(75)"
+    )
+    first = place("follow", "1", "1", *script, variables="A=b=c\n")
+    assert said(first) == ["1\tb=c code", "2\ttwo", "3\tthree", "exit\t75"] and first.wait() == 75
+    again = place("follow", "1", "3", *python("print('not run')"))
+    assert said(again) == ["3\tthree", "exit\t75"] and again.wait() == 75
+    assert said(place("follow", "2", "1", *python("print('new')"))) == ["1\tnew", "exit\t0"]
+
+
+def test_a_command_outlives_its_connection_and_ends_when_it_is_told(
+    place: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
+) -> None:
+    loop = python("import time\nfor i in range(10**6):\n    print(i); time.sleep(0.05)")
+    first = place("follow", "1", "1", *loop)
+    assert first.stdout is not None
+    for number in range(3):
+        assert first.stdout.readline() == f"{number + 1}\t{number}\n"
+    first.kill()
+    first.wait()
+    second = place("follow", "1", "4", *loop)
+    assert second.stdout is not None and second.stdout.readline() == "4\t3\n"
+    assert place("stop").wait() == 0
+    assert second.stdout.read().splitlines()[-1] == "exit\t143"
+    # An earlier attempt is killed before a new one begins.
+    third = place("follow", "2", "1", *loop)
+    assert third.stdout is not None and third.stdout.readline() == "1\t0\n"
+    fourth = place("follow", "3", "1", *python("print('alone')"))
+    assert said(fourth) == ["1\talone", "exit\t0"]
+    assert third.stdout.read().splitlines()[-1] == "exit\t137"
+
+
+def test_a_machine_that_started_anew_is_a_preemption(
+    place: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
+) -> None:
+    first = place("follow", "1", "1", *python("import os; print(os.getppid(), flush=True)\nwhile True: pass"))
+    assert first.stdout is not None
+    keeper = int(first.stdout.readline().partition("\t")[2])
+    os.kill(int((tmp_path / "attempt-1" / "pid").read_text()), 0)
+    os.kill(keeper, 9)  # and with it what would have written down an exit code
+    os.kill(int((tmp_path / "attempt-1" / "pid").read_text()), 9)
+    assert first.stdout.read() == "exit\t75\n" and first.wait() == 75
+
+
+def test_a_command_that_is_not_there_is_said_so(place: Callable[..., "subprocess.Popen[str]"]) -> None:
+    lines = said(place("follow", "1", "1", "--", "no-such-command"))
+    assert lines[0].startswith("1\tcannot start no-such-command") and lines[-1] == "exit\t2"
+
+
+# Tools.
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("ERROR: (gcloud.compute.tpus.tpu-vm.create) RESOURCE_EXHAUSTED: Quota limit 'TPUV4' has been exceeded.", "quota"),
+        ("ERROR: There is no more capacity in the zone \"us-west4-a\"", "capacity"),
+        ("ERROR: (gcloud.x) You do not currently have an active account selected.", "login"),
+        ("ERROR: (gcloud.x) PERMISSION_DENIED: Permission 'tpu.nodes.create' denied", "permission"),
+        ("ERROR: (gcloud.x) [/usr/bin/ssh] exited with return code [255].", "ssh"),
+        ('Error from server (NotFound): jobsets.jobset.x-k8s.io "x" not found', "missing"),
+        ("Something else", ""),
+    ],
+)  # fmt: skip
+def test_what_tools_say_is_understood(text: str, kind: str) -> None:
+    error = commands.ToolError("tool", 1, f"Some chatter\n{text}\nMore chatter")
+    assert error.kind == kind
+    people = str(error.for_people())
+    assert text in people and "\n" not in people if kind else text
+
+
+def test_a_tool_that_is_not_here_is_said_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="gcloud is not on the PATH; .*--dry-run"):
+        commands.run(["gcloud", "version"])
+
+
+def test_every_place_offers_the_same_functions() -> None:
+    for module in PLACES.values():
+        for name in ("Options", "TAKES", "check", "dry_run", "launch", "status", "follow", "stop", "delete"):
+            assert hasattr(module, name), (module.__name__, name)
+
+
+def test_no_secret_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made, options = parsed(CASES["tpu_vm"])
+    assert SECRET not in json.dumps(made.record()) and made.secret_values() == {"HF_TOKEN": SECRET}
+    from jaxformer.launch.output import printer
+
+    record = records.Record(tmp_path)
+    printer(record, made.secret_values().values())("0", f"the token is {SECRET}!")
+    assert capsys.readouterr().err == "[0] the token is ***!\n" and SECRET not in record.log(0).read_text()
