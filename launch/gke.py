@@ -129,7 +129,7 @@ def _state_of(jobset: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _pods(name: str, options: Options) -> dict[str, dict[str, Any]]:
-    """Return the pods of the newest attempt by the number of their worker."""
+    """Return the pods of the newest attempt, by the number of their worker."""
     shown = run(_kubectl(options, "get", "pods", f"--selector=jobset.sigs.k8s.io/jobset-name={name}", "--output=json"))
     pods = json.loads(shown)["items"]
     attempts = [int(pod["metadata"]["labels"].get(RESTARTS, 0)) for pod in pods]
@@ -190,7 +190,7 @@ def _exit_code(pod: Mapping[str, Any]) -> int | None:
 def follow(record: Record) -> None:
     """Print what the pods say, those of every attempt, until the JobSet is over."""
     options, seen, readers = _options_of(record), set[str](), list[threading.Thread]()
-    put = printer(record)
+    put = printer(record, keep=False)
 
     def read(worker: str, pod: str) -> None:
         for line in lines_of(_kubectl(options, "logs", pod, "--follow")):

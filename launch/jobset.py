@@ -17,7 +17,7 @@ RESTARTS = "jobset.sigs.k8s.io/restart-attempt"
 INDEX = "batch.kubernetes.io/job-completion-index"
 COORDINATOR_PORT = 8476
 # 75, and every end that is not the command's own (the node was taken, the memory ran out), starts the JobSet again.
-FINAL_CODES = [1, 2]
+FINAL_CODES = [1, 2, 126, 127]  # the last two: the image has no such program
 GRACE_SECONDS = 120  # a spot machine takes fewer
 # JobSet starts again at once; the pause is ours.
 RUN = """\

@@ -145,7 +145,7 @@ def _attempt(job: Job, options: Options, record: Record, stopped: list[int]) -> 
                 process.send_signal(signal.SIGKILL if again else signal.SIGTERM if several else number)
 
     previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
-    put = printer(record, job.secret_values().values())
+    put = printer(record)
 
     def echo(index: int, stream: TextIO) -> None:
         for line in stream:
@@ -188,4 +188,4 @@ delete = stop
 
 
 def follow(record: Record) -> None:
-    follow_files(record, lambda: not record.is_watched())
+    follow_files(record, lambda: not record.is_watched(), printer(record, keep=False))

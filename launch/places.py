@@ -15,7 +15,7 @@ from jaxformer.errors import UserError
 from jaxformer.launch import gke, local, skypilot, slurm, tpu_vm
 from jaxformer.launch.commands import ToolError
 from jaxformer.launch.job import Job, name_of
-from jaxformer.launch.output import say
+from jaxformer.launch.output import hiding, say
 from jaxformer.launch.records import FAILED, OVER, Status, find, open_record, records
 
 PLACES: dict[str, Any] = {"local": local, "slurm": slurm, "tpu_vm": tpu_vm, "gke": gke, "skypilot": skypilot}
@@ -133,7 +133,9 @@ def show(name: str, lines: int, as_json: bool) -> None:
             status = PLACES[place].status(record, lines if name else 0)
         except UserError as error:  # of one among many, whose platform does not answer
             status = Status("unknown", record.state()["attempts"], str(error))
-        shown.append({"name": record.name, "place": place, **dataclasses.asdict(status)})
+        hide = hiding(record)
+        said = {worker: [hide(line) for line in lines] for worker, lines in status.workers.items()}
+        shown.append({"name": record.name, "place": place, **dataclasses.asdict(status), "workers": said})
     if as_json:
         print(json.dumps(shown[0] if name else shown))
         return

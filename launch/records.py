@@ -142,8 +142,8 @@ def watched_status(record: Record, lines: int) -> Status:
     return Status(name, state["attempts"], message, state.get("code"), record.tails(lines))
 
 
-def follow_files(record: Record, over: Callable[[], bool]) -> None:
-    """Print what workers' files get, behind their numbers, until the job is `over`."""
+def follow_files(record: Record, over: Callable[[], bool], put: Callable[[str, str], None]) -> None:
+    """Give `put` what workers' files get, as (worker, line), until the job is `over`."""
     read: dict[str, int] = {}
     while True:
         last = over()
@@ -155,7 +155,7 @@ def follow_files(record: Record, over: Callable[[], bool]) -> None:
             whole = text if last else text[: text.rfind(b"\n") + 1]  # a line that is still being written comes later
             read[worker] = read.get(worker, 0) + len(whole)
             for line in whole.decode("utf-8", errors="replace").splitlines():
-                print(f"[{worker}] {line}", flush=True)
+                put(worker, line)
         if last:
             return
         time.sleep(1.0)

@@ -175,7 +175,7 @@ def _worker_of(line: str) -> tuple[str, str]:
 
 
 def follow(record: Record) -> None:
-    put = printer(record)
+    put = printer(record, keep=False)
     for line in lines_of(["sky", "jobs", "logs", "--follow", "--tail", "0", record.state()["id"]]):
         put(*_worker_of(line))
 

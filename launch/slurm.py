@@ -13,11 +13,12 @@ from jaxformer.errors import UserError
 from jaxformer.launch.accelerators import gpus
 from jaxformer.launch.commands import ToolError, here_document, run, script
 from jaxformer.launch.job import Job, checked, exports, option
-from jaxformer.launch.output import say
+from jaxformer.launch.output import printer, say
 from jaxformer.launch.policy import LONGEST_PAUSE, judge
 from jaxformer.launch.records import (
     DONE,
     FAILED,
+    OVER,
     PAUSED,
     RUNNING,
     STARTING,
@@ -139,7 +140,7 @@ def dry_run(job: Job, options: Options) -> str:
 
 def launch(job: Job, options: Options, record: Record) -> int:
     """Submit the job; SLURM starts it, and starts it again."""
-    if (before := record.state().get("id")) and status(record, 0).state not in (DONE, FAILED, STOPPED):
+    if (before := record.state().get("id")) and status(record, 0).state not in OVER:
         raise UserError(f"job {job.name} is in SLURM's queue already, as {before}")
     (record.folder / "job.sh").write_text(batch_script(job, options, record.folder), encoding="utf-8")
     (record.folder / "ended").unlink(missing_ok=True)
@@ -195,9 +196,9 @@ def stop(record: Record) -> None:
 
 def delete(record: Record) -> None:
     """Take the job out of SLURM, at once."""
-    if status(record, 0).state not in (DONE, FAILED, STOPPED):
+    if status(record, 0).state not in OVER:
         run(["scancel", record.state()["id"]])
 
 
 def follow(record: Record) -> None:
-    follow_files(record, lambda: status(record, 0).state in (DONE, FAILED, STOPPED))
+    follow_files(record, lambda: status(record, 0).state in OVER, printer(record, keep=False))

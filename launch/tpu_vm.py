@@ -183,7 +183,7 @@ def _prepare(pod: Pod, record: Record) -> None:
 def _attempt(pod: Pod, record: Record, number: int) -> Outcome:
     """Run the command on all workers, or follow them; return how it ended once all of them have."""
     values = pod.job.secret_values()
-    put = printer(record, values.values())
+    put = printer(record)
     ends: queue.Queue[tuple[int, int | None]] = queue.Queue()
     clients: dict[int, subprocess.Popen[str]] = {}
     closing = threading.Event()
@@ -300,4 +300,4 @@ def delete(record: Record) -> None:
 
 
 def follow(record: Record) -> None:
-    follow_files(record, lambda: not record.is_watched())
+    follow_files(record, lambda: not record.is_watched(), printer(record, keep=False))

@@ -1,11 +1,13 @@
 """Make-believe clouds for tests of launchers: fakes of gcloud, kubectl and sky that run everything on this machine."""
 
+import collections
 import contextlib
 import copy
 import dataclasses
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -28,12 +30,12 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-class Saved(dict[str, Any]):
+class Saved(collections.UserDict[str, Any]):
     """A dictionary that the fakes, which are other processes, see each change of."""
 
     def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
-        super().__init__(content)
         self._path = path
+        super().__init__(content)
         self._save()
 
     def __setitem__(self, key: str, value: Any) -> None:
@@ -44,13 +46,9 @@ class Saved(dict[str, Any]):
         super().__delitem__(key)
         self._save()
 
-    def update(self, *args: Any, **more: Any) -> None:
-        super().update(*args, **more)
-        self._save()
-
     def _save(self) -> None:
         written = self._path.with_suffix(".new")
-        written.write_text(json.dumps(self))
+        written.write_text(json.dumps(self.data))
         written.replace(self._path)
 
 
@@ -100,20 +98,19 @@ class Cloud:
         Its processes are killed, `warning` seconds after a SIGTERM if that is given.
         """
         with self._store.change() as state:
-            marks, node = _affected(state, name)
-            if warning is None or not node:
-                _mark_preempted(state, name)
+            marks = _machines(state, name)
+            # Others are known to be taken away from the warning on, TPU nodes when they are gone.
+            _mark_preempted(state, [mark for mark in marks if warning is None or not mark.startswith("nodes/")])
         if warning is not None:
             self._warn(marks, warning)
-            if node:  # until then its state does not show it
-                with self._store.change() as state:
-                    _mark_preempted(state, name)
+            with self._store.change() as state:
+                _mark_preempted(state, marks)
         for mark in marks:
             common.kill(common.machine(self._store, mark))
 
     def _warn(self, marks: list[str], seconds: float) -> None:
         """What a shutdown sends to all processes of a machine, and a kubelet to the first of a container."""
-        first = [pod["pid"] for pod in self.state().get("pods", {}).values() if f"pods/{pod['uid']}" in marks]
+        first = [pod.get("pid") for pod in self.state().get("pods", {}).values() if _mark("pods", "", pod) in marks]
         for mark in marks:
             for pid in common.processes(common.machine(self._store, mark)):
                 if not first or pid in first:
@@ -143,40 +140,35 @@ class Cloud:
         common.kill(common.machine(self._store, "*"))
 
 
-def _affected(state: dict[str, Any], name: str) -> tuple[list[str], bool]:
-    """The marks of the machines that go when `name` is preempted, and whether those are TPU nodes."""
-    for queued, resource in state.get("queued", {}).items():
-        if name == queued or name in resource["nodes"]:
-            return [_node(state, node) for node in resource["nodes"] if node in state["nodes"]], True
-    if name in state.get("nodes", {}):
-        return [_node(state, name)], True
+def _machines(state: dict[str, Any], name: str) -> list[str]:
+    """The marks of the machines that go when `name` is preempted."""
+    nodes, jobs = state.get("nodes", {}), state.get("jobs", {}).items()
+    names = {name}.union(*(q["nodes"] for key, q in state.get("queued", {}).items() if name in (key, *q["nodes"])))
     pods = [pod for key, pod in state.get("pods", {}).items() if name in (key.partition("/")[2], pod["job"])]
-    jobs = [f"{number}/{job['attempt']}" for number, job in state.get("jobs", {}).items() if name == job["name"]]
-    if not pods and not jobs:
+    marks = [_mark("nodes", node, nodes[node]) for node in sorted(names) if node in nodes]
+    marks += [_mark("pods", "", pod) for pod in pods]
+    marks += [_mark("jobs", number, job) for number, job in jobs if name == job["name"]]
+    if not marks:
         raise KeyError(f"nothing is called {name}")
-    return [f"pods/{pod['uid']}" for pod in pods] + [f"jobs/{job}/*" for job in jobs], False
+    return marks
 
 
-def _node(state: dict[str, Any], name: str) -> str:
-    return f"nodes/{name}/{state['nodes'][name]['life']}/*"
+def _mark(kind: str, name: str, facts: dict[str, Any]) -> str:
+    """What tells the processes of this life of a machine from those of a later one with the same name."""
+    if kind == "pods":
+        return f"pods/{facts['uid']}"
+    return f"{kind}/{name}/{facts['life' if kind == 'nodes' else 'attempt']}/*"
 
 
-def _mark_preempted(state: dict[str, Any], name: str) -> None:
+def _mark_preempted(state: dict[str, Any], marks: list[str]) -> None:
     """Say so before anything is killed, because whoever sees a process end looks here for the reason."""
-    for queued, resource in state.get("queued", {}).items():
-        if name == queued or name in resource["nodes"]:
+    for kind in ("nodes", "pods", "jobs"):
+        for name, facts in state.get(kind, {}).items():
+            if _mark(kind, name, facts) in marks:
+                facts.update({"state": "PREEMPTED"} if kind == "nodes" else {"preempted": True})
+    for resource in state.get("queued", {}).values():
+        if any(state.get("nodes", {}).get(node, {}).get("state") == "PREEMPTED" for node in resource["nodes"]):
             resource["state"] = "SUSPENDED"
-            for node in resource["nodes"]:
-                if node in state["nodes"]:
-                    state["nodes"][node]["state"] = "PREEMPTED"
-    if name in state.get("nodes", {}):
-        state["nodes"][name]["state"] = "PREEMPTED"
-    for key, pod in state.get("pods", {}).items():
-        if name in (key.partition("/")[2], pod["job"]):
-            pod["preempted"] = True
-    for job in state.get("jobs", {}).values():
-        if name == job["name"]:
-            job["preempted"] = True
 
 
 @contextlib.contextmanager
@@ -187,10 +179,8 @@ def install(folder: Path) -> Iterator[Cloud]:
     for tool in ("gcloud", "kubectl", "sky"):
         program = folder / "bin" / tool
         # Isolated mode keeps variables such as PYTHONPATH, meant for the program under test, from the fakes.
-        program.write_text(
-            f"#!{sys.executable} -I\nimport sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-            f"from fake_cloud import common, {tool}\nsys.exit(common.run({tool}.main, sys.argv[1:]))\n"
-        )
+        words = shlex.join([sys.executable, "-I", str(Path(__file__).parent / "fake_cloud"), tool])
+        program.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
         program.chmod(0o755)
     path = os.pathsep.join([str(folder / "bin"), os.environ.get("PATH", os.defpath)])
     environment = {**os.environ, "PATH": path, "FAKE_CLOUD": str(folder)}

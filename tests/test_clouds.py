@@ -381,10 +381,19 @@ def test_preempted_pods_are_restarted_without_being_counted(cloud: clouds.Cloud)
         wait(lambda: running(cloud))
         before = {pod["metadata"]["name"] for pod in pods(cloud)}
         cloud.preempt("train-slice-1", warning)
-        wait(lambda: status(cloud)["restarts"] == restarts)  # noqa: B023
+        wait(lambda count=restarts: status(cloud)["restarts"] == count)
         wait(lambda: running(cloud))
         assert not before & {pod["metadata"]["name"] for pod in pods(cloud)}
     assert status(cloud)["restartsCountTowardsMax"] == 0
+
+
+def test_pods_that_fit_nowhere_are_pending(cloud: clouds.Cloud) -> None:
+    cloud.settings["unschedulable"] = True
+    apply(cloud, "true")
+    conditions = wait(lambda: [pod["status"]["conditions"][0] for pod in pods(cloud)])
+    assert {condition["reason"] for condition in conditions} == {"Unschedulable"}
+    cloud.settings["unschedulable"] = False
+    assert ended(cloud) == ("AllJobsCompleted", 0)
 
 
 def test_a_jobset_is_suspended_and_resumed(cloud: clouds.Cloud) -> None:
@@ -403,7 +412,7 @@ def test_a_jobset_is_suspended_and_resumed(cloud: clouds.Cloud) -> None:
             "-p",
             f'{{"spec":{{"suspend":{value}}}}}',
         )
-        wait(lambda: running(cloud) if value == "false" else not pods(cloud))  # noqa: B023
+        wait(lambda value=value: running(cloud) if value == "false" else not pods(cloud))
     assert status(cloud)["restarts"] == 0
 
 
@@ -553,7 +562,7 @@ def test_a_job_of_sky_recovers_from_preemption_and_is_cancelled(cloud: clouds.Cl
     for recoveries in (1, 2):
         wait(started)
         cloud.preempt("train", warning=None if recoveries == 1 else 1)
-        wait(lambda: job(cloud) == ("RUNNING", recoveries))  # noqa: B023
+        wait(lambda count=recoveries: job(cloud) == ("RUNNING", count))
     run(cloud, "sky", "jobs", "cancel", "--name", "train", "-y")
     wait(lambda: job(cloud)[0] == "CANCELLED")
     assert "(status: CANCELLED)" in run(cloud, "sky", "jobs", "logs", "1", code=103)

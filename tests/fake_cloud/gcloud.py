@@ -151,7 +151,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _new_node(store: Store, state: dict[str, Any], call: Call, first: int, total: int, port: int) -> dict[str, Any]:
+def _new_node(call: Call, first: int, total: int, port: int) -> dict[str, Any]:
     flags = call.flags
     return {
         "zone": call.zone,
@@ -159,7 +159,7 @@ def _new_node(store: Store, state: dict[str, Any], call: Call, first: int, total
         "version": getattr(flags, "version", None) or flags.runtime_version,
         "spot": flags.spot or getattr(flags, "preemptible", False),
         "labels": dict(pair.split("=", 1) for pair in (flags.labels or "").split(",") if pair),
-        "hosts": hosts(store, flags.accelerator_type),
+        "hosts": hosts(call.store, flags.accelerator_type),
         "state": "CREATING",
         "life": uuid.uuid4().hex[:8],  # tells its processes from those of another node that gets its name later
         "described": 0,
@@ -188,7 +188,7 @@ def _create(call: Call) -> None:
         nodes = state.setdefault("nodes", {})
         if call.name in nodes:
             raise call.error(EXISTS)
-        nodes[call.name] = _new_node(call.store, state, call, 0, count, common.free_port())
+        nodes[call.name] = _new_node(call, 0, count, common.free_port())
     say(f"Create request issued for: [{call.name}]")
     if getattr(call.flags, "async"):
         say(f"Check operation [{call.parent}/operations/operation-1] for status.")
@@ -216,12 +216,8 @@ def _enqueue(call: Call) -> None:
             "zone": call.zone,
             "state": QUEUE_STATES[0],
             "described": 0,
-            "spot": flags.spot,
             "nodes": names,
-            "specification": [
-                _new_node(call.store, state, call, index * count, len(names) * count, port)
-                for index in range(len(names))
-            ],
+            "specification": [_new_node(call, k * count, len(names) * count, port) for k in range(len(names))],
         }
     say(f"Create request issued for: [{call.name}]")
 

@@ -59,22 +59,19 @@ class Controller:
         self.restarts = self.counted = 0
         self.state = "stopped"  # started, finished
         self.failures: dict[str, int] = {}  # of a Job's pods
-        self.finished_jobs: set[str] = set()
 
     def run(self) -> int:
         while True:
             facts = self.store.read()["jobsets"].get(self.key, {})
             suspended = bool(facts and facts["manifest"]["spec"].get("suspend"))
             if facts.get("uid") != self.uid or facts.get("deleted"):
-                self._stop(list(self.running))
-                self._forget(lambda pod: True)
+                self._stop_all()
                 with self.store.change() as state:
                     if state["jobsets"].get(self.key, {}).get("uid") == self.uid:
                         del state["jobsets"][self.key]
                 return 0
             if suspended and self.state == "started":
-                self._stop(list(self.running))
-                self._forget(lambda pod: True)
+                self._stop_all()
                 self.state = "stopped"
                 self._condition("Suspended", "SuspendedJobs", "jobset is suspended")
             elif not suspended and self.state == "stopped":
@@ -88,7 +85,7 @@ class Controller:
 
     def _start(self) -> None:
         """Create all Jobs and their pods."""
-        self.state, self.failures, self.finished_jobs = "started", {}, set()
+        self.state, self.failures = "started", {}
         self.port = common.free_port()
         self.jobs = {
             f"{self.name}-{replicated['name']}-{index}": (replicated, index)
@@ -225,18 +222,25 @@ class Controller:
                 del self.running[key]
                 del state["pods"][key]
 
-    def _forget(self, which: Any) -> None:
+    def _stop_all(self) -> None:
+        """End all pods, and forget those that had ended before, too."""
+        self._stop(list(self.running))
         with self.store.change() as state:
-            for key, pod in list(state.get("pods", {}).items()):
-                if pod["metadata"]["labels"][PREFIX + "jobset-uid"] == self.uid and which(pod):
-                    del state["pods"][key]
+            for key in self._pods(state):
+                del state["pods"][key]
+
+    def _pods(self, state: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """This JobSet's pods, by their keys."""
+        mark = PREFIX + "jobset-uid"
+        pods = state.get("pods", {}).items()
+        return {key: pod for key, pod in pods if pod["metadata"]["labels"][mark] == self.uid}
 
     # What happens to Jobs, and then to the JobSet
 
     def _look(self) -> None:
         """Note which pods have ended, and act on it."""
-        for key, pod in self.store.read().get("pods", {}).items():
-            if pod["phase"] == "Pending" and pod["job"] in self.jobs and key not in self.running:
+        for key, pod in self._pods(self.store.read()).items():
+            if pod["phase"] == "Pending":
                 self._try_to_run(key, pod)
         for key, process in list(self.running.items()):
             if process.poll() is None:
@@ -252,11 +256,8 @@ class Controller:
             if pod["phase"] == "Failed" and (reason := self._job_failure(pod)):
                 self._job_failed(pod["job"], reason)
                 return
-        done = {
-            (pod["job"], pod["index"])
-            for pod in self.store.read().get("pods", {}).values()
-            if pod["phase"] == "Succeeded" and pod["metadata"]["labels"][PREFIX + "jobset-uid"] == self.uid
-        }
+        pods = self._pods(self.store.read()).values()
+        done = {(pod["job"], pod["index"]) for pod in pods if pod["phase"] == "Succeeded"}
         wanted = {(job, index) for job in self.jobs for index in range(self._job(job).get("completions", 1))}
         if wanted <= done:
             self.state = "finished"
@@ -266,11 +267,11 @@ class Controller:
         """Why a Job fails with this pod; None if it goes on, with another pod instead."""
         spec = self._job(pod["job"])
         for rule in spec.get("podFailurePolicy", {}).get("rules", []):
-            codes, conditions = rule.get("onExitCodes"), rule.get("onPodConditions")
-            if codes and codes.get("containerName") in (None, pod["container"]) and not pod.get("preempted"):
+            if codes := rule.get("onExitCodes"):
                 matched = (pod["code"] in codes["values"]) == (codes["operator"] == "In") and pod["code"] != 0
             else:
-                matched = bool(pod.get("preempted")) and any(c["type"] == "DisruptionTarget" for c in conditions or [])
+                conditions = {condition["type"] for condition in rule["onPodConditions"]}
+                matched = "DisruptionTarget" in conditions and pod.get("preempted", False)
             if matched and rule["action"] == "FailJob":
                 return "PodFailurePolicy"
             if matched and rule["action"] == "Ignore":
@@ -308,8 +309,7 @@ class Controller:
         else:
             self.restarts += 1
             self.counted += action == "RestartJobSet"
-            self._stop(list(self.running))
-            self._forget(lambda pod: True)
+            self._stop_all()
             with self.store.change() as state:
                 status = state["jobsets"][self.key]["status"]
                 status["restarts"], status["restartsCountTowardsMax"] = self.restarts, self.counted

@@ -2,8 +2,8 @@
 
 import json
 import os
+import random
 import shutil
-import signal
 import subprocess
 import threading
 import time
@@ -13,6 +13,7 @@ from typing import Any
 from fake_cloud import common, gcloud
 from fake_cloud.common import Store
 
+JAX_PORT = 8476  # where the processes of JAX meet by default
 FAILED = ("FAILED", "FAILED_SETUP", "FAILED_PRECHECKS", "FAILED_NO_RESOURCE", "FAILED_CONTROLLER")
 TERMINAL = ("SUCCEEDED", "CANCELLED", *FAILED)
 
@@ -47,14 +48,12 @@ class Controller:
         recovery, restarts = self.task["recovery"], 0
         codes = recovery.get("recover_on_exit_codes") or []
         codes = [codes] if isinstance(codes, int) else codes
-        self._change(status="STARTING")
         while True:
             status, returned = self._attempt()
             job = self._change(codes=returned)
             if job["cancelled"]:
                 status = "CANCELLED"
             elif job["preempted"]:
-                time.sleep(self.store.setting("settings")["recovery_seconds"])
                 status = "RECOVERING"
             elif status != "SUCCEEDED" and set(codes) & set(returned):
                 status = "RECOVERING"  # as often as it happens
@@ -65,8 +64,9 @@ class Controller:
                 reason = f"Job exited with exit codes {returned} (user program failure)." if status in FAILED else None
                 self._change(status=status, end_at=time.time(), failure_reason=reason)
                 return 0
-            # Here as there, the machines are others afterwards.
-            self._change(preempted=False, recovery_count=job["recovery_count"] + 1)
+            # In either case the machines are others afterwards.
+            self._change(status=status, preempted=False, recovery_count=job["recovery_count"] + 1)
+            time.sleep(self.store.setting("settings")["recovery_seconds"] if job["preempted"] else 0)
 
     def _change(self, **facts: Any) -> dict[str, Any]:
         with self.store.change() as state:
@@ -81,25 +81,23 @@ class Controller:
         job = self.store.read()["jobs"][self.number]
         self.attempt = job["attempt"] + 1
         self.port = common.free_port()
+        # All of 127.0.0.0/8 is this machine: a network of its own keeps jobs that run at the same time apart.
+        self.network = f"127.{random.randint(1, 254)}.{random.randint(1, 254)}"
         self.log = log_path(self.store, self.number, self.attempt)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.log.touch()
         if job["cancelled"]:
             return "CANCELLED", []
-        self._change(attempt=self.attempt, status="RUNNING" if self.attempt == 1 else "RECOVERING")
-        try:
-            for rank in range(self.nodes):
-                self._prepare(rank)
-            if self.task.get("setup") and not self.store.setting("settings")["skip_setup"]:
-                returned = self._everywhere(self.task["setup"], setup=True)
-                if any(returned):
-                    return "FAILED_SETUP", returned
-            self._change(status="RUNNING")
-            self._say("└── Job started. Streaming logs... (Ctrl-C to exit log streaming; job will not be killed)")
-            returned = self._everywhere(self.task.get("run") or "true", setup=False)
-            return ("FAILED" if any(returned) else "SUCCEEDED"), returned
-        finally:
-            common.kill(common.machine(self.store, f"jobs/{self.number}/*"))
+        for rank in range(self.nodes):
+            self._prepare(rank)
+        self._change(attempt=self.attempt, status="RUNNING")
+        if self.task.get("setup") and not self.store.setting("settings")["skip_setup"]:
+            returned = self._everywhere(self.task["setup"], setup=True)
+            if any(returned):
+                return "FAILED_SETUP", returned
+        self._say("└── Job started. Streaming logs... (Ctrl-C to exit log streaming; job will not be killed)")
+        returned = self._everywhere(self.task.get("run") or "true", setup=False)
+        return ("FAILED" if any(returned) else "SUCCEEDED"), returned
 
     def _home(self, rank: int) -> Path:
         return self.log.parent / f"attempt-{self.attempt}" / f"node-{rank}"
@@ -119,11 +117,16 @@ class Controller:
                 shutil.copytree(path, there) if path.is_dir() else shutil.copy2(path, there)
 
     def _everywhere(self, script: str, setup: bool) -> list[int]:
-        """Run it on all nodes; when one fails the others are killed, without a warning, and counted with 137."""
+        """Run it on all nodes; when one fails the others are killed, without a warning, and counted with 137.
+
+        What it left in the background ends with it.
+        """
         nodes, readers = [], []
         for rank in range(self.nodes):
             own = {
-                "SKYPILOT_NODE_IPS": "\n".join(["127.0.0.1"] * self.nodes),
+                "SKYPILOT_NODE_IPS": "\n".join(f"{self.network}.{rank + 1}" for rank in range(self.nodes)),
+                # Elsewhere JAX listens on all addresses of its machine, which here are other jobs' too.
+                "JAX_COORDINATOR_BIND_ADDRESS": f"{self.network}.1:{JAX_PORT}",
                 "SKYPILOT_NODE_RANK": str(rank),
                 "SKYPILOT_NUM_NODES": str(self.nodes),
                 "SKYPILOT_NUM_GPUS_PER_NODE": str(self.gpus),
@@ -137,6 +140,7 @@ class Controller:
             if self.tpu:
                 # These stand for the TPU's metadata, which JAX finds by itself.
                 own["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{self.port}"
+                del own["JAX_COORDINATOR_BIND_ADDRESS"]
                 own |= {"JAX_NUM_PROCESSES": str(self.nodes), "JAX_PROCESS_ID": str(rank)}
             own |= self.task["envs"] | self.task["secrets"]
             machine = f"jobs/{self.number}/{self.attempt}/node-{rank}"
@@ -153,18 +157,17 @@ class Controller:
                 common.kill(common.machine(self.store, f"jobs/{self.number}/*"))
             time.sleep(common.TICK)
         killed = [node for node in nodes if node.poll() is None]
-        for node in killed:
-            os.killpg(node.pid, signal.SIGKILL)
+        common.kill(common.machine(self.store, f"jobs/{self.number}/*"))
         codes = [137 if node in killed else common.exit_code(node.wait()) for node in nodes]
         for reader in readers:
-            reader.join(1)  # background children may keep the pipe
+            reader.join()
         if any(codes):
             self._say(f"ERROR: Job 1 failed with return code list: {codes}")
         return codes
 
     def _print(self, node: "subprocess.Popen[str]", rank: int, setup: bool) -> None:
         where = "head" if rank == 0 else f"worker{rank}"
-        address = "" if rank == 0 else ", ip=127.0.0.1"
+        address = "" if rank == 0 else f", ip={self.network}.{rank + 1}"
         if setup:
             prefix = f"(setup pid={node.pid}{address})"
         elif self.nodes == 1:
