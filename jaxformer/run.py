@@ -292,6 +292,7 @@ class OpenRun(NamedTuple):
 @store_errors()
 def open_run(workdir: Path) -> OpenRun:
     """Read a run directory's config and tokenizer. Raises UserError for anything missing."""
+    workdir = location(workdir)
     record = read_record(workdir)
     prepare_process()
     config = configs.resolve(record["config"], name=record["name"])

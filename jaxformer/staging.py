@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 from jaxformer.errors import UserError, disk_errors
-from jaxformer.storage import check_bucket, filesystem, is_remote, said
+from jaxformer.storage import check_bucket, filesystem, is_remote, location, said
 
 SYNC_SECONDS = 30.0
 _FETCHED = ("", "emissions")  # the folders of a run that going on with it reads or counts
@@ -89,6 +89,7 @@ def staged(run: Path) -> Iterator[Staging]:
 
     Raises UserError where the last copy fails; the folder here is kept then.
     """
+    run = location(run)
     if not is_remote(run):
         with disk_errors(run):
             run.mkdir(parents=True, exist_ok=True)

@@ -107,7 +107,9 @@ def files_below(folder: Path) -> dict[str, int]:
         return {name: found[name].stat().st_size for name in sorted(found)}
     start = os.fspath(folder).removeprefix(_GS) + "/"
     objects = filesystem().find(os.fspath(folder), detail=True)
-    return {name.removeprefix(start): objects[name]["size"] for name in sorted(objects) if name.startswith(start)}
+    # Google's console marks folders by empty objects whose names end with a slash.
+    names = [name for name in sorted(objects) if name.startswith(start) and not name.endswith("/")]
+    return {name.removeprefix(start): objects[name]["size"] for name in names}
 
 
 def folders_in(folder: Path) -> list[Path]:
@@ -119,7 +121,8 @@ def folders_in(folder: Path) -> list[Path]:
     except FileNotFoundError:
         check_bucket(folder)
         return []
-    return [folder / PurePath(entry["name"]).name for entry in entries if entry["type"] == "directory"]
+    names = [entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory"]
+    return [folder / PurePath(name).name for name in names if name != os.fspath(folder).removeprefix(_GS)]
 
 
 def read_pieces(path: Path, size: int) -> Iterator[bytes]:

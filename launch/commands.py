@@ -11,7 +11,7 @@ from jaxformer.errors import UserError
 
 # What a tool's message means, in this order, and what the user can do about it.
 KINDS = {
-    "login": r"not currently have an active account|reauthent|gcloud auth login|default credentials|Unauthorized|must be logged in",
+    "login": r"not currently have an active account|reauthent|default credentials|Unauthorized|must be logged in",
     "quota": r"quota",
     "capacity": r"no more capacity|stockout|insufficient capacity|not enough resources|RESOURCE_(POOL_)?EXHAUSTED",
     "permission": r"PERMISSION_DENIED|does not have permission|Forbidden|required .* permission",

@@ -6,8 +6,6 @@ Sources: JobSet's API (v1alpha2), Kubernetes' Pod failure policy, Kueue's labels
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from jaxformer.launch.accelerators import GPUS, Tpu, require_accelerator
 from jaxformer.launch.job import Job
 from jaxformer.launch.policy import LONGEST_PAUSE
@@ -143,16 +141,14 @@ def _literal(text: str) -> str:
     return text.replace("$", "$$")
 
 
-class _Dumper(yaml.SafeDumper):
-    """Writes text of several lines as such."""
-
-
-def _text(dumper: yaml.SafeDumper, text: str) -> Any:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
-
-
-_Dumper.add_representer(str, _text)
-
-
 def as_yaml(content: Mapping[str, Any]) -> str:
-    return yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, width=1000)
+    import yaml  # no help needs it
+
+    class Dumper(yaml.SafeDumper):
+        """Writes text of several lines as such."""
+
+    def text(dumper: yaml.SafeDumper, text: str) -> Any:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+    Dumper.add_representer(str, text)
+    return yaml.dump(dict(content), Dumper=Dumper, sort_keys=False, width=1000)

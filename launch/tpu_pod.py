@@ -118,7 +118,10 @@ class Pod(NamedTuple):
     def describe(self) -> list[str]:
         if self.queued:
             return self.tpus("queued-resources", "describe", self.job.name, "--format=value(state.state)")
-        return self.tpus("tpu-vm", "describe", self.job.name, "--format=value(state)")
+        return self.describe_node(self.job.name)
+
+    def describe_node(self, node: str) -> list[str]:
+        return self.tpus("tpu-vm", "describe", node, "--format=value(state)")
 
     def delete(self) -> list[str]:
         force = ["--force"] if self.queued else []  # its nodes with it
@@ -156,10 +159,19 @@ class Pod(NamedTuple):
         return shlex.join(["python3", f"{self.folder}/worker.py", "follow", str(attempt), str(line), "--", *command])
 
     def state(self) -> str:
-        """What the platform says of the TPUs, "" where there are none."""
-        try:
-            return run(self.describe()).strip()
-        except ToolError as error:
-            if error.kind == "missing":
-                return ""
-            raise
+        """What the platform says of the TPUs, "" where there are none. A queued resource may be ACTIVE without being
+        whole: then it is what its first node is that is not READY."""
+        state = _answer(self.describe())
+        if state != "ACTIVE":
+            return state
+        nodes = [_answer(self.describe_node(node)) for node in self.nodes]
+        return next((node or "TERMINATED" for node in nodes if node != "READY"), state)
+
+
+def _answer(words: list[str]) -> str:
+    try:
+        return run(words).strip()
+    except ToolError as error:
+        if error.kind == "missing":
+            return ""
+        raise

@@ -119,6 +119,7 @@ def launch(job: Job, options: Options, record: Record) -> int:
     A job that still runs there is followed from where it is. Ctrl-C leaves it running.
     """
     pod = Pod(job, options)
+    record.note(made=record.state().get("made") or int(time.time()))
     # Nothing is sent to workers that are in the middle of an attempt, which another launcher has begun.
     prepared = record.state()["state"] not in (*OVER, "starting")
     if prepared:
@@ -183,6 +184,7 @@ def _prepare(pod: Pod, record: Record) -> None:
 def _attempt(pod: Pod, record: Record, number: int) -> Outcome:
     """Run the command on all workers, or follow them; return how it ended once all of them have."""
     values = pod.job.secret_values()
+    made = record.state()["made"]  # on a TPU that was kept there may be attempts of an earlier job of this name
     put = printer(record)
     ends: queue.Queue[tuple[int, int | None]] = queue.Queue()
     clients: dict[int, subprocess.Popen[str]] = {}
@@ -192,9 +194,8 @@ def _attempt(pod: Pod, record: Record, number: int) -> Outcome:
         line, lost = 1, 0
         while True:
             code, read = None, 0
-            for kind, text in _lines(
-                pod.ssh(pod.workers[index], pod.follow(number, line)), as_lines(values), clients, index
-            ):
+            command = pod.follow(f"{made}-{number}", line)
+            for kind, text in _lines(pod.ssh(pod.workers[index], command), as_lines(values), clients, index):
                 if kind == "exit":
                     code = int(text)
                 elif int(kind) >= line:  # gcloud, too, connects again, and then repeats them

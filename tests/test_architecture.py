@@ -203,8 +203,9 @@ def test_every_package_is_installed() -> None:
     folders = {f"jaxformer.{path.parent.name}" for path in PACKAGE.glob("*/__init__.py")}
     assert set(build["packages"]) == folders | {"jaxformer", "jaxformer.experiments", "jaxformer.launch"}
     data = {
-        path.relative_to(PACKAGE)
-        for path in PACKAGE.rglob("*")
+        path.relative_to(root)
+        for root in (PACKAGE, ROOT)
+        for path in (PACKAGE if root == PACKAGE else ROOT / "launch").rglob("*")
         if path.is_file() and path.suffix not in {".py", ".pyc"}
     }
     listed = {Path(*package.split(".")[1:], name) for package, names in build["package-data"].items() for name in names}
@@ -221,7 +222,17 @@ def test_experiments_are_found_where_the_wheel_has_them() -> None:
 BINARY = {".pyc", ".png", ".npz", ".safetensors"}
 TEXTS = [
     path
-    for pattern in ("*.md", "*.toml", "Makefile", "jaxformer/**/*", "experiments/**/*", "tests/**/*", "constraints/*")
+    for pattern in (
+        "*.md",
+        "*.toml",
+        "Makefile",
+        "docs/*.md",
+        "jaxformer/**/*",
+        "experiments/**/*",
+        "launch/*",
+        "tests/**/*",
+        "constraints/*",
+    )
     for path in sorted(ROOT.glob(pattern))
     if path.is_file() and path.suffix not in BINARY and path != Path(__file__).resolve()
 ]

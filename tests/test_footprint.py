@@ -142,6 +142,14 @@ def test_processes_of_a_run_on_one_machine_count_it_once(tmp_path):
     assert float(rows["1-2.csv"]["ram_power"]) == 0 and float(rows["1-2.csv"]["cpu_power"]) == 0
 
 
+def test_processes_that_write_elsewhere_still_count_one_machine_once(tmp_path):
+    run = Path("gs://bucket/run")
+    both = [Footprint(tmp_path / str(index), FootprintConfig(), index, run=run) for index in range(2)]
+    for footprint in both:
+        footprint.stop()
+    assert len(list(tmp_path.rglob("*.csv"))) == 1
+
+
 def test_later_runs_in_a_process_are_cheap_and_separate(tmp_path):
     Footprint(tmp_path / "warm", FootprintConfig()).stop()
     begun = time.perf_counter()

@@ -1,8 +1,10 @@
 """What users install: the wheel, away from this repository."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -29,12 +31,38 @@ def get_config(arg=""):
 '''
 
 
+def image_folder(tmp_path: Path) -> Path:
+    """What a container image is made from: the files that launch/Containerfile copies, and no others."""
+    folder = tmp_path / "image"
+    for line in (ROOT / "launch" / "Containerfile").read_text(encoding="utf-8").splitlines():
+        if line.startswith("COPY "):
+            *names, target = line.split()[1:]
+            for name in names:
+                source, into = ROOT / name, folder / target
+                if source.is_dir():
+                    shutil.copytree(source, into, ignore=shutil.ignore_patterns("__pycache__"))
+                else:
+                    into.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(source, into)
+    return folder
+
+
+def test_the_image_is_made_as_people_are_told_to_install() -> None:
+    lines = (ROOT / "launch" / "Containerfile").read_text(encoding="utf-8").splitlines()
+    installs = [line for line in lines if line.startswith("RUN ")]
+    assert len(installs) == 2 and all("--constraint constraints/python3.12.txt" in line for line in installs)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    for accelerator in ("tpu", "cuda12"):  # which --build-arg ACCELERATOR names
+        assert any(f"jax[{accelerator}]" in name for names in extras.values() for name in names)
+    assert "gcs" in extras
+
+
 @pytest.mark.slow
 def test_an_installed_wheel_trains_in_any_folder(tmp_path: Path) -> None:
     installed, elsewhere = tmp_path / "installed", tmp_path / "elsewhere"
     elsewhere.mkdir()
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, ROOT], check=True)
+    subprocess.run([*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, image_folder(tmp_path)], check=True)
     (wheel,) = tmp_path.glob("jaxformer-*.whl")
     subprocess.run([*pip, "install", "--quiet", "--no-deps", "--target", installed, wheel], check=True)
     environment = os.environ | {"PYTHONPATH": str(installed)}

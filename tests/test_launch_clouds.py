@@ -40,7 +40,7 @@ def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[clouds.Cl
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """What is sent to the workers: a repository with a file that git knows, one that it does not, and an ignored one."""
+    """What is sent to the workers: a repository with files that git knows, does not know yet, and ignores."""
     folder = tmp_path / "a project"
     folder.mkdir()
     for name, text in {"known.txt": "1", "new.txt": "2", "ignored.txt": "3", ".gitignore": "ignored.txt"}.items():
@@ -133,6 +133,7 @@ def test_a_tpu_is_made_prepared_and_used(cloud: clouds.Cloud, launch: Launch) ->
     assert not cloud.state()["nodes"] and not (jobs_folder() / "job").exists()
 
 
+@pytest.mark.slow
 def test_75_runs_again_and_a_second_launch_goes_on_counting(cloud: clouds.Cloud, launch: Launch) -> None:
     script = "echo $$ >> ../runs; [ $(wc -l < ../runs) -lt 3 ] && exit 75; echo enough"
     said = output(launch(*tpu(script)), 0)
@@ -152,6 +153,7 @@ def test_the_line_of_the_worker_that_the_user_must_mend_is_shown(cloud: clouds.C
     assert found["state"] == "failed" and line in str(found["message"])
 
 
+@pytest.mark.slow
 def test_workers_that_hang_when_one_has_failed_are_ended(
     cloud: clouds.Cloud, launch: Launch, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +166,7 @@ def test_workers_that_hang_when_one_has_failed_are_ended(
     assert subprocess.run(["pgrep", "-fx", "hangs 300"], capture_output=True).returncode == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reconnect", [True, False])
 def test_a_broken_connection_loses_and_repeats_nothing(reconnect: bool, cloud: clouds.Cloud, launch: Launch) -> None:
     process = launch(*tpu("for i in $(seq 40); do echo line $i; sleep 0.1; done", "--delete"))
@@ -176,6 +179,7 @@ def test_a_broken_connection_loses_and_repeats_nothing(reconnect: bool, cloud: c
     assert ("connecting again" in said) != reconnect
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
@@ -192,6 +196,7 @@ def test_what_the_user_must_mend_stops_the_launch(
     assert found["state"] == "failed" and said in str(found["message"])
 
 
+@pytest.mark.slow
 def test_no_capacity_is_waited_for(cloud: clouds.Cloud, launch: Launch) -> None:
     cloud.fail("gcloud", ["create"], "capacity", times=2)
     said = output(launch(*tpu("true", "--delete")), 0)
@@ -200,11 +205,13 @@ def test_no_capacity_is_waited_for(cloud: clouds.Cloud, launch: Launch) -> None:
     assert "started 2 times" in output(launch(*tpu("true", "--restarts=1")), 75)
 
 
+@pytest.mark.slow
 def test_ssh_that_is_refused_is_said_so(cloud: clouds.Cloud, launch: Launch) -> None:
     cloud.fail("gcloud", ["ssh"], "ssh_refused")
     assert "see that your network lets SSH through" in output(launch(*tpu("true")), 2)
 
 
+@pytest.mark.slow
 def test_the_queue_is_waited_in_and_slices_know_each_other(cloud: clouds.Cloud, launch: Launch) -> None:
     said = output(launch(*tpu('echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES"', "--slices=2", "--delete")), 0)
     assert all(f"[{index}] {index} of 4" in said for index in range(4))
@@ -214,6 +221,7 @@ def test_the_queue_is_waited_in_and_slices_know_each_other(cloud: clouds.Cloud, 
     assert not cloud.state()["nodes"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_job_running_and_the_same_command_looks_after_it(cloud: clouds.Cloud, launch: Launch) -> None:
     words = tpu("for i in $(seq 60); do echo line $i; sleep 0.1; done; [ -e ../again ] || { touch ../again; exit 75; }")
     process = launch(*words)
@@ -229,6 +237,7 @@ def test_ctrl_c_leaves_the_job_running_and_the_same_command_looks_after_it(cloud
     assert status(launch, "job")["attempts"] == 2
 
 
+@pytest.mark.slow
 def test_a_stopped_job_saves_and_does_not_come_back(cloud: clouds.Cloud, launch: Launch) -> None:
     process = launch(*tpu("trap 'echo saved; exit 75' TERM; echo ready; while true; do sleep 0.1; done"))
     until(lambda: (jobs_folder() / "job" / "worker-1.txt").exists(), process)
@@ -271,6 +280,7 @@ def test_a_jobset_is_applied_followed_and_deleted(accelerator: list[str], cloud:
     assert not cloud.state().get("jobsets") and not cloud.state().get("secrets")
 
 
+@pytest.mark.slow
 def test_a_jobset_runs_again_on_75_and_stops_on_2(cloud: clouds.Cloud, launch: Launch) -> None:
     script = (
         'echo "attempt $ATTEMPT"; sleep 1.5; [ $ATTEMPT -lt 2 ] && exit 75; [ $JAX_PROCESS_ID = 1 ] || exec sleep 20'
@@ -287,6 +297,7 @@ def test_a_jobset_runs_again_on_75_and_stops_on_2(cloud: clouds.Cloud, launch: L
     assert status(launch, "job")["attempts"] == 2
 
 
+@pytest.mark.slow
 def test_a_jobset_that_is_stopped_has_time_to_save(cloud: clouds.Cloud, launch: Launch) -> None:
     stub(cloud, "trap 'echo saved >> ../saved; exit 75' TERM; echo ready; while true; do sleep 0.1; done")
     output(launch(*GKE, "--accelerator=v4-16", "--detach", *COMMAND), 0)
@@ -298,6 +309,7 @@ def test_a_jobset_that_is_stopped_has_time_to_save(cloud: clouds.Cloud, launch: 
     assert (found["state"], found["workers"]) == ("stopped", {"0": ["ready"], "1": ["ready"]})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "said"), [("permission", "ask the project's owner"), ("login", "log in")])
 def test_a_cluster_that_refuses_is_said_so(kind: clouds.Kind, said: str, cloud: clouds.Cloud, launch: Launch) -> None:
     cloud.fail("kubectl", ["apply"], kind)
@@ -308,7 +320,8 @@ def test_skypilot_runs_again_on_75_and_stops_on_2(cloud: clouds.Cloud, launch: L
     stub(
         cloud,
         'echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES at ${JAX_COORDINATOR_ADDRESS##*:}: ${#HF_TOKEN}"; echo x >> runs\n'
-        '[ $(wc -l < runs) -lt 3 ] && exit 75; [ $JAX_PROCESS_ID = 1 ] || exec sleep 20; echo "data.path: gone"; exit 2',
+        "[ $(wc -l < runs) -lt 3 ] && exit 75; [ $JAX_PROCESS_ID = 1 ] || exec sleep 20\n"
+        'echo "data.path: gone"; exit 2',
     )
     said = output(launch(*SKY, "--secret=HF_TOKEN", *COMMAND), 1)
     for index in range(2):
@@ -320,6 +333,7 @@ def test_skypilot_runs_again_on_75_and_stops_on_2(cloud: clouds.Cloud, launch: L
     assert found["state"] == "failed" and "data.path: gone" in str(found["workers"])
 
 
+@pytest.mark.slow
 def test_skypilots_job_is_stopped(cloud: clouds.Cloud, launch: Launch) -> None:
     stub(cloud, "echo ready; exec sleep 100")
     output(launch(*SKY, "--detach", *COMMAND), 0)

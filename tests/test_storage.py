@@ -16,16 +16,19 @@ from test_checkpoint import assert_equal, make_state, save_all, shapes
 from training import fine_tuning, logged, make_corpus, pretraining
 
 import jaxformer
+from jaxformer import config as configs
 from jaxformer import staging, storage
 from jaxformer.checkpoint import CheckpointConfig, Checkpoints, manager, restore_named, restore_params, save_params
 from jaxformer.cli import main
 from jaxformer.errors import UserError
+from jaxformer.interop.folders import check_new
 from jaxformer.launch import local
 from jaxformer.parameters import flatten
 from jaxformer.report import find_runs, read_run
-from jaxformer.run import read_metrics
+from jaxformer.run import open_run, read_metrics
 from jaxformer.staging import staged
 from jaxformer.storage import delete_tree, files_below, folders_in, is_remote, local_path, location, store_errors
+from jaxformer.train import train
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +79,18 @@ def test_other_stores_are_refused(name: str) -> None:
 def test_half_a_path_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="write gs://BUCKET/FOLDER"):
         location(name)
-    with pytest.raises(UserError, match="write gs://BUCKET/FOLDER"):
-        location(Path("gs://bucket/run"))  # one slash is gone
+
+
+def test_a_path_that_lost_a_slash_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path, config = Path("gs://bucket/run"), configs.load("gpt:smoke", [])
+    for ask in (
+        lambda: location(path), lambda: train(config, path), lambda: jaxformer.load(path), lambda: open_run(path),
+        lambda: read_run(path), lambda: check_new(path, "OUT"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match="write gs://BUCKET/FOLDER"):
+            ask()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_gcsfs_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,6 +134,10 @@ def test_no_verb_takes_them_for_a_local_folder(
 
 def test_folders(bucket: gcs.Bucket, run: Path, tmp_path: Path) -> None:
     assert files_below(run) == {} and folders_in(run) == []
+    for name in ("runs/a/", "runs/a/5/"):
+        bucket.put(name, b"")  # as Google's console makes folders
+    assert files_below(run) == {} and folders_in(run) == [run / "5"]
+    bucket.objects.clear()
     for name in ("runs/a/x", "runs/a/5/y", "runs/a/5/z/w", "runs/ab/x"):
         bucket.put(name, name.encode())
     assert files_below(run) == {"5/y": 10, "5/z/w": 12, "x": 8} and folders_in(run) == [run / "5"]
@@ -339,6 +356,7 @@ def test_what_is_no_answer_stays_an_error(error: Exception, bucket: gcs.Bucket, 
         ["evaluate", "--workdir=gs://BUCKET/run"],
         ["report", "gs://BUCKET/run"],
         ["export", "--workdir=gs://BUCKET/run", "out"],
+        ["import", "FOLDER", "--workdir=gs://BUCKET/run"],
         ["train", "--config=gpt:smoke", "--workdir=run", "--config.init_from=gs://BUCKET/run"],
     ],
     ids=lambda words: words[0],
@@ -354,9 +372,20 @@ def test_every_verb_says_so(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     bucket.refuse = lambda method, name: status
-    assert main([word.replace("BUCKET", name) for word in words]) == 2
+    assert main([word.replace("BUCKET", name).replace("FOLDER", str(tmp_path)) for word in words]) == 2
     printed = capsys.readouterr().err
     assert message in printed and "Traceback" not in printed and printed.count("\n") == 1
+
+
+def test_a_run_that_is_only_described_says_so_too(bucket: gcs.Bucket, run: Path) -> None:
+    bucket.refuse = lambda method, name: 401
+    with pytest.raises(UserError, match="does not accept the credentials"):
+        open_run(run)
+
+
+def test_weights_are_imported_from_here(bucket: gcs.Bucket, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["import", "gs://bucket/bert", "--workdir=run"]) == 2
+    assert "gs://bucket/bert: copy the folder here first" in capsys.readouterr().err
 
 
 # Whole runs.

@@ -93,10 +93,7 @@ def read_arrays(folder: Path, target: Any, partial: bool = False) -> Any:
     arguments = ocp.args.PyTreeRestore(
         item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=partial
     )
-    # On gs:// Orbax asks for a file of its own that marks what is finished. A copy of a local run has none, and ours is
-    # the digest.
-    finished = ocp.path.atomicity.AtomicRenameTemporaryPath
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(), temporary_path_class=finished) as checkpointer:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         return checkpointer.restore(folder, args=arguments)
 
 

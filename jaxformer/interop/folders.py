@@ -41,7 +41,7 @@ def source_folder(source: str, revision: str | None = None) -> Path:
 
 def check_new(folder: Path, option: str) -> None:
     """Raise UserError when something is there already, or nothing can be."""
-    if is_remote(folder):
+    if is_remote(location(folder)):
         if files_below(folder):
             raise UserError(f"{option}: {folder} exists; choose another, or delete it")
         return

@@ -1,0 +1,70 @@
+"""What the documentation tells people to run is run, as far as it needs no cluster; of the rest, the dry run is."""
+
+import os
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+LAUNCHING = (DOCS / "launching.md").read_text(encoding="utf-8")
+# A shorter smoke run.
+SHORT = ["training.num_steps=12", "training.batch_size=8", "optimizer.warmup_steps=2", "evaluation.max_examples=8"]
+ON_CLUSTERS = ("logs", "stop", "delete")  # of jobs that only a cluster has
+
+
+def blocks() -> list[str]:
+    """Each indented line of docs/launching.md, without comments."""
+    return [line.strip().partition("  #")[0].strip() for line in LAUNCHING.splitlines() if line.startswith("    ")]
+
+
+COMMANDS = [line for line in blocks() if line.startswith("jaxformer ") and "…" not in line]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with mine.py as the page shows it."""
+    code = re.search(r'(?m)^    """A small BERT.*?\n        return config$', LAUNCHING, re.DOTALL)
+    assert code is not None
+    (tmp_path / "mine.py").write_text("\n".join(line[4:] for line in code[0].splitlines()) + "\n")
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "mine"\nversion = "0"\n')
+    return tmp_path
+
+
+def test_the_page_has_the_commands_of_every_place() -> None:
+    places = {shlex.split(command)[2] for command in COMMANDS if command.startswith("jaxformer launch")}
+    assert places == {"local", "slurm", "tpu_vm", "gke", "skypilot", "status", *ON_CLUSTERS}
+
+
+@pytest.mark.slow
+def test_the_walk_from_a_laptop_to_a_pod(project: Path, run_cli: Callable[..., "os.PathLike[str]"]) -> None:
+    environment = {"JAXFORMER_CACHE": str(project / "cache")}
+    printed: dict[str, str] = {}
+    for command in COMMANDS:
+        _, *words = shlex.split(command)
+        if words[0] == "launch" and words[1] in ON_CLUSTERS:
+            continue
+        if words[0] == "launch" and words[1] not in ("local", "status"):
+            words.insert(2, "--dry-run")
+        elif "--config=mine.py:smoke" in words:
+            words += [f"--config.{key}" for key in SHORT]
+        done = run_cli(*words, cwd=project, env=environment)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"  # type: ignore[attr-defined]
+        printed[command] = done.stdout + done.stderr  # type: ignore[attr-defined]
+    for run in ("mine", "mine-2"):
+        assert (project / "runs" / run / "checkpoints" / "12" / "digest.json").exists()
+    assert "mine-2" in printed["jaxformer launch status"] and "done" in printed["jaxformer launch status"]
+    assert "#SBATCH --nodes=2" in "".join(printed.values()) and "--accelerator-type=v5litepod-16" in "".join(
+        printed.values()
+    )
+
+
+def test_the_commands_of_the_page_are_ones_that_the_parser_takes() -> None:
+    from jaxformer import cli
+
+    for command in COMMANDS:
+        own, _, other = command.removeprefix("jaxformer ").partition(" -- ")
+        for words in filter(None, (own, other)):
+            cli._parser().parse_args(shlex.split(words))
