@@ -233,10 +233,10 @@ def check_script(words: list[str]) -> None:
         (tools / "srun").chmod(0o755)
         given_job = job(command=tuple(words), environment={"ODD": " ".join(words)})
         text = slurm.batch_script(given_job, slurm.Options(), folder)
-        text = text.replace(
-            f"{sys.executable} -m jaxformer",
-            f'{sys.executable} -c \'import json, os, sys\njson.dump([sys.argv[1:], os.environ["ODD"]], open("said", "w"))\'',
+        (folder / "writes.py").write_text(
+            "import json, os, sys\njson.dump([sys.argv[1:], os.environ['ODD']], open('said', 'w'))\n"
         )
+        text = text.replace(f"{sys.executable} -m jaxformer", f"{sys.executable} writes.py")
         path = f"{tools}{os.pathsep}{os.environ['PATH']}"
         subprocess.run(["bash", "-c", text], cwd=folder, env={**os.environ, "PATH": path}, check=True)
         assert json.loads((folder / "said").read_text()) == [words, " ".join(words)]
