@@ -62,20 +62,20 @@ def _main(arguments: Sequence[str] | None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     words = list(sys.argv[1:] if arguments is None else arguments)
     # Behind a lone -- stands the command line of another process.
-    own, others = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
+    cut = words.index("--") if words[:1] == ["launch"] and "--" in words else len(words)
+    own, others = words[:cut], words[cut + 1 :]
     overrides = [word.removeprefix(OVERRIDE) for word in own if _is_override(word)]
     parser = _parser()
     args = parser.parse_args([word for word in own if not _is_override(word)])
-    launches = args.verb == "launch" and hasattr(args, "place")
-    if others and not launches:
-        parser.error(f"unrecognized arguments: -- {' '.join(others)}")
-    if launches:
+    if hasattr(args, "place"):
         if not others:
             parser.error(
                 f"launch {args.place}: nothing to run; give a verb behind --, as in: -- train --config=gpt:smoke"
             )
         args.command, args.inner = others, parser.parse_args([word for word in others if not _is_override(word)])
         args.inner.overrides = [word.removeprefix(OVERRIDE) for word in others if _is_override(word)]
+    elif others:
+        parser.error(f"unrecognized arguments: -- {' '.join(others)}")
     try:
         code = _run(args, overrides)
         sys.stdout.flush()  # here, where a reader that has gone is no error
@@ -297,7 +297,8 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument(
             "--dry-run", action="store_true", help="print what would be done, ready to paste, and do nothing"
         )
-        verb.add_argument("--detach", action="store_true", help="submit it, and do not follow it")
+        if place not in places.WATCHED:
+            verb.add_argument("--detach", action="store_true", help="submit it, and do not follow it")
     status = add("status", verbs.launch_status, "show how jobs stand", "launch status gpt-smoke", within=actions)
     status.add_argument("name", nargs="?", default="", metavar="NAME", help="the job (default: all, a line each)")
     status.add_argument("--lines", type=int, default=5, metavar="N", help="last lines of each worker (default: 5)")

@@ -229,7 +229,7 @@ def launch(args: argparse.Namespace, overrides: list[str]) -> int:
     if args.dry_run:
         print(places.PLACES[args.place].dry_run(job, options), end="")
         return 0
-    return places.launch(args.place, job, options, args.detach)
+    return places.launch(args.place, job, options, getattr(args, "detach", False))
 
 
 def launch_status(args: argparse.Namespace, overrides: list[str]) -> int:

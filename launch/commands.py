@@ -6,13 +6,14 @@ import shlex
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxformer.errors import UserError
 
 # What a tool's message means, in this order, and what the user can do about it.
 KINDS = {
-    "login": r"not currently have an active account|reauthent|default credentials|Unauthorized|must be logged in",
-    "quota": r"quota",
+    "login": r"not currently have an active account|reauthent|current auth tokens|default credentials|Unauthorized",
+    "quota": r"quota limit|quota .*exceeded|exceeded.* quota|insufficient.* quota",
     "capacity": r"no more capacity|stockout|insufficient capacity|not enough resources|RESOURCE_(POOL_)?EXHAUSTED",
     "permission": r"PERMISSION_DENIED|does not have permission|Forbidden|required .* permission",
     "exists": r"ALREADY_EXISTS|already exists",
@@ -35,9 +36,12 @@ class ToolError(Exception):
 
     def __init__(self, tool: str, code: int, text: str) -> None:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        marked = [line for line in lines if re.search(r"error|denied|failed|invalid", line, re.IGNORECASE)]
+        # gcloud's answers to operations are JSON; then come lines that say of themselves what they are.
+        marks = (r'"message":', r"^error", r"error|denied|failed|invalid")
+        marked = [line for mark in marks for line in lines if re.search(mark, line, re.IGNORECASE)]
         self.tool, self.code = tool, code
-        self.line = (marked or lines or [f"it ended with exit code {code} and said nothing"])[-1 if not marked else 0]
+        line = [*marked[:1], *reversed(lines), f"it ended with exit code {code} and said nothing"][0]
+        self.line = re.sub(r'^"message": "(.*)",?$', r"\1", line)
         self.kind = next((kind for kind, sign in KINDS.items() if re.search(sign, text, re.IGNORECASE)), "")
         super().__init__(f"{tool}: {self.line}")
 
@@ -46,12 +50,19 @@ class ToolError(Exception):
         return UserError(f"{self.tool} says: {self.line}; {hint}")
 
 
-def run(words: Sequence[str], stdin: str = "") -> str:
-    """Run a command to its end and return what it printed. Raises ToolError; UserError for a tool that is not here."""
+def run(words: Sequence[str], stdin: str = "", timeout: float | None = 300.0) -> str:
+    """Run a command to its end, or for `timeout` seconds, and return what it printed.
+
+    Raises ToolError; UserError for a tool that is not here.
+    """
     try:
-        done = subprocess.run(words, input=stdin, capture_output=True, text=True, errors="replace", check=False)
+        done = subprocess.run(
+            words, input=stdin, capture_output=True, text=True, errors="replace", check=False, timeout=timeout
+        )
     except FileNotFoundError:
         raise missing_tool(words[0]) from None
+    except subprocess.TimeoutExpired:
+        raise ToolError(words[0], 1, f"no answer within {timeout:.0f} seconds") from None
     if done.returncode:
         raise ToolError(words[0], done.returncode, done.stderr + done.stdout)
     return done.stdout
@@ -76,10 +87,10 @@ def lines_of(words: Sequence[str]) -> Iterator[str]:
         process.wait()
 
 
-def run_all(commands: Sequence[Sequence[str]], at_once: int = 16) -> list[str]:
+def run_all(commands: Sequence[Sequence[str]], at_once: int = 16, timeout: float | None = 300.0) -> list[str]:
     """Run commands beside each other; the first error is raised once all have ended."""
     with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
-        return list(pool.map(run, commands))
+        return list(pool.map(lambda words: run(words, timeout=timeout), commands))
 
 
 def script(*parts: Sequence[str] | str) -> str:
@@ -103,3 +114,16 @@ def as_lines(variables: Mapping[str, str]) -> str:
 def piped(variables: Sequence[str]) -> str:
     """Return shell that prints secrets as `as_lines` does, by their names and never by their values."""
     return "printf '%s\\n' " + " ".join(f'"{name}=${{{name}}}"' for name in variables) + " | "
+
+
+def as_yaml(content: Mapping[str, Any]) -> str:
+    import yaml  # no help needs it
+
+    class Dumper(yaml.SafeDumper):
+        """Writes text of several lines as such."""
+
+    def text(dumper: yaml.SafeDumper, text: str) -> Any:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+    Dumper.add_representer(str, text)
+    return yaml.dump(dict(content), Dumper=Dumper, sort_keys=False, width=1000)

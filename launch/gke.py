@@ -5,6 +5,7 @@ jaxformer launch gke --accelerator=v5litepod-16 --image=IMAGE --queue=QUEUE -- t
 
 import dataclasses
 import json
+import re
 import threading
 import time
 from collections.abc import Mapping
@@ -12,13 +13,14 @@ from typing import Any
 
 from jaxformer.errors import UserError
 from jaxformer.launch.accelerators import Tpu, require_accelerator
-from jaxformer.launch.commands import ToolError, as_lines, here_document, lines_of, piped, run, script
-from jaxformer.launch.job import Job, checked, of_record, option, require_store
-from jaxformer.launch.jobset import INDEX, RESTARTS, as_yaml, manifest
-from jaxformer.launch.output import printer, say
-from jaxformer.launch.policy import judge
+from jaxformer.launch.commands import ToolError, as_lines, as_yaml, here_document, lines_of, piped, run, script
+from jaxformer.launch.job import Job, checked, option, require_store
+from jaxformer.launch.jobset import INDEX, RESTARTS, manifest, secret_of
+from jaxformer.launch.output import patiently, printer, say
+from jaxformer.launch.policy import PREEMPTED, judge
 from jaxformer.launch.records import DONE, FAILED, OVER, PAUSED, RUNNING, STARTING, STOPPED, Record, Status
 
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+(Z|[+-]\d\d:\d\d)")
 TAKES = ("accelerator", "hosts", "slices", "mounts", "spot", "reserved")
 
 
@@ -67,16 +69,21 @@ def _manifest(job: Job, options: Options) -> str:
     return as_yaml(manifest(job, **{name: getattr(options, name) for name in names}))
 
 
-def _secret_commands(job: Job, options: Options) -> tuple[list[str], list[str]]:
-    """(delete, create) of the Kubernetes Secret that holds the job's; its values come in by standard input."""
+def _secret_commands(name: str, options: Options) -> tuple[list[str], list[str]]:
+    """(delete, create) of the Kubernetes Secret of a job; its values come in by standard input."""
     return (
-        _kubectl(options, "delete", "secret", job.name, "--ignore-not-found"),
-        _kubectl(options, "create", "secret", "generic", job.name, "--from-env-file=/dev/stdin"),
+        _kubectl(options, "delete", "secret", secret_of(name), "--ignore-not-found"),
+        _kubectl(options, "create", "secret", "generic", secret_of(name), "--from-env-file=/dev/stdin"),
     )
 
 
+def _delete(name: str, options: Options) -> list[str]:
+    # Its pods first: another JobSet of this name must not run beside them.
+    return _kubectl(options, "delete", "jobset", name, "--ignore-not-found", "--cascade=foreground")
+
+
 def dry_run(job: Job, options: Options) -> str:
-    remove, create = _secret_commands(job, options)
+    remove, create = _secret_commands(job.name, options)
     path = f"{job.name}.yaml"
     secret = [remove, piped(job.secrets) + script(create).rstrip()] if job.secrets else []
     return script(
@@ -88,22 +95,17 @@ def launch(job: Job, options: Options, record: Record) -> int:
     """Apply the JobSet; its controller starts it, and starts it again. One that has ended makes room for a new one."""
     path = record.folder / "jobset.yaml"
     path.write_text(_manifest(job, options), encoding="utf-8")
-    try:
-        found = _jobset(job.name, options)
-        if found is not None:
-            if _state_of(found)[0] not in OVER:
-                raise UserError(
-                    f"job {job.name} runs on this cluster already; `jaxformer launch logs {job.name}` shows it"
-                )
-            run(_kubectl(options, "delete", "jobset", job.name))
-        if job.secrets:
-            remove, create = _secret_commands(job, options)
-            run(remove)
-            run(create, stdin=as_lines(job.secret_values()))
-        run(_kubectl(options, "apply", f"--filename={path}"))
-    except ToolError as error:
-        raise error.for_people() from error
-    record.note(state=STARTING, attempts=0, message="")
+    found = _jobset(job.name, options)
+    if found is not None and _state_of(found)[0] not in OVER:
+        raise UserError(f"job {job.name} runs on this cluster already; `jaxformer launch logs {job.name}` shows it")
+    if found is not None:
+        run(_delete(job.name, options), timeout=None)
+    if job.secrets:
+        remove, create = _secret_commands(job.name, options)
+        run(remove)
+        run(create, stdin=as_lines(job.secret_values()))
+    run(_kubectl(options, "apply", f"--filename={path}"))
+    record.note(state=STARTING, attempts=0, message="", code=None)
     say(f"{job.name} is applied; Kueue starts it when there is room" if options.queue else f"{job.name} is applied")
     return 0
 
@@ -121,52 +123,50 @@ def _state_of(jobset: Mapping[str, Any]) -> tuple[str, str]:
     """Return (state, message) of a JobSet."""
     standing = jobset.get("status", {})
     holds = {entry["type"]: entry for entry in standing.get("conditions", ()) if entry.get("status") == "True"}
-    for kind, state in (("Completed", DONE), ("Failed", FAILED), ("Suspended", PAUSED)):
+    for kind, state in (("Completed", DONE), ("Failed", FAILED), ("Suspended", STARTING)):
         if kind in holds:
             return state, "" if state == DONE else holds[kind].get("message", "")
-    active = any(entry.get("active") or entry.get("ready") for entry in standing.get("replicatedJobsStatus", ()))
-    return (RUNNING if active else STARTING), ""
+    if any(entry.get("active") or entry.get("ready") for entry in standing.get("replicatedJobsStatus", ())):
+        return RUNNING, ""
+    return (PAUSED if standing.get("restarts") else STARTING), ""
 
 
-def _pods(name: str, options: Options) -> dict[str, dict[str, Any]]:
-    """Return the pods of the newest attempt, by the number of their worker."""
+def _pods(name: str, options: Options, hosts: int) -> dict[str, dict[str, Any]]:
+    """Return the pods of the newest attempt, by the number of their worker; a slice has so many hosts."""
     shown = run(_kubectl(options, "get", "pods", f"--selector=jobset.sigs.k8s.io/jobset-name={name}", "--output=json"))
-    pods = json.loads(shown)["items"]
-    attempts = [int(pod["metadata"]["labels"].get(RESTARTS, 0)) for pod in pods]
-    of_slice = 1 + max((int(pod["metadata"]["labels"][INDEX]) for pod in pods), default=0)
-    newest = {}
-    for pod, attempt in zip(pods, attempts, strict=True):
-        if attempt == max(attempts):
-            labels = pod["metadata"]["labels"]
-            index = int(labels[INDEX])
-            newest[str(int(labels["jobset.sigs.k8s.io/job-index"]) * of_slice + index)] = pod
-    return dict(sorted(newest.items(), key=lambda entry: int(entry[0])))
+    pods = [(pod["metadata"]["labels"], pod) for pod in json.loads(shown)["items"]]
+    newest = max((int(labels.get(RESTARTS, 0)) for labels, _ in pods), default=0)
+    numbered = {
+        int(labels["jobset.sigs.k8s.io/job-index"]) * hosts + int(labels[INDEX]): pod
+        for labels, pod in pods
+        if int(labels.get(RESTARTS, 0)) == newest
+    }
+    return {str(number): numbered[number] for number in sorted(numbered)}
 
 
-def _options_of(record: Record) -> Options:
-    return Options(**record.asked()["options"])
+def _known(record: Record) -> tuple[Options, int]:
+    """Return the options of a job, and how many hosts each of its slices has."""
+    asked = record.asked()
+    found = require_accelerator(asked["job"]["accelerator"])
+    return Options(**asked["options"]), found.hosts if isinstance(found, Tpu) else asked["job"]["hosts"]
 
 
 def status(record: Record, lines: int) -> Status:
     """Return how the job stands by the JobSet's own words; of one that is no longer there, what was noted of it."""
-    options, before = _options_of(record), record.state()
-    try:
-        jobset = _jobset(record.name, options)
-        if jobset is None:
-            state = before["state"] if before["state"] in OVER else STOPPED
-            gone = "there is no such JobSet on the cluster"
-            return Status(state, before["attempts"], gone, before.get("code"), record.tails(lines))
-        state, message = _state_of(jobset)
-        pods = _pods(record.name, options) if lines or state == FAILED else {}
-        workers = {worker: _said(pod, lines, options) for worker, pod in pods.items()}
-    except ToolError as error:
-        raise error.for_people() from error
+    (options, hosts), before = _known(record), record.state()
+    jobset = _jobset(record.name, options)
+    if jobset is None:
+        state = before["state"] if before["state"] in OVER else STOPPED
+        message = before["message"] or "there is no such JobSet on the cluster"
+        return Status(state, before["attempts"], message, before.get("code", 1), record.tails(lines))
+    state, message = _state_of(jobset)
+    pods = _pods(record.name, options, hosts) if lines or state == FAILED else {}
+    workers = {worker: _said(pod, lines, options) for worker, pod in pods.items()}
     code = 0 if state == DONE else None
     if state == FAILED:
-        found = judge(
-            [(worker, _exit_code(pod)) for worker, pod in pods.items()], lambda worker: "".join(workers[worker][-1:])
-        )
-        code, message = found.code or 1, found.message if found.code in (1, 2) else message
+        codes = [(worker, _exit_code(pod)) for worker, pod in pods.items()]
+        found = judge(codes, lambda worker: "".join(workers[worker][-1:]))
+        code, message = found.code or 1, message if found.code in (0, PREEMPTED) else found.message
     attempts = jobset.get("status", {}).get("restarts", 0) + 1
     record.note(state=state, attempts=attempts, message=message, code=code)
     return Status(state, attempts, message, code, workers)
@@ -189,43 +189,47 @@ def _exit_code(pod: Mapping[str, Any]) -> int | None:
 
 def follow(record: Record) -> None:
     """Print what the pods say, those of every attempt, until the JobSet is over."""
-    options, seen, readers = _options_of(record), set[str](), list[threading.Thread]()
-    put = printer(record, keep=False)
+    options, hosts = _known(record)
+    put, readers = printer(record, keep=False), dict[str, threading.Thread]()
+    read = dict[str, str]()  # by pod, when its last line was written
 
-    def read(worker: str, pod: str) -> None:
-        for line in lines_of(_kubectl(options, "logs", pod, "--follow")):
-            put(worker, line)
+    def listen(worker: str, pod: str) -> None:
+        since = [f"--since-time={read[pod]}"] if pod in read else []
+        for line in lines_of(_kubectl(options, "logs", pod, "--follow", "--timestamps", *since)):
+            when, space, text = line.partition(" ")
+            if space and _TIME.fullmatch(when) and when > read.get(pod, ""):  # a second may be shown twice
+                read[pod] = when
+                put(worker, text)
 
-    while True:
+    def look() -> bool:
         over = status(record, 0).state in OVER
-        try:
-            pods = _pods(record.name, options)
-        except ToolError:
-            pods = {}
-        for worker, pod in pods.items():
+        for worker, pod in _pods(record.name, options, hosts).items():
             name, phase = pod["metadata"]["name"], pod.get("status", {}).get("phase", "Pending")
-            if name not in seen and phase != "Pending":
-                seen.add(name)
-                readers.append(threading.Thread(target=read, args=(worker, name), daemon=True))
-                readers[-1].start()
-        if over:
-            for reader in readers:
-                reader.join(timeout=10)
-            return
+            ended = name in readers and not readers[name].is_alive()
+            # A stream ends when the log is rotated, or the server has had enough.
+            if (name not in readers and phase != "Pending") or (ended and phase == "Running"):
+                readers[name] = threading.Thread(target=listen, args=(worker, name), daemon=True)
+                readers[name].start()
+        return over
+
+    looked = patiently(look)
+    while not looked():
         time.sleep(options.poll)
+    for reader in readers.values():
+        reader.join(timeout=10)
 
 
 def stop(record: Record) -> None:
     """Let all workers save and end. The JobSet goes with them, for as long as it is there it would start them again."""
-    options = _options_of(record)
+    options, hide = _known(record)[0], record.hider()
     for worker, lines in status(record, 1000).workers.items():
-        record.log(worker).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    run(_kubectl(options, "delete", "jobset", record.name, "--ignore-not-found"))
-    record.note(state=STOPPED, message="")
+        record.log(worker).write_text("".join(f"{hide(line)}\n" for line in lines), encoding="utf-8")
+    run(_delete(record.name, options), timeout=None)
+    record.note(state=STOPPED, message="", code=PREEMPTED)
 
 
 def delete(record: Record) -> None:
-    options = _options_of(record)
-    run(_kubectl(options, "delete", "jobset", record.name, "--ignore-not-found"))
+    options = _known(record)[0]
+    run(_delete(record.name, options), timeout=None)
     if record.asked()["job"]["secrets"]:
-        run(_secret_commands(of_record(record.asked()["job"]), options)[0])
+        run(_secret_commands(record.name, options)[0])

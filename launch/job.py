@@ -11,7 +11,7 @@ from jaxformer.errors import UserError
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")  # Kubernetes adds to it, and ends at 63 characters
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SECRET = re.compile(r"token|secret|passw|credential|(^|_)key$|api_?key|private", re.IGNORECASE)
+_SECRET = re.compile(r"(^|_)(token|secret|password|passwd|passphrase|key|apikey)$", re.IGNORECASE)
 _WORD = re.compile(r"[\w.:@%+=,/-]*")
 
 

@@ -8,20 +8,20 @@ from typing import Any
 
 from jaxformer.launch.accelerators import GPUS, Tpu, require_accelerator
 from jaxformer.launch.job import Job
-from jaxformer.launch.policy import LONGEST_PAUSE
+from jaxformer.launch.policy import USER_ERROR, shell_pause
 
 WORKERS, CONTAINER = "workers", "worker"
 RESTARTS = "jobset.sigs.k8s.io/restart-attempt"
 INDEX = "batch.kubernetes.io/job-completion-index"
 COORDINATOR_PORT = 8476
 # 75, and every end that is not the command's own (the node was taken, the memory ran out), starts the JobSet again.
-FINAL_CODES = [1, 2, 126, 127]  # the last two: the image has no such program
+FINAL_CODES = [1, USER_ERROR, 126, 127]  # the last two: the image has no such program
 GRACE_SECONDS = 120  # a spot machine takes fewer
 # JobSet starts again at once; the pause is ours.
 RUN = """\
 if [ "$ATTEMPT" -gt 0 ]; then
-    pause=$(( {backoff} << (ATTEMPT < 10 ? ATTEMPT - 1 : 9) ))
-    sleep $(( pause < {longest} ? pause : {longest} ))
+    restarts=$(( ATTEMPT - 1 ))
+    sleep {pause}
 fi
 exec jaxformer "$@"
 """
@@ -67,9 +67,14 @@ def manifest(
     }
 
 
+def secret_of(name: str) -> str:
+    """Return the name of the Kubernetes Secret of a job, which should be nobody else's."""
+    return f"{name}-jaxformer"
+
+
 def _container(job: Job, found: Tpu | tuple[str, int], image: str, pods: int) -> dict[str, Any]:
     chips = {"google.com/tpu": found.chips_per_host} if isinstance(found, Tpu) else {"nvidia.com/gpu": found[1]}
-    script = RUN.format(backoff=round(job.backoff), longest=round(LONGEST_PAUSE))
+    script = RUN.format(pause=shell_pause("restarts", job.backoff))
     variables = {"PYTHONUNBUFFERED": "1", **job.environment}
     fields = {"ATTEMPT": RESTARTS}
     if not isinstance(found, Tpu) and pods > 1:  # GKE itself tells the workers of a slice who they are
@@ -88,7 +93,7 @@ def _container(job: Job, found: Tpu | tuple[str, int], image: str, pods: int) ->
                 for name, annotation in fields.items()
             ),
         ],
-        **({"envFrom": [{"secretRef": {"name": job.name}}]} if job.secrets else {}),
+        **({"envFrom": [{"secretRef": {"name": secret_of(job.name)}}]} if job.secrets else {}),
         "resources": {"limits": chips},
         "volumeMounts": [
             {"name": "memory", "mountPath": "/dev/shm"},
@@ -139,16 +144,3 @@ def _given(values: Mapping[str, str]) -> dict[str, str]:
 def _literal(text: str) -> str:
     """Keep Kubernetes from putting variables in for $(NAME)."""
     return text.replace("$", "$$")
-
-
-def as_yaml(content: Mapping[str, Any]) -> str:
-    import yaml  # no help needs it
-
-    class Dumper(yaml.SafeDumper):
-        """Writes text of several lines as such."""
-
-    def text(dumper: yaml.SafeDumper, text: str) -> Any:
-        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
-
-    Dumper.add_representer(str, text)
-    return yaml.dump(dict(content), Dumper=Dumper, sort_keys=False, width=1000)

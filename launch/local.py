@@ -12,15 +12,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any, TextIO
 
 from jaxformer.errors import UserError
 from jaxformer.launch.job import Job, exports, option
 from jaxformer.launch.output import printer, say
-from jaxformer.launch.policy import PREEMPTED, Outcome, supervise
-from jaxformer.launch.records import STOPPING, Record, Status, follow_files, watched_status
+from jaxformer.launch.policy import Outcome, judge, supervise
+from jaxformer.launch.records import RUNNING, Record, follow_files, last_line, watched_status
 
 GRACE_SECONDS = 10.0  # between the end of the first process that failed and the kill of the others
 TAKES = ()  # of the job's fields that not every place knows
@@ -72,79 +72,77 @@ def start(
     return started
 
 
-def wait(
-    started: Sequence["subprocess.Popen[str]"], say: Callable[[str], None] = lambda line: None,
-    grace: float = GRACE_SECONDS, stopped: Callable[[], bool] = lambda: False,
-) -> int:  # fmt: skip
-    """Wait for all processes and return their exit code: 0, 75 when they were preempted, else that of the first that
-    failed (1 for one that a signal ended).
+def ends(started: Sequence["subprocess.Popen[str]"], grace: float = GRACE_SECONDS) -> list[tuple[str, int]]:
+    """Wait for all processes; return (number, exit code as a shell's) of each, in the order in which they ended.
 
-    Once one has failed or was preempted the others have `grace` seconds to end as well. `say` is told, in the end,
-    which one failed first; `stopped` says whether SIGTERM was sent to all, which ends those that had hardly begun.
+    Once one has failed or was preempted the others have `grace` seconds to end as well, and are killed then; those are
+    not among what is returned.
     """
-    killed: set[int] = set()
-    failed: list[tuple[int, int]] = []
+    codes: dict[int, int] = {}
     deadline = float("inf")
-
-    def code_of(index: int) -> int | None:
-        code = started[index].poll()
-        return PREEMPTED if code == -signal.SIGTERM and stopped() else code
-
-    while any(process.poll() is None for process in started):
-        for index in range(len(started)):
-            code = code_of(index)
-            if code not in (None, 0) and deadline == float("inf"):
-                deadline = time.monotonic() + grace
-            if code not in (None, 0, PREEMPTED) and not failed and index not in killed:
-                failed.append((index, int(code or 0)))
+    while len(codes) < len(started):
+        for index, process in enumerate(started):
+            code = process.poll()
+            if code is None or index in codes:
+                continue
+            codes[index] = 128 - code if code < 0 else code
+            if code != 0:
+                deadline = min(deadline, time.monotonic() + grace)
         if time.monotonic() > deadline:
-            for index, process in enumerate(started):
+            for process in started:
                 if process.poll() is None:
-                    killed.add(index)
                     process.kill()
+                    process.wait()
+            break
         time.sleep(0.05)
-    codes = {index: int(code_of(index) or 0) for index in range(len(started)) if index not in killed}
-    failed += [(index, code) for index, code in codes.items() if code not in (0, PREEMPTED)]
-    if not failed:
-        return max(codes.values(), default=1)
-    index, code = failed[0]
-    ended = f"ended with exit code {code}" if code > 0 else f"was ended by {signal.Signals(-code).name}"
-    if len(started) > 1:
-        say(f"process {index} {ended} first; its own message is above, behind [{index}]")
-    return code if code > 0 else 1
+    return [(str(index), code) for index, code in codes.items()]
+
+
+def wait(started: Sequence["subprocess.Popen[str]"], grace: float = GRACE_SECONDS) -> int:
+    """Wait for all processes and return the exit code that they stand for together."""
+    return judge(ends(started, grace), lambda worker: "").code
 
 
 def launch(job: Job, options: Options, record: Record) -> int:
     """Run the job here and return its exit code; SIGTERM and Ctrl-C go on to all processes, a second Ctrl-C kills."""
-    stopped: list[int] = []
+    started: list[subprocess.Popen[str]] = []
+    received: list[int] = []
 
-    def attempt(number: int) -> Outcome:
-        outcome = _attempt(job, options, record, stopped)
-        if stopped:
-            record.note(state=STOPPING)
-        return outcome
-
-    return supervise(job, record, attempt, say)
-
-
-def _attempt(job: Job, options: Options, record: Record, stopped: list[int]) -> Outcome:
-    # In sessions of their own the processes hear of a Ctrl-C from here alone, and not twice.
-    pipes: dict[str, Any] = {"start_new_session": True}
-    shared = options.processes == 1 and sys.stderr.isatty()  # one process may draw its progress on the terminal
-    if not shared:
-        pipes |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    started = start(job.command, options.processes, job.environment, **pipes)
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        again = number == signal.SIGINT and signal.SIGINT in stopped
-        stopped.append(number)
+    def forward(number: int, frame: FrameType | None = None) -> None:
+        again = number == signal.SIGINT and signal.SIGINT in received
+        received.append(number)
+        record.ask_to_stop()
         for process in started:
             if process.poll() is None:
                 # Of several processes JAX watches for SIGTERM alone, to let all save the same step.
                 several = options.processes > 1
                 process.send_signal(signal.SIGKILL if again else signal.SIGTERM if several else number)
 
+    def attempt(number: int) -> Outcome:
+        # One process may draw its progress on the terminal. In sessions of their own they hear of a Ctrl-C from here
+        # alone, and not twice.
+        shares = options.processes == 1 and sys.stderr.isatty()
+        pipes: dict[str, Any] = {} if shares else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        started[:] = start(job.command, options.processes, job.environment, start_new_session=True, **pipes)
+        record.note(state=RUNNING)
+        if received:  # while they were being started
+            forward(received[-1])
+        outcome = _attend(started, record)
+        return Outcome(130, "interrupted") if outcome.code and signal.SIGINT in received else outcome
+
     previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        return supervise(job, record, attempt, say)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        for process in started:
+            if process.poll() is None:
+                process.kill()
+
+
+def _attend(started: Sequence["subprocess.Popen[str]"], record: Record) -> Outcome:
+    """Show what processes say until they have ended."""
     put = printer(record)
 
     def echo(index: int, stream: TextIO) -> None:
@@ -158,34 +156,25 @@ def _attempt(job: Job, options: Options, record: Record, stopped: list[int]) -> 
     ]
     for reader in readers:
         reader.start()
-    try:
-        last: list[str] = []
-        code = wait(started, last.append, stopped=lambda: bool(stopped))
-        for reader in readers:
-            reader.join(timeout=5)
-        return Outcome(code, *(last or ["preempted" if code == PREEMPTED else ""]))
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        for process in started:
-            if process.poll() is None:
-                process.kill()
+    codes = ends(started)
+    for reader in readers:
+        reader.join(timeout=5)
+    return judge(codes, lambda worker: last_line(record.log(worker)) if readers else "")
 
 
-def status(record: Record, lines: int) -> Status:
-    """Return how the job stands; one whose launcher has died is none that runs."""
-    return watched_status(record, lines)
+status = watched_status
 
 
 def stop(record: Record) -> None:
     """Let all processes save and end."""
-    if record.is_watched():
-        record.note(state=STOPPING)
-        os.kill(record.state()["launcher"], signal.SIGTERM)
+    record.ask_to_stop()
+    if launcher := record.launcher():
+        os.kill(launcher, signal.SIGTERM)
 
 
-delete = stop
+def delete(record: Record) -> None:
+    """Nothing is held here but the processes, which end with their launcher."""
 
 
 def follow(record: Record) -> None:
-    follow_files(record, lambda: not record.is_watched(), printer(record, keep=False))
+    follow_files(record, lambda: record.launcher() is None, printer(record, keep=False))

@@ -1,13 +1,11 @@
-"""What workers say: shown behind their number, kept in the job's folder, and rid of secrets."""
+"""What workers and the launcher say: each worker's lines behind its number, without secrets."""
 
-import os
 import sys
 import threading
 from collections.abc import Callable
 
+from jaxformer.launch.commands import ToolError
 from jaxformer.launch.records import Record
-
-_SHORTEST_SECRET = 6  # a shorter value would blot out ordinary words
 
 
 def say(message: str) -> None:
@@ -15,23 +13,10 @@ def say(message: str) -> None:
     print(f"jaxformer launch: {message}", file=sys.stderr, flush=True)
 
 
-def hiding(record: Record) -> Callable[[str], str]:
-    """Return a function that blots out, in a line, the values that the job's secrets have here."""
-    values = [os.environ.get(name, "") for name in record.asked()["job"]["secrets"]]
-    hidden = [value for value in values if len(value) >= _SHORTEST_SECRET]
-
-    def hide(line: str) -> str:
-        for value in hidden:
-            line = line.replace(value, "***")
-        return line
-
-    return hide
-
-
 def printer(record: Record, keep: bool = True) -> Callable[[str, str], None]:
     """Return a function that takes (worker, line), from any thread, and prints it behind the worker's number; with
     `keep` it is written to the worker's file, too."""
-    lock, hide = threading.Lock(), hiding(record)
+    lock, hide = threading.Lock(), record.hider()
 
     def put(worker: str, line: str) -> None:
         line = hide(line)
@@ -42,3 +27,21 @@ def printer(record: Record, keep: bool = True) -> Callable[[str, str], None]:
             print(f"[{worker}] {line}", file=sys.stderr, flush=True)
 
     return put
+
+
+def patiently(look: Callable[[], bool]) -> Callable[[], bool]:
+    """Return `look`, but with False for a platform that does not answer; that is said, once until it answers again."""
+    silent: list[str] = []
+
+    def asked() -> bool:
+        try:
+            seen = look()
+        except ToolError as error:
+            if not silent:
+                say(f"{error}; asking again, the job goes on")
+            silent[:] = [error.line]
+            return False
+        silent.clear()
+        return seen
+
+    return asked

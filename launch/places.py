@@ -7,20 +7,22 @@ import json
 import os
 import signal
 import sys
+import time
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxformer.errors import UserError
 from jaxformer.launch import gke, local, skypilot, slurm, tpu_vm
 from jaxformer.launch.commands import ToolError
 from jaxformer.launch.job import Job, name_of
-from jaxformer.launch.output import hiding, say
-from jaxformer.launch.records import FAILED, OVER, Status, find, open_record, records
+from jaxformer.launch.output import say
+from jaxformer.launch.records import FAILED, OVER, RUNNING, Record, Status, find, open_record, records
 
 PLACES: dict[str, Any] = {"local": local, "slurm": slurm, "tpu_vm": tpu_vm, "gke": gke, "skypilot": skypilot}
 # Those whose launcher looks after the job itself; elsewhere the platform does, and the launcher only watches.
 WATCHED = ("local", "tpu_vm")
+LONGEST_SAVE = 120.0  # seconds that a launcher has to let its job save and end
 _EVERYWHERE = ("name", "environment", "secrets", "restarts", "backoff")
 _FLAGS = {"environment": "env", "secrets": "secret", "mounts": "mount"}
 
@@ -74,36 +76,54 @@ def described(place: str, command: list[str], given: Mapping[str, Any]) -> tuple
 def launch(place: str, job: Job, options: Any, detach: bool = False) -> int:
     """Run a job at a place and follow it, unless `detach`; return its exit code, or 0 for one that goes on.
 
-    Raises UserError for what the user can mend; the job is then known as failed, for that reason.
+    Raises UserError for what the user can mend. A job of which nothing runs yet is then known as failed, for that
+    reason; from one that runs, only sight is lost.
     """
     module = PLACES[place]
     asked = {"place": place, "job": job.record(), "options": dataclasses.asdict(options)}
-    record = open_record(job.name, asked)
-    with _interruptible() if place != "local" else contextlib.nullcontext():
-        try:
-            with record.watched() if place in WATCHED else contextlib.nullcontext():
-                code = module.launch(job, options, record)
+    record = open_record(job.name, asked, getattr(module, "FIXED", ()))
+    if place == "local":  # it has its own way with signals
+        with record.watched():
+            return module.launch(job, options, record)
+    try:
+        with _interruptible():
             if place in WATCHED:
-                return code
-            if not detach:
-                say(f"following it; Ctrl-C only ends that, `jaxformer launch stop {job.name}` stops the job")
-                module.follow(record)
-                return code_of(module.status(record, 0))
-        except UserError as error:
-            if record.state()["state"] not in OVER:
-                record.note(state=FAILED, message=str(error).splitlines()[0], code=2)
-            raise
-        except KeyboardInterrupt:
-            say(f"{job.name} goes on without this launcher; `jaxformer launch stop {job.name}` stops it" + (
-                ", the same command looks after it again" if place in WATCHED else ""
-            ))  # fmt: skip
-            return 130
-    say(f"`jaxformer launch status {job.name}` shows how it stands, `… logs {job.name}` follows it")
-    return 0
+                with record.watched(), _failures(record):
+                    return module.launch(job, options, record)
+            with _failures(record):
+                module.launch(job, options, record)
+            if detach:
+                say(f"`jaxformer launch status {job.name}` shows how it stands, `… logs {job.name}` follows it")
+                return 0
+            say(f"following it; Ctrl-C only ends that, `jaxformer launch stop {job.name}` stops the job")
+            module.follow(record)
+            status = module.status(record, 0)
+            if status.code and status.message:
+                say(f"{status.state}: {record.hider()(status.message)}")
+            return 1 if status.code is None else status.code
+    except ToolError as error:
+        raise error.for_people() from error
+    except KeyboardInterrupt:
+        again = ", the same command looks after it again" if place in WATCHED else ""
+        say(f"left {job.name} as it is; `jaxformer launch stop {job.name}` stops it{again}")
+        return 130
 
 
 @contextlib.contextmanager
-def _interruptible() -> Any:
+def _failures(record: Record) -> Iterator[None]:
+    try:
+        yield
+    except (ToolError, UserError) as error:
+        if record.state()["state"] == RUNNING:
+            say(f"lost sight of {record.name}, which goes on; the same command looks after it again")
+        elif record.state()["state"] not in OVER:
+            line = str(error.for_people() if isinstance(error, ToolError) else error).splitlines()[0]
+            record.note(state=FAILED, message=line, code=2)
+        raise
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
     """Let SIGTERM end the launcher as Ctrl-C does."""
 
     def interrupt(*_: object) -> None:
@@ -116,26 +136,11 @@ def _interruptible() -> Any:
         signal.signal(signal.SIGTERM, previous)
 
 
-def code_of(status: Status) -> int:
-    """Return a job's exit code, and print why it failed."""
-    if status.state in OVER and status.message:
-        say(f"{status.state}: {status.message}")
-    return 1 if status.code is None else status.code
-
-
 def show(name: str, lines: int, as_json: bool) -> None:
     """Print how one job, or each, stands."""
-    chosen = [find(name)] if name else records()
-    shown = []
-    for record in chosen:
-        place = record.asked()["place"]
-        try:
-            status = PLACES[place].status(record, lines if name else 0)
-        except UserError as error:  # of one among many, whose platform does not answer
-            status = Status("unknown", record.state()["attempts"], str(error))
-        hide = hiding(record)
-        said = {worker: [hide(line) for line in lines] for worker, lines in status.workers.items()}
-        shown.append({"name": record.name, "place": place, **dataclasses.asdict(status), "workers": said})
+    shown = [
+        _shown(record, lines if name else 0, strict=bool(name)) for record in ([find(name)] if name else records())
+    ]
     if as_json:
         print(json.dumps(shown[0] if name else shown))
         return
@@ -152,18 +157,61 @@ def show(name: str, lines: int, as_json: bool) -> None:
                 print(f"  [{worker}] {line}")
 
 
+def _shown(record: Record, lines: int, strict: bool) -> dict[str, Any]:
+    """Return how a job stands, without secrets; unless `strict` one of which nothing can be known is no error."""
+    place = ""
+    try:
+        place, hide = record.asked()["place"], record.hider()
+        try:
+            status = PLACES[place].status(record, lines)
+        except ToolError as error:
+            raise error.for_people() from error
+    except UserError as error:
+        if strict:
+            raise
+        return {"name": record.name, "place": place, **dataclasses.asdict(Status("unknown", 0, str(error)))}
+    workers = {worker: [hide(line) for line in said] for worker, said in status.workers.items()}
+    values = {**dataclasses.asdict(status), "message": hide(status.message), "workers": workers}
+    return {"name": record.name, "place": place, **values}
+
+
 def act(what: str, name: str) -> None:
     """Stop or delete a job, or print what it says until it is over."""
     record = find(name)
     module = PLACES[record.asked()["place"]]
     try:
-        with _interruptible() if what == "logs" else contextlib.nullcontext():
-            {"stop": module.stop, "delete": module.delete, "logs": module.follow}[what](record)
+        if what == "logs":
+            with _interruptible():
+                module.follow(record)
+            return
+        if what == "stop":
+            state = module.status(record, 0).state
+            if state in OVER:
+                say(f"{name} is {state} already")
+                return
+            module.stop(record)
+            say(f"{name} is being stopped")
+            return
+        _delete(record, module)
+        say(f"{name} is deleted")
     except ToolError as error:
         raise error.for_people() from error
-    if what == "delete":
-        if record.is_watched() and (pid := record.state().get("launcher")) != os.getpid():
-            os.kill(pid, signal.SIGTERM)
-        record.forget()
-    if what != "logs":
-        say(f"{name} is {'being stopped' if what == 'stop' else 'deleted'}")
+    except KeyboardInterrupt:
+        return
+
+
+def _delete(record: Record, module: Any) -> None:
+    """End a job's launcher first, which might make anew what is deleted, then what the job holds, then its record."""
+    if launcher := record.launcher():
+        record.ask_to_stop()
+        os.kill(launcher, signal.SIGTERM)
+        until = time.monotonic() + LONGEST_SAVE
+        while record.launcher() == launcher:
+            if time.monotonic() > until:
+                raise UserError(
+                    f"the launcher of {record.name} (process {launcher}) does not end; try again, or kill it"
+                )
+            time.sleep(0.1)
+    if module.status(record, 0).state not in OVER or record.state().get("holds") or module is gke:
+        module.delete(record)
+    record.forget()

@@ -3,22 +3,24 @@ lines of every worker, in $JAXFORMER_CACHE/jobs."""
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxformer.errors import UserError, disk_errors, suggest
 from jaxformer.storage import cache_folder
 
-# States of a job. RUNNING is also that of a launcher which died meanwhile: `is_watched` tells.
+# States of a job. RUNNING is also that of one whose launcher died meanwhile: `is_watched` tells.
 STARTING, RUNNING, PAUSED, STOPPING = "starting", "running", "waiting to run again", "stopping"
 DONE, FAILED, STOPPED = "done", "failed", "stopped"
 OVER = (DONE, FAILED, STOPPED)
 _TAIL_BYTES = 20_000
+_SHORTEST_SECRET = 6  # a shorter value would blot out ordinary words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,34 +55,73 @@ class Record:
         return _read(path) if path.exists() else {"state": STARTING, "attempts": 0, "message": ""}
 
     def note(self, **values: Any) -> None:
-        """Change some of the state's values; a reader sees the old ones or the new ones."""
-        _write(self.folder / "state.json", {**self.state(), **values, "updated": round(time.time(), 3)})
+        """Change some of the state's values; a reader sees the old ones or the new ones, and no change is lost."""
+        if "message" in values:
+            values["message"] = self.hider()(values["message"])
+        with (self.folder / "state.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            _write(self.folder / "state.json", {**self.state(), **values, "updated": round(time.time(), 3)})
+
+    def hider(self) -> Callable[[str], str]:
+        """Return a function that blots out, in a line, the values that the job's secrets have here."""
+        values = [os.environ.get(name, "") for name in self.asked()["job"]["secrets"]]
+        values = [value for value in values if len(value) >= _SHORTEST_SECRET]
+
+        def hide(line: str) -> str:
+            for value in values:
+                line = line.replace(value, "***")
+            return line
+
+        return hide
+
+    def ask_to_stop(self) -> None:
+        """Ask whoever looks after the job not to run it again, whatever it is doing now."""
+        (self.folder / "stop").touch()
+
+    def let_run(self) -> None:
+        """Take back what `ask_to_stop` said, for a job that is launched anew."""
+        (self.folder / "stop").unlink(missing_ok=True)
+
+    def is_asked_to_stop(self) -> bool:
+        return (self.folder / "stop").exists()
 
     def log(self, worker: str | int) -> Path:
         return self.folder / f"worker-{worker}.txt"
 
+    def logs(self) -> dict[str, Path]:
+        """Return the files of what workers said, by the worker's name."""
+        paths = sorted(self.folder.glob("worker-*.txt"), key=lambda path: (len(path.name), path.name))
+        return {path.stem.removeprefix("worker-"): path for path in paths}
+
     def tails(self, lines: int) -> dict[str, list[str]]:
         """Return the last lines that each worker's file holds."""
-        paths = sorted(self.folder.glob("worker-*.txt"), key=lambda path: (len(path.name), path.name))
-        return {path.stem.removeprefix("worker-"): tail(path, lines) for path in paths}
-
-    def is_watched(self) -> bool:
-        """Say whether the launcher that looks after this job is alive."""
-        pid = self.state().get("launcher")
-        if not pid:
-            return False
-        with contextlib.suppress(OSError):
-            return _began(pid) == self.state().get("launcher_began")
-        return False
+        return {worker: tail(path, lines) for worker, path in self.logs().items()}
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Hold the job as its launcher."""
-        self.note(launcher=os.getpid(), launcher_began=_began(os.getpid()))
-        try:
+        """Hold the job as its launcher. Raises UserError where there is one already."""
+        with (self.folder / "launcher").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"job {self.name} runs already; `jaxformer launch logs {self.name}` shows it, "
+                    f"`jaxformer launch stop {self.name}` stops it"
+                ) from None
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            self.let_run()
             yield
-        finally:
-            self.note(launcher=None)
+
+    def launcher(self) -> int | None:
+        """Return the process that looks after the job, None where none does."""
+        with contextlib.suppress(FileNotFoundError), (self.folder / "launcher").open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(file.read() or 0) or None
+        return None
 
     def forget(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -106,29 +147,35 @@ def find(name: str) -> Record:
     return Record(jobs_folder() / name)
 
 
-def open_record(name: str, asked: Mapping[str, Any]) -> Record:
+def open_record(name: str, asked: Mapping[str, Any], fixed: Sequence[str] = ()) -> Record:
     """Return the record of a job that is launched now: a new one, or that of the same job, which then goes on.
 
-    Raises UserError when the name is another job's that may not be over, or a launcher looks after the job.
+    `fixed` are the options that a job cannot change while it holds something ("holds" in its state). Raises UserError
+    when the name is another job's that may not be over, or that holds something.
     """
     record = Record(jobs_folder() / name)
     asked = json.loads(json.dumps(asked))
     with disk_errors(record.folder):
         record.folder.mkdir(parents=True, exist_ok=True)
-        if not (record.folder / "job.json").exists():
-            _write(record.folder / "job.json", asked)
-            return record
-    if record.is_watched():
-        raise UserError(f"job {name} runs already; `jaxformer launch logs {name}` shows it, `… stop {name}` stops it")
-    before = record.asked()
-    if before["place"] != asked["place"] or before["job"]["command"] != asked["job"]["command"]:
-        if before["place"] == "local" or record.state()["state"] in OVER:
+    if (record.folder / "job.json").exists():
+        before, state = record.asked(), record.state()
+        same = before["place"] == asked["place"] and before["job"]["command"] == asked["job"]["command"]
+        merged = [{**kept["options"], **kept["job"]} for kept in (before, asked)]
+        changed = [key for key in fixed if same and state.get("holds") and merged[0].get(key) != merged[1].get(key)]
+        if changed:
+            raise UserError(
+                f"job {name} has {state['holds']} with another --{changed[0]} ({merged[0].get(changed[0])!r}); choose "
+                f"another --name, or `jaxformer launch delete {name}` first"
+            )
+        idle = state["state"] in OVER or (before["place"] == "local" and record.launcher() is None)
+        if not same and (not idle or state.get("holds")):
+            raise UserError(
+                f"job {name} is another one ({before['place']}: {' '.join(before['job']['command'])}); choose another "
+                f"--name, or `jaxformer launch delete {name}` first"
+            )
+        if not same:
             record.forget()
-            return open_record(name, asked)
-        raise UserError(
-            f"job {name} is another one ({before['place']}: {' '.join(before['job']['command'])}); choose another "
-            f"--name, or `jaxformer launch delete {name}` first"
-        )
+            record.folder.mkdir(parents=True, exist_ok=True)
     _write(record.folder / "job.json", asked)
     return record
 
@@ -137,8 +184,10 @@ def watched_status(record: Record, lines: int) -> Status:
     """Return how a job stands that a launcher looks after; where that has died, nobody will start it again."""
     state = record.state()
     name, message = state["state"], state["message"]
-    if name not in OVER and not record.is_watched():
+    if name not in OVER and record.launcher() is None:
         name, message = "left alone", "its launcher has gone; the same command goes on with it"
+    elif name not in OVER and record.is_asked_to_stop():
+        name = STOPPING
     return Status(name, state["attempts"], message, state.get("code"), record.tails(lines))
 
 
@@ -147,8 +196,7 @@ def follow_files(record: Record, over: Callable[[], bool], put: Callable[[str, s
     read: dict[str, int] = {}
     while True:
         last = over()
-        for path in sorted(record.folder.glob("worker-*.txt"), key=lambda path: (len(path.name), path.name)):
-            worker = path.stem.removeprefix("worker-")
+        for worker, path in record.logs().items():
             with path.open("rb") as file:
                 file.seek(read.get(worker, 0))
                 text = file.read()
@@ -172,15 +220,6 @@ def tail(path: Path, lines: int) -> list[str]:
 
 def last_line(path: Path) -> str:
     return "".join(tail(path, 1))
-
-
-def _began(pid: int) -> str:
-    """Return when a process began (clock ticks since the machine's start), so that a number used again is noticed."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except FileNotFoundError:
-        os.kill(pid, 0)  # no /proc on this system
-        return ""
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -9,18 +9,18 @@ import dataclasses
 import json
 import re
 import shlex
+import time
 from pathlib import Path
 from typing import Any
 
 from jaxformer.errors import UserError
 from jaxformer.launch.accelerators import GPUS, Tpu, require_accelerator
-from jaxformer.launch.commands import ToolError, here_document, lines_of, run, script
+from jaxformer.launch.commands import as_yaml, here_document, lines_of, run, script
 from jaxformer.launch.job import Job, checked, option, require_store
-from jaxformer.launch.jobset import as_yaml
-from jaxformer.launch.output import printer, say
-from jaxformer.launch.policy import LONGEST_PAUSE
+from jaxformer.launch.output import patiently, printer, say
+from jaxformer.launch.packing import PYTHON, require_project, setup_of
+from jaxformer.launch.policy import AGAIN, PREEMPTED, judge, shell_pause
 from jaxformer.launch.records import DONE, FAILED, OVER, PAUSED, RUNNING, STARTING, STOPPED, STOPPING, Record, Status
-from jaxformer.launch.tpu_pod import PYTHON, require_project, setup_of
 
 TAKES = ("accelerator", "hosts", "mounts", "spot")
 COORDINATOR_PORT = 8476
@@ -34,15 +34,14 @@ for restart in $(seq 0 {restarts}); do
     {command}
     code=$?
     case $code in
-        75|134) ;;
+        {again}) ;;
         *) exit $code ;;
     esac
     if [ $restart -lt {restarts} ]; then
-        pause=$(( {backoff} << (restart < 10 ? restart : 10) ))
-        sleep $(( pause < {longest} ? pause : {longest} ))
+        sleep {pause}
     fi
 done
-exit 75
+exit {preempted}
 """
 # On TPUs the chips know each other.
 PEERS = f"""\
@@ -101,8 +100,8 @@ def task(job: Job, options: Options) -> dict[str, Any]:
         **({"secrets": dict.fromkeys(job.secrets)} if job.secrets else {}),
         **({"file_mounts": mounts} if mounts else {}),
         "run": RUN.format(
-            setting=PEERS if several else "", restarts=job.restarts, command=command, backoff=round(job.backoff),
-            longest=round(LONGEST_PAUSE),
+            setting=PEERS if several else "", restarts=job.restarts, command=command, preempted=PREEMPTED,
+            again="|".join(map(str, map(int, AGAIN))), pause=shell_pause("restart", job.backoff),
         ).lstrip(),
     }  # fmt: skip
 
@@ -125,43 +124,47 @@ def launch(job: Job, options: Options, record: Record) -> int:
     path = record.folder / "task.yaml"
     options = dataclasses.replace(options, code=str(Path(options.code).resolve()))
     path.write_text(as_yaml(task(job, options)), encoding="utf-8")
-    try:
-        shown = run(submit(job, str(path)))
-    except ToolError as error:
-        raise error.for_people() from error
+    shown = run(submit(job, str(path)), timeout=None)
     number = re.search(r"Managed Job ID: (\d+)", shown)
     if number is None:
-        raise UserError(
-            f"sky named no job; it said: {shown.strip().splitlines()[-1:] or ['nothing']}; see `sky jobs queue`"
-        )
-    record.note(state=STARTING, attempts=0, message="", id=number[1])
+        said = "".join(shown.strip().splitlines()[-1:]) or "nothing"
+        raise UserError(f"sky named no job; it said: {said}; see `sky jobs queue`")
+    record.note(state=STARTING, attempts=0, message="", code=None, id=number[1])
     say(f"{job.name} is SkyPilot's job {number[1]}")
     return 0
 
 
 def status(record: Record, lines: int) -> Status:
+    """Return how the job stands by SkyPilot's own words."""
     before = record.state()
     number = before.get("id")
     if not number:
         return Status(STOPPED, 0, "it was never submitted")
-    try:
-        queue = json.loads(run(["sky", "jobs", "queue", "--all", "--verbose", "--output", "json"]))
-        mine = next((entry for entry in queue if str(entry["job_id"]) == number), None)
-        if mine is None:
-            gone = f"SkyPilot has no job {number} any more"
-            return Status(before["state"], before["attempts"], gone, before.get("code"), record.tails(lines))
-        workers: dict[str, list[str]] = {}
-        for line in run(["sky", "jobs", "logs", "--no-follow", "--tail", "1000", number]).splitlines() if lines else ():
+    queue = json.loads(run(["sky", "jobs", "queue", "--all", "--verbose", "--output", "json"]))
+    mine = next((entry for entry in queue if str(entry["job_id"]) == number), None)
+    if mine is None:
+        gone = f"SkyPilot has no job {number} any more"
+        return Status(before["state"], before["attempts"], gone, before.get("code"), record.tails(lines))
+    state, message = STATES.get(mine["status"], FAILED), f"SkyPilot's job {number} is {mine['status']}"
+    workers: dict[str, list[str]] = {}
+    if lines or state == FAILED:
+        for line in run(["sky", "jobs", "logs", "--no-follow", "--tail", "1000", number]).splitlines():
             worker, text = _worker_of(line)
             workers.setdefault(worker, []).append(text)
-    except ToolError as error:
-        raise error.for_people() from error
+    code = {DONE: 0, FAILED: 1, STOPPED: PREEMPTED}.get(state)
+    reason = mine.get("failure_reason") or ""
+    if state == FAILED:
+        message += f": {reason}" if reason else ""
+        if codes := re.search(r"exit codes? \[?([\d, ]+)", reason):  # of the nodes, in order
+            found = judge(
+                [(str(rank), int(text)) for rank, text in enumerate(codes[1].split(","))],
+                lambda worker: "".join(workers.get(worker, [])[-1:]),
+            )
+            code, message = found.code or 1, found.message or message
     attempts = int(mine.get("recovery_count") or 0) + 1
-    state, message = STATES.get(mine["status"], FAILED), f"SkyPilot's job {number} is {mine['status']}"
-    message += f": {mine['failure_reason']}" if mine.get("failure_reason") else ""
-    code = {DONE: 0, FAILED: 1, STOPPED: 1}.get(state)
     record.note(state=state, attempts=attempts, message=message, code=code)
-    return Status(state, attempts, message, code, {worker: said[-lines:] for worker, said in sorted(workers.items())})
+    shown = {worker: said[-lines:] for worker, said in sorted(workers.items())} if lines else {}
+    return Status(state, attempts, message, code, shown)
 
 
 def _worker_of(line: str) -> tuple[str, str]:
@@ -175,14 +178,20 @@ def _worker_of(line: str) -> tuple[str, str]:
 
 
 def follow(record: Record) -> None:
-    put = printer(record, keep=False)
-    for line in lines_of(["sky", "jobs", "logs", "--follow", "--tail", "0", record.state()["id"]]):
-        put(*_worker_of(line))
+    """Print what SkyPilot shows of the job until that is over. Where its stream breaks, the next begins at the end."""
+    put, over = printer(record, keep=False), patiently(lambda: status(record, 0).state in OVER)
+    tail = "0"  # everything
+    while record.state().get("id"):
+        for line in lines_of(["sky", "jobs", "logs", "--follow", "--tail", tail, record.state()["id"]]):
+            put(*_worker_of(line))
+        if over():
+            return
+        tail = "1"
+        time.sleep(5)
 
 
 def stop(record: Record) -> None:
     """End the job and give its machines back; SkyPilot leaves it no time to save."""
-    record.note(state=STOPPING)
     run(["sky", "jobs", "cancel", "--yes", record.state()["id"]])
 
 

@@ -13,8 +13,8 @@ from jaxformer.errors import UserError
 from jaxformer.launch.accelerators import gpus
 from jaxformer.launch.commands import ToolError, here_document, run, script
 from jaxformer.launch.job import Job, checked, exports, option
-from jaxformer.launch.output import printer, say
-from jaxformer.launch.policy import LONGEST_PAUSE, judge
+from jaxformer.launch.output import patiently, printer, say
+from jaxformer.launch.policy import AGAIN, PREEMPTED, USER_ERROR, judge, shell_pause
 from jaxformer.launch.records import (
     DONE,
     FAILED,
@@ -23,7 +23,6 @@ from jaxformer.launch.records import (
     RUNNING,
     STARTING,
     STOPPED,
-    STOPPING,
     Record,
     Status,
     follow_files,
@@ -32,9 +31,9 @@ from jaxformer.launch.records import (
 )
 
 TAKES = ("accelerator", "hosts", "reserved")
-# SLURM's word for a job's state: ours. All others that end a job are failures.
-STATES = {"PENDING": STARTING, "CONFIGURING": STARTING, "RUNNING": RUNNING, "COMPLETING": RUNNING, "SUSPENDED": PAUSED,
-          "REQUEUED": PAUSED, "COMPLETED": DONE, "CANCELLED": STOPPED}  # fmt: skip
+# SLURM's word for a job's state: ours. Those of ENDED are failures, unless the job has left its exit code.
+STATES = {"PENDING": STARTING, "CONFIGURING": STARTING, "SUSPENDED": PAUSED, "REQUEUED": PAUSED, "REQUEUE_HOLD": PAUSED}
+ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT")
 
 # Each task writes down its own exit code, for srun reports the highest only, and those that it kills for another's sake
 # have none. The shell between survives SIGTERM, which is for the command. After `requeue` SLURM ends this script, too.
@@ -48,24 +47,22 @@ srun --kill-on-bad-exit=1 --open-mode=append --output={output} bash -c '
     echo $code > "$1/exit-$SLURM_PROCID"
     exit $code
 ' worker "$folder" {command}
-srun_code=$?
-code=0
-if [ $srun_code -ne 0 ]; then
-    code=75
+code=$?
+if [ $code -ne 0 ]; then
+    code={preempted}
     for file in "$folder"/exit-*; do
         case $(cat "$file" 2>/dev/null) in
-            0|75|134) ;;                           # done, preempted, or ended because another worker had gone
-            2) code=2 ;;
-            *) if [ $code -ne 2 ]; then code=1; fi ;;
+            0|{again}) ;;  # done, preempted, or ended because another worker had gone
+            {user_error}) code={user_error} ;;
+            *) if [ $code -ne {user_error} ]; then code=1; fi ;;
         esac
     done
 fi
 restarts=${{SLURM_RESTART_COUNT:-0}}
-if [ $code -eq 75 ] && [ $restarts -lt {restarts} ]; then
+if [ $code -eq {preempted} ] && [ $restarts -lt {restarts} ] && [ ! -e "$folder/stop" ]; then
     trap '' TERM
-    pause=$(( {backoff} << (restarts < 10 ? restarts : 10) ))
     if scontrol requeue $SLURM_JOB_ID; then
-        scontrol update JobId=$SLURM_JOB_ID StartTime=now+$(( pause < {longest} ? pause : {longest} ))
+        scontrol update JobId=$SLURM_JOB_ID StartTime=now+{pause}
         exit $code
     fi
 fi
@@ -117,10 +114,11 @@ def batch_script(job: Job, options: Options, folder: Path) -> str:
     header = [f"--{name}={value}" for name, value in given.items() if value]
     header += ["--requeue", "--open-mode=append", "--signal=TERM@120", *options.sbatch]
     place = shlex.quote(str(folder))
+    pause = shell_pause("restarts", job.backoff)
     body = BODY.format(
         folder=place, output=shlex.quote(f"{str(folder).replace('%', '%%')}/worker-%t.txt"), restarts=job.restarts,
-        command=shlex.join([sys.executable, "-m", "jaxformer", *job.command]), backoff=round(job.backoff),
-        longest=round(LONGEST_PAUSE),
+        command=shlex.join([sys.executable, "-m", "jaxformer", *job.command]), pause=pause,
+        preempted=PREEMPTED, user_error=USER_ERROR, again="|".join(map(str, map(int, AGAIN))),
     )  # fmt: skip
     setup = [options.setup] if options.setup else []
     return "\n".join(["#!/bin/bash", *(f"#SBATCH {word}" for word in header), *exports(job), *setup, body])
@@ -142,63 +140,66 @@ def launch(job: Job, options: Options, record: Record) -> int:
     """Submit the job; SLURM starts it, and starts it again."""
     if (before := record.state().get("id")) and status(record, 0).state not in OVER:
         raise UserError(f"job {job.name} is in SLURM's queue already, as {before}")
+    for path in (*record.logs().values(), *record.folder.glob("exit-*"), record.folder / "ended"):
+        path.unlink(missing_ok=True)  # of an earlier job
+    record.let_run()
     (record.folder / "job.sh").write_text(batch_script(job, options, record.folder), encoding="utf-8")
-    (record.folder / "ended").unlink(missing_ok=True)
-    try:
-        number = run(submit(job, record.folder)).strip().partition(";")[0]
-    except ToolError as error:
-        raise error.for_people() from error
-    record.note(state=STARTING, attempts=0, message="", id=number)
+    number = run(submit(job, record.folder)).strip().partition(";")[0]
+    record.note(state=STARTING, attempts=0, message="", code=None, id=number)
     say(f"{job.name} is SLURM's job {number}")
     return 0
 
 
+def _shown(number: str) -> dict[str, str]:
+    """Return what SLURM says of a job; nothing of one that it has forgotten."""
+    try:
+        return dict(re.findall(r"(\S+?)=(\S*)", run(["scontrol", "--oneliner", "show", "job", number])))
+    except ToolError as error:
+        if re.search("invalid job id", error.line, re.IGNORECASE):
+            return {}
+        raise
+
+
 def status(record: Record, lines: int) -> Status:
     """Return how the job stands, by SLURM's words, or by what it has left behind when SLURM has forgotten it."""
-    state, workers = record.state(), record.tails(lines)
-    try:
-        shown = run(["scontrol", "--oneliner", "show", "job", state["id"]])
-        found = dict(re.findall(r"(\S+?)=(\S*)", shown))
-    except KeyError:
+    number = record.state().get("id")
+    if not number:
         return Status(STOPPED, 0, "it was never submitted")
-    except ToolError:
-        found = {}
-    ended = last_line(record.folder / "ended")
-    attempts = int(found["Restarts"]) + 1 if found else state["attempts"]
-    code = None
-    if ended and found.get("JobState") not in ("PENDING", "RUNNING"):
-        files = sorted(record.folder.glob("exit-*"))
+    found, ended = _shown(number), last_line(record.folder / "ended")
+    word = found.get("JobState", "")
+    attempts = int(found["Restarts"]) + 1 if found else record.state()["attempts"]
+    code, message = None, ""
+    if ended and word not in ("PENDING", "RUNNING"):
+        # In the order in which they ended.
+        files = sorted(record.folder.glob("exit-*"), key=lambda file: file.stat().st_mtime)
         codes = [(file.name.removeprefix("exit-"), int(last_line(file) or 1)) for file in files]
-        code, message = judge(codes, lambda worker: last_line(record.log(worker)))
-        code = int(ended)  # a job without tasks has none of the others
-        name = DONE if code == 0 else STOPPED if state["state"] == STOPPING else FAILED
-    elif not found:
-        name, code = FAILED, 1
-        message = f"SLURM has forgotten job {state['id']}, which left no exit code; see {record.folder}/batch.txt"
+        message = judge(codes, lambda worker: last_line(record.log(worker))).message
+        code = int(ended)
+        state = DONE if code == 0 else STOPPED if record.is_asked_to_stop() else FAILED
+    elif not found or word in ENDED:
+        said = f"is {word}" if found else "is forgotten by SLURM"
+        state, code = STOPPED if word == "CANCELLED" else FAILED, 1
+        message = f"SLURM's job {number} {said} and left no exit code; see {record.folder}/batch.txt"
     else:
-        word = found["JobState"]
-        name = PAUSED if word == "PENDING" and attempts > 1 else STATES.get(word, FAILED)
-        message = f"SLURM's job {state['id']} is {word}" + (f" ({found['Reason']})" if word == "PENDING" else "")
-    record.note(attempts=attempts)
-    return Status(name, attempts, message, code, workers)
+        state = PAUSED if word == "PENDING" and attempts > 1 else STATES.get(word, RUNNING)
+        message = f"SLURM's job {number} is {word}" + (f" ({found['Reason']})" if word == "PENDING" else "")
+    record.note(state=state, attempts=attempts, message=message, code=code)
+    return Status(state, attempts, message, code, record.tails(lines))
 
 
 def stop(record: Record) -> None:
     """Let all workers save and end; the job does not come back by itself."""
-    number = record.state()["id"]
-    record.note(state=STOPPING)
+    number, state = record.state()["id"], status(record, 0).state
+    record.ask_to_stop()
     run(["scontrol", "update", f"JobId={number}", "Requeue=0"])
-    if status(record, 0).state == RUNNING:
-        run(["scancel", "--signal=TERM", number])
-    else:
-        run(["scancel", number])
+    run(["scancel", *(["--signal=TERM"] if state == RUNNING else []), number])
 
 
 def delete(record: Record) -> None:
     """Take the job out of SLURM, at once."""
-    if status(record, 0).state not in OVER:
-        run(["scancel", record.state()["id"]])
+    run(["scancel", record.state()["id"]])
 
 
 def follow(record: Record) -> None:
-    follow_files(record, lambda: status(record, 0).state in OVER, printer(record, keep=False))
+    over = patiently(lambda: status(record, 0).state in OVER)
+    follow_files(record, over, printer(record, keep=False))

@@ -1,4 +1,4 @@
-"""The TPUs of a job, and what `gcloud` and a shell are told about them."""
+"""The TPUs of a job, and what `gcloud` is told about them."""
 
 import dataclasses
 import shlex
@@ -10,30 +10,13 @@ from jaxformer.errors import UserError
 from jaxformer.launch.accelerators import Tpu, tpu
 from jaxformer.launch.commands import ToolError, run
 from jaxformer.launch.job import Job, checked, option
+from jaxformer.launch.packing import PYTHON, setup_of, unpack
 
-# The user's project, which is jaxformer or needs it, beside JAX for its accelerator and what reads gs://.
-SETUP = (
-    "python3 -m pip install --user --quiet uv && ~/.local/bin/uv venv --quiet --allow-existing --python 3.12 .venv && "
-    "~/.local/bin/uv pip install --quiet --python .venv{constraint} --editable . '{jax}' gcsfs"
-)
-PYTHON = ".venv/bin/python"
-CONSTRAINT = "constraints/python3.12.txt"
 WORKER = Path(__file__).with_name("worker.py")
-
-
-def setup_of(code: str, jax: str) -> str:
-    """Return shell that installs the project in the current folder, with the versions that it pins if any."""
-    pinned = (Path(code) / CONSTRAINT).is_file()
-    return SETUP.format(constraint=f" --constraint {CONSTRAINT}" if pinned else "", jax=jax)
-
-
-def require_project(code: str) -> None:
-    """Raise UserError for a folder that nobody can install."""
-    if not (Path(code) / "pyproject.toml").is_file():
-        raise UserError(
-            f"--code: {code} has no pyproject.toml; give the folder of a project that is jaxformer or depends on it, "
-            "or say how it is installed with --setup"
-        )
+LENT = ("READY", "ACTIVE")
+GONE = ("PREEMPTED", "TERMINATED", "STOPPED", "SUSPENDING", "SUSPENDED", "FAILED")  # of what is never lent again
+# Of SSH: a host that has vanished is noticed within seconds, where it is tried ten times, and a silent one in minutes.
+SSH = ("ConnectTimeout=15", "ServerAliveInterval=30", "ServerAliveCountMax=4")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +31,7 @@ class Options:
     service_account: str = option("whose permissions the workers have", metavar="EMAIL")
     internal_ips: bool = option("no public addresses; SSH goes to the internal ones", False)
     code: str = option("the git repository that is sent to the workers", ".", "FOLDER")
-    setup: str = option(
-        "shell that makes .venv there (default: installs the project, JAX for TPUs, gcsfs)", metavar="SHELL"
-    )
+    setup: str = option("shell that makes .venv there (default: installs the project and JAX)", metavar="SHELL")
     delete: bool = option("give the TPU back when the job is over", False)
     poll: float = option("seconds between two looks at a TPU that is being made", 10.0, "SECONDS")
 
@@ -84,9 +65,9 @@ class Pod(NamedTuple):
         return [name] if count == 1 else [f"{name}-{index}" for index in range(count)]
 
     @property
-    def workers(self) -> list[tuple[str, int]]:
+    def workers(self) -> list[tuple[str, str]]:
         """(node, index in it) of every worker, in the order in which they are numbered."""
-        return [(node, index) for node in self.nodes for index in range(self.slice.hosts)]
+        return [(node, str(index)) for node in self.nodes for index in range(self.slice.hosts)]
 
     @property
     def folder(self) -> str:
@@ -107,17 +88,14 @@ class Pod(NamedTuple):
         flags += ["--internal-ips"] if options.internal_ips else []
         if not self.queued:
             return self.tpus("tpu-vm", "create", job.name, *flags, f"--version={version}")
-        which = (
-            [f"--node-id={job.name}"]
-            if job.slices == 1
-            else [f"--node-count={job.slices}", f"--node-prefix={job.name}"]
-        )
+        several = [f"--node-count={job.slices}", f"--node-prefix={job.name}"]
+        which = [f"--node-id={job.name}"] if job.slices == 1 else several
         until = [f"--valid-until-duration={options.valid_until}"] if options.valid_until else []
         return self.tpus("queued-resources", "create", job.name, *which, *flags, f"--runtime-version={version}", *until)
 
-    def describe(self) -> list[str]:
+    def describe(self, what: str = "state.state") -> list[str]:
         if self.queued:
-            return self.tpus("queued-resources", "describe", self.job.name, "--format=value(state.state)")
+            return self.tpus("queued-resources", "describe", self.job.name, f"--format=value({what})")
         return self.describe_node(self.job.name)
 
     def describe_node(self, node: str) -> list[str]:
@@ -127,45 +105,47 @@ class Pod(NamedTuple):
         force = ["--force"] if self.queued else []  # its nodes with it
         return self.tpus("queued-resources" if self.queued else "tpu-vm", "delete", self.job.name, *force)
 
-    def ssh(self, worker: tuple[str, int | str], command: str) -> list[str]:
+    def ssh(self, worker: tuple[str, str], command: str) -> list[str]:
         node, index = worker
-        alive = ["--ssh-flag=-o ServerAliveInterval=30", "--ssh-flag=-o ServerAliveCountMax=4"]
+        flags = [f"--ssh-flag=-o {setting}" for setting in SSH]
         inside = ["--internal-ip"] if self.options.internal_ips else []
-        return self.tpus("tpu-vm", "ssh", node, f"--worker={index}", f"--command={command}", *alive, *inside)
+        return self.tpus("tpu-vm", "ssh", node, f"--worker={index}", f"--command={command}", *flags, *inside)
 
-    def scp(self, worker: tuple[str, int | str], files: Sequence[Path]) -> list[str]:
+    def scp(self, worker: tuple[str, str], files: Sequence[Path]) -> list[str]:
         node, index = worker
         inside = ["--internal-ip"] if self.options.internal_ips else []
         return self.tpus("tpu-vm", "scp", *map(str, files), f"{node}:{self.folder}/", f"--worker={index}", *inside)
 
-    def pack(self, archive: Path) -> str:
-        """Shell that packs what git knows of the code, and what it does not ignore."""
-        code = shlex.quote(self.options.code)
-        return (
-            f"git -C {code} ls-files -z --cached --others --exclude-standard | "
-            f"tar --create --gzip --file={shlex.quote(str(archive))} --directory={code} --ignore-failed-read --null "
-            "--files-from=-"
-        )
-
     def install(self) -> str:
         """Shell that makes the code and its environment on a worker."""
         setup = self.options.setup or setup_of(self.options.code, "jax[tpu]")
-        return f"cd {self.folder} && mkdir -p code && tar -xzf code.tar.gz -C code && cd code && {setup}"
+        return f"cd {self.folder} && {unpack('code.tar.gz', setup)}"
 
-    def follow(self, attempt: int | str, line: int) -> str:
+    def follow(self, attempt: str, line: int) -> str:
         """Shell that starts the job's command on a worker, or follows it from one of its lines on."""
         variables = [f"{name}={value}" for name, value in {"PYTHONUNBUFFERED": "1", **self.job.environment}.items()]
         command = ["env", *variables, PYTHON, "-m", "jaxformer", *self.job.command]
-        return shlex.join(["python3", f"{self.folder}/worker.py", "follow", str(attempt), str(line), "--", *command])
+        return shlex.join(["python3", f"{self.folder}/worker.py", "follow", attempt, str(line), "--", *command])
+
+    def tell(self, what: str) -> str:
+        """Shell that lets the command on a worker "stop" or "end"."""
+        return f"python3 {self.folder}/worker.py {what}"
 
     def state(self) -> str:
         """What the platform says of the TPUs, "" where there are none. A queued resource may be ACTIVE without being
-        whole: then it is what its first node is that is not READY."""
+        whole: then it is what its first node is that is not READY. Raises ToolError when there is no answer."""
         state = _answer(self.describe())
         if state != "ACTIVE":
             return state
         nodes = [_answer(self.describe_node(node)) for node in self.nodes]
         return next((node or "TERMINATED" for node in nodes if node != "READY"), state)
+
+    def why_not(self) -> str:
+        """What the platform says of a queued resource that failed."""
+        if not self.queued:
+            return ""
+        said = _answer(self.describe("state.failedData.error.message"))
+        return f": {said}" if said else ""
 
 
 def _answer(words: list[str]) -> str:

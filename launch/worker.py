@@ -23,6 +23,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 PREEMPTED = 75
+GRACE_SECONDS = 60.0
 
 
 def follow(attempt: str, line: int, command: list[str]) -> int:
@@ -33,7 +34,9 @@ def follow(attempt: str, line: int, command: list[str]) -> int:
     except FileExistsError:
         pass
     else:
-        end(signal.SIGKILL, besides=folder)  # what an earlier attempt has left would hold the accelerators
+        # What an earlier attempt has left would hold the accelerators. It may be saving.
+        end(signal.SIGTERM, besides=folder, wait=GRACE_SECONDS)
+        end(signal.SIGKILL, besides=folder, wait=GRACE_SECONDS)
         with (folder / "output.txt").open("wb") as output:
             subprocess.Popen(
                 [sys.executable, __file__, "keep", attempt, *command],
@@ -108,14 +111,15 @@ def ended(folder: Path) -> int | None:
     return int((folder / "exit").read_text()) if (folder / "exit").exists() else PREEMPTED
 
 
-def end(number: signal.Signals, besides: Path | None = None) -> int:
-    """Send a signal to the command of every attempt that still runs; wait for those that are killed."""
+def end(number: signal.Signals, besides: Path | None = None, wait: float = 0.0) -> int:
+    """Send a signal to the command of every attempt that still runs, and wait so many seconds for it to end."""
     for folder in FOLDER.glob("attempt-*"):
         if folder == besides or not (folder / "pid").exists() or ended(folder) is not None:
             continue
         try:
             os.kill(int((folder / "pid").read_text()), number)
-            while number == signal.SIGKILL and ended(folder) is None:
+            until = time.monotonic() + wait
+            while ended(folder) is None and time.monotonic() < until:
                 time.sleep(0.1)
         except ProcessLookupError:
             pass
@@ -135,7 +139,7 @@ def main(words: list[str]) -> int:
     if what == "keep":
         return keep(words[1], words[2:])
     if what in ("stop", "end"):
-        return end(signal.SIGTERM if what == "stop" else signal.SIGKILL)
+        return end(signal.SIGTERM) if what == "stop" else end(signal.SIGKILL, wait=GRACE_SECONDS)
     print(__doc__)
     return 2
 

@@ -39,7 +39,7 @@ class Bucket:
         }  # fmt: skip
 
     def names(self, folder: str) -> list[str]:
-        return sorted(name.removeprefix(f"{folder}/") for name in self.objects if name.startswith(f"{folder}/"))
+        return sorted(name.removeprefix(f"{folder}/") for name in list(self.objects) if name.startswith(f"{folder}/"))
 
     def put(self, name: str, data: bytes) -> dict[str, Any]:
         with self.lock:

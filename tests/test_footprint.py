@@ -145,8 +145,8 @@ def test_processes_of_a_run_on_one_machine_count_it_once(tmp_path):
 def test_processes_that_write_elsewhere_still_count_one_machine_once(tmp_path):
     run = Path("gs://bucket/run")
     both = [Footprint(tmp_path / str(index), FootprintConfig(), index, run=run) for index in range(2)]
-    for footprint in both:
-        footprint.stop()
+    for measured in both:
+        measured.stop()
     assert len(list(tmp_path.rglob("*.csv"))) == 1
 
 

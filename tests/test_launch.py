@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -142,6 +142,7 @@ def test_the_check_of_manifests_notices_a_slip() -> None:
         (["local", "--env=WHO", *RUN], "'WHO' is not of the form A=B"),
         (["local", "--env=A B=c", *RUN], "'A B' is no name of a variable"),
         (["local", "--env=HF_TOKEN=x", *RUN], "give --secret HF_TOKEN"),
+        (["local", "--env=WANDB_API_KEY=x", *RUN], "give --secret WANDB_API_KEY"),
         (["local", "--secret=NOT_SET", *RUN], "export NOT_SET first"),
         (["local", "--", "train", "--config=bert:smok"], "smoke"),
         (["local", "--", "train", "--config=bert:smoke", "--config.model.num_layer=1"], "num_layers"),
@@ -263,8 +264,10 @@ def test_a_here_document_ends_where_it_should() -> None:
 
 
 @pytest.fixture
-def record(tmp_path: Path) -> records.Record:
-    return records.Record(tmp_path)
+def record() -> Iterator[records.Record]:
+    made = records.open_record("record", {"place": "local", "job": job(secrets=("HF_TOKEN",)).record(), "options": {}})
+    yield made
+    made.forget()
 
 
 def supervised(codes: list[int], record: records.Record, **fields: object) -> tuple[int, list[int], list[str]]:
@@ -310,14 +313,14 @@ def test_pauses_double_up_to_a_limit_and_a_stop_ends_them(record: records.Record
     waiting.start()
     while record.state()["state"] != records.PAUSED:
         time.sleep(0.01)
-    record.note(state=records.STOPPING)
+    record.ask_to_stop()
     waiting.join(10)
     assert codes == [75] and record.state()["state"] == "stopped" and record.state()["attempts"] == 1
 
 
 def test_a_job_that_is_stopped_does_not_run_again(record: records.Record) -> None:
     def attempt(number: int) -> policy.Outcome:
-        record.note(state=records.STOPPING)
+        record.ask_to_stop()
         return policy.Outcome(75)
 
     assert policy.supervise(job(backoff=0), record, attempt, print) == 75
@@ -333,7 +336,10 @@ def test_a_job_that_is_stopped_does_not_run_again(record: records.Record) -> Non
         ([("1", 0), ("0", 134)], 75, "preempted"),
         ([("1", 75), ("0", 2)], 2, "worker 0 ended with exit code 2: line of 0"),
         ([("1", 1), ("0", 2)], 2, "worker 0 ended with exit code 2: line of 0"),
-        ([("1", 139), ("0", 1)], 1, "worker 1 ended with exit code 139: line of 1"),
+        ([("1", 139), ("0", 1)], 1, "worker 1 was ended by SIGSEGV: line of 1"),
+        ([("0", 143), ("1", 75)], 75, "preempted"),
+        ([("0", 137), ("1", 143), ("2", 3)], 1, "worker 2 ended with exit code 3: line of 2"),
+        ([("0", 137), ("1", 75)], 1, "worker 0 was ended by SIGKILL: line of 0"),
         ([("0", 134), ("1", 1), ("2", None)], 1, "worker 1 ended with exit code 1: line of 1"),
     ],
 )
@@ -345,22 +351,33 @@ def test_the_worker_that_failed_speaks_for_all(codes: list[tuple[str, int | None
 
 
 def test_a_name_belongs_to_one_job_until_that_is_over(capsys: pytest.CaptureFixture[str]) -> None:
-    asked = {"place": "slurm", "job": job().record(), "options": {}}
+    asked = {"place": "slurm", "job": job().record(), "options": {"zone": "a"}}
     record = records.open_record("mine", asked)
     record.note(state=records.RUNNING, attempts=1)
     assert records.open_record("mine", asked).state()["attempts"] == 1  # the same job goes on
     other = {**asked, "job": job(command=("evaluate",)).record()}
     with pytest.raises(UserError, match="another one .*launch delete mine"):
         records.open_record("mine", other)
-    record.note(state=records.DONE)
-    assert records.open_record("mine", other).state()["attempts"] == 0
-    with record.watched(), pytest.raises(UserError, match="runs already"):
+    record.note(state=records.DONE, holds="a TPU")
+    with pytest.raises(UserError, match="another one"):
         records.open_record("mine", other)
+    records.open_record("mine", asked, fixed=["zone"])
+    with pytest.raises(UserError, match="has a TPU with another --zone \\('a'\\)"):
+        records.open_record("mine", {**asked, "options": {"zone": "b"}}, fixed=["zone"])
+    record.note(holds="")
+    assert records.open_record("mine", other).state()["attempts"] == 0
+    with record.watched():
+        assert record.launcher() == os.getpid()
+        with pytest.raises(UserError, match="runs already"), record.watched():
+            raise AssertionError
+    assert record.launcher() is None
     with pytest.raises(UserError, match="did you mean 'mine'"):
         records.find("min")
     (record.folder / "job.json").write_text("{")
     assert main(["launch", "status", "mine"]) == 2
     assert "is damaged" in capsys.readouterr().err
+    assert main(["launch", "status"]) == 0  # the others are still shown
+    assert "unknown" in capsys.readouterr().out
     record.forget()
     assert records.records() == []
 
@@ -426,12 +443,12 @@ def test_a_command_outlives_its_connection_and_ends_when_it_is_told(
     assert second.stdout is not None and second.stdout.readline() == "4\t3\n"
     assert place("stop").wait() == 0
     assert second.stdout.read().splitlines()[-1] == "exit\t143"
-    # An earlier attempt is killed before a new one begins.
+    # An earlier attempt is ended before a new one begins.
     third = place("follow", "2", "1", *loop)
     assert third.stdout is not None and third.stdout.readline() == "1\t0\n"
     fourth = place("follow", "3", "1", *python("print('alone')"))
     assert said(fourth) == ["1\talone", "exit\t0"]
-    assert third.stdout.read().splitlines()[-1] == "exit\t137"
+    assert third.stdout.read().splitlines()[-1] == "exit\t143"
 
 
 def test_a_machine_that_started_anew_is_a_preemption(
@@ -459,6 +476,8 @@ def test_a_command_that_is_not_there_is_said_so(place: Callable[..., "subprocess
     [
         ("ERROR: (gcloud.compute.tpus.tpu-vm.create) RESOURCE_EXHAUSTED: Quota limit 'T' has been exceeded.", "quota"),
         ("ERROR: There is no more capacity in the zone \"us-west4-a\"", "capacity"),
+        ("There was a problem refreshing your current auth tokens: expired; error", "login"),
+        ("ERROR: (gcloud.x) NOT_FOUND: projects/quota-lab/nodes/x was not found", "missing"),
         ("ERROR: (gcloud.x) You do not currently have an active account selected.", "login"),
         ("ERROR: (gcloud.x) PERMISSION_DENIED: Permission 'tpu.nodes.create' denied", "permission"),
         ("ERROR: (gcloud.x) [/usr/bin/ssh] exited with return code [255].", "ssh"),
@@ -491,6 +510,8 @@ def test_no_secret_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
     from jaxformer.launch.output import printer
 
     record = records.open_record("secret", {"place": "tpu_vm", "job": made.record(), "options": {}})
+    record.note(message=f"no entry for {SECRET}")
+    assert record.state()["message"] == "no entry for ***"
     printer(record)("0", f"the token is {SECRET}!")
     assert capsys.readouterr().err == "[0] the token is ***!\n" and SECRET not in record.log(0).read_text()
     record.forget()

@@ -1,10 +1,13 @@
 """Run directories on gs://: paths, checkpoints, the log, whole runs, and what goes wrong there, with a fake store."""
 
 import importlib.util
+import json
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 from typing import Any
 
 import aiohttp
@@ -12,7 +15,7 @@ import gcs
 import google.auth.exceptions
 import numpy as np
 import pytest
-from test_checkpoint import assert_equal, make_state, save_all, shapes
+from states import assert_equal, make_state, save_all, shapes
 from training import fine_tuning, logged, make_corpus, pretraining
 
 import jaxformer
@@ -25,7 +28,7 @@ from jaxformer.interop.folders import check_new
 from jaxformer.launch import local
 from jaxformer.parameters import flatten
 from jaxformer.report import find_runs, read_run
-from jaxformer.run import open_run, read_metrics
+from jaxformer.run import open_run, read_metrics, write_json
 from jaxformer.staging import staged
 from jaxformer.storage import delete_tree, files_below, folders_in, is_remote, local_path, location, store_errors
 from jaxformer.train import train
@@ -50,6 +53,15 @@ def bucket(served: gcs.Bucket) -> gcs.Bucket:
 @pytest.fixture
 def run() -> Path:
     return location("gs://bucket/runs/a")
+
+
+@pytest.fixture(autouse=True)
+def _temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What killed runs leave lies with the test's own files."""
+    folder = tmp_path.with_name(f"{tmp_path.name}-temporary")
+    folder.mkdir(exist_ok=True)
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
 
 
 # Paths.
@@ -255,6 +267,12 @@ def test_the_log_is_copied_before_a_checkpoint_is_finished(bucket: gcs.Bucket, r
 # The log.
 
 
+def test_a_result_is_one_object(bucket: gcs.Bucket, run: Path) -> None:
+    write_json(run / "results" / "evaluate-test.json", {"loss": 1.5})
+    assert json.loads(bucket.objects["runs/a/results/evaluate-test.json"]) == {"loss": 1.5}
+    assert {method for method, _ in bucket.requests} == {"POST"}  # nothing is renamed
+
+
 def test_a_local_run_is_its_own_staging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "filesystem", lambda: pytest.fail("nothing is copied"))
     with staged(tmp_path / "runs" / "a") as own:
@@ -439,7 +457,7 @@ def has_ended(started: list["subprocess.Popen[str]"]) -> bool:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_killed_run_goes_on_bit_by_bit(processes: int, bucket: gcs.Bucket, corpus: Path, tmp_path: Path) -> None:
     run = location("gs://bucket/runs/a")
-    keys = {"training.num_steps": 200, "checkpoint.every": 20, "checkpoint.keep_last": 0, "training.eval_every": 50}
+    keys = {"training.num_steps": 100, "checkpoint.every": 20, "checkpoint.keep_last": 0, "training.eval_every": 50}
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
 
     def finish(workdir: Path) -> None:
@@ -448,8 +466,8 @@ def test_a_killed_run_goes_on_bit_by_bit(processes: int, bucket: gcs.Bucket, cor
             assert local.wait(started) == 0, (tmp_path / "output.txt").read_text()
 
     finish(tmp_path / "run")
-    for step in (40, 100):  # killed while the checkpoint of this step is being written
-        started = local.start(quick(run, corpus, **keys), processes, flags, stdout=subprocess.PIPE, stderr=-2)
+    for step in (20, 60):  # killed while the checkpoint of this step is being written
+        started = local.start(quick(run, corpus, **keys), processes, flags, stdout=PIPE, stderr=STDOUT)
         folder = f"runs/a/checkpoints/{step}/"
         while not any(name.startswith(folder) for name in list(bucket.objects)) and not has_ended(started):
             time.sleep(0.01)
@@ -457,8 +475,9 @@ def test_a_killed_run_goes_on_bit_by_bit(processes: int, bucket: gcs.Bucket, cor
             process.kill()
         outputs = [process.communicate()[0] for process in started]
         finished = [name for name in steps(bucket) if f"runs/a/checkpoints/{name}/digest.json" in bucket.objects]
-        assert finished and "200" not in finished, outputs
-        assert read_metrics(run)[-1]["step"] >= max(map(int, finished))  # no line before a checkpoint is lost
+        assert "runs/a/config.json" in bucket.objects and "100" not in finished, outputs
+        if finished:  # no line before a checkpoint is lost
+            assert read_metrics(run)[-1]["step"] >= max(map(int, finished))
     finish(run)
     assert_same_run(run, tmp_path / "run")
 
@@ -467,7 +486,7 @@ def test_a_killed_run_goes_on_bit_by_bit(processes: int, bucket: gcs.Bucket, cor
 def test_a_stopped_run_is_saved_and_its_log_is_there(bucket: gcs.Bucket, corpus: Path) -> None:
     command = quick("gs://bucket/runs/a", corpus, **{"training.num_steps": 100_000, "checkpoint.every": 20})
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
-    (process,) = local.start(command, 1, flags, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    (process,) = local.start(command, 1, flags, stdout=PIPE, stderr=STDOUT)
     wait_until(lambda: "runs/a/checkpoints/20/digest.json" in bucket.objects or process.poll() is not None, 120)
     process.terminate()
     output = process.communicate(timeout=60)[0]

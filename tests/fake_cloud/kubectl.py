@@ -17,8 +17,8 @@ GLOBAL = ("namespace|n=", "context=", "kubeconfig=", "request-timeout=")
 FLAGS: dict[str, tuple[str, ...]] = {
     "apply": ("filename|f=*", "output|o=", "dry-run=", "server-side", "validate="),
     "get": ("selector|l=", "output|o=", "ignore-not-found", "no-headers", "all-namespaces|A"),
-    "logs": ("follow|f", "tail=", "timestamps", "container|c=", "pod-running-timeout=", "ignore-errors"),
-    "delete": ("wait=", "ignore-not-found=", "timeout=", "grace-period=", "now"),
+    "logs": ("follow|f", "tail=", "since-time=", "timestamps", "container|c=", "pod-running-timeout=", "ignore-errors"),
+    "delete": ("wait=", "cascade=", "ignore-not-found=", "timeout=", "grace-period=", "now"),
     "create": ("from-env-file=*", "from-literal=*", "from-file=*", "dry-run=", "output|o=", "save-config"),
     "patch": ("type=", "patch|p=", "output|o="),
 }
@@ -215,7 +215,9 @@ class Call:
                 time.sleep(common.TICK)
 
     def _print(self, line: str) -> None:
-        # Each line was stored with its time in front, as kubelets do.
+        # Each line was stored with its time in front, as kubelets do; those of a second are shown from its beginning.
+        if line[:19] < (self.flags.since_time or "")[:19]:
+            return
         print(line if self.flags.timestamps else line.partition(" ")[2], end="", flush=True)
 
     def delete(self) -> None:
