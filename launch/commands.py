@@ -12,7 +12,8 @@ from jaxformer.errors import UserError
 
 # What a tool's message means, in this order, and what the user can do about it.
 KINDS = {
-    "login": r"not currently have an active account|reauthent|current auth tokens|default credentials|Unauthorized",
+    "login": r"not currently have an active account|reauthent|current auth tokens|default credentials|Unauthorized|"
+    r"No cloud access",
     "quota": r"quota limit|quota .*exceeded|exceeded.* quota|insufficient.* quota",
     "capacity": r"no more capacity|stockout|insufficient capacity|not enough resources|RESOURCE_(POOL_)?EXHAUSTED",
     "permission": r"PERMISSION_DENIED|does not have permission|Forbidden|required .* permission",

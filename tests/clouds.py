@@ -108,6 +108,17 @@ class Cloud:
         for mark in marks:
             common.kill(common.machine(self._store, mark))
 
+    def give_up(self, queued: str, message: str) -> None:
+        """Let a queued resource fail before it was ever ACTIVE."""
+        with self._store.change() as state:
+            failed = {"state": "FAILED", "failedData": {"error": {"code": 8, "message": message}}}
+            state["queued"][queued].update(failed)
+
+    def forgive(self) -> None:
+        """Take back what `fail` has still in store."""
+        with self._store.change() as state:
+            state["failures"] = []
+
     def _warn(self, marks: list[str], seconds: float) -> None:
         """What a shutdown sends to all processes of a machine, and a kubelet to the first of a container."""
         first = [pod.get("pid") for pod in self.state().get("pods", {}).values() if _mark("pods", "", pod) in marks]

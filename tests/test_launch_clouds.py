@@ -248,6 +248,158 @@ def test_a_stopped_job_saves_and_does_not_come_back(cloud: clouds.Cloud, launch:
     assert (found["state"], found["attempts"], found["message"]) == ("stopped", 1, "preempted; the TPU is READY")
 
 
+# What may come between.
+
+
+def interrupted(process: "subprocess.Popen[str]", number: signal.Signals = signal.SIGINT) -> str:
+    process.send_signal(number)
+    return output(process, 130)
+
+
+@pytest.mark.slow
+def test_a_launcher_that_ends_while_the_tpu_is_made_is_made_up_for(cloud: clouds.Cloud, launch: Launch) -> None:
+    cloud.settings["create_seconds"] = 3.0
+    process = launch(*tpu("echo well"))
+    until(lambda: [call for call in cloud.calls("gcloud") if "create" in call], process)
+    time.sleep(0.5)
+    assert "left job as it is" in interrupted(process, signal.SIGTERM)
+    said = output(launch(*tpu("echo well")), 0)
+    assert "[0] well" in said and "[1] well" in said and "connecting again" not in said
+    assert [call[3] for call in cloud.calls("gcloud")].count("create") <= 2
+
+
+@pytest.mark.slow
+def test_a_platform_that_does_not_answer_is_no_failure_of_the_job(cloud: clouds.Cloud, launch: Launch) -> None:
+    words = tpu("for i in $(seq 80); do echo line $i; sleep 0.1; done")
+    process = launch(*words)
+    until(lambda: len(list((jobs_folder() / "job").glob("worker-*.txt"))) == 2, process)
+    cloud.fail("gcloud", ["describe"], "login", times=1000)
+    cloud.fail("gcloud", ["ssh"], "login", times=1000)
+    cloud.break_ssh("job")
+    assert "lost sight of job, which goes on" in output(process, 2)
+    cloud.forgive()
+    before = len(cloud.calls("gcloud"))
+    said = output(launch(*words), 0)
+    assert "[0] line 80" in said and "scp" not in [call[3] for call in cloud.calls("gcloud")[before:]]
+    assert status(launch, "job")["attempts"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("queued", [True, False])
+def test_a_stop_before_the_job_runs_holds(queued: bool, cloud: clouds.Cloud, launch: Launch) -> None:
+    cloud.settings.update({"create_seconds": 3.0, "queue_describes": 1000})
+    process = launch(*tpu("echo it ran", *(["--queued"] if queued else [])))
+    until(lambda: [call for call in cloud.calls("gcloud") if "create" in call], process)
+    output(launch("stop", "job"), 0)
+    assert "it ran" not in output(process, 75)
+    found = status(launch, "job")
+    assert found["state"] == "stopped" and "stopped before it ran" in str(found["message"])
+    assert "stopped already" in output(launch("stop", "job"), 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "times", "code", "said"),
+    [
+        (["--restarts=1"], 2, 75, "started 2 times"),
+        (["--valid-until=6h"], 1, 2, "the queue ended it as FAILED: no luck"),
+    ],
+)
+def test_a_queue_that_gives_nothing_is_joined_again_only_so_often(
+    words: list[str], times: int, code: int, said: str, cloud: clouds.Cloud, launch: Launch
+) -> None:
+    cloud.settings["queue_describes"] = 1000
+    process = launch(*tpu("echo it ran", "--queued", *words))
+    for number in range(times):
+        until(lambda: [call[3] for call in cloud.calls("gcloud")].count("create") > number, process)  # noqa: B023
+        until(lambda: cloud.state().get("queued"), process)
+        cloud.give_up("job", "no luck")
+    assert said in output(process, code)
+    assert not cloud.state().get("queued")
+
+
+@pytest.mark.slow
+def test_deleting_ends_the_launcher_first(cloud: clouds.Cloud, launch: Launch) -> None:
+    process = launch(*tpu("echo ready; sleep 100"))
+    until(lambda: (jobs_folder() / "job" / "worker-0.txt").exists(), process)
+    output(launch("delete", "job"), 0)
+    assert process.wait(10) == 130
+    assert not cloud.state()["nodes"] and not (jobs_folder() / "job").exists()
+
+
+@pytest.mark.slow
+def test_a_tpu_that_is_kept_is_not_forgotten_and_nobody_elses_is_touched(cloud: clouds.Cloud, launch: Launch) -> None:
+    output(launch(*tpu("true")), 0)
+    other = ["local", "--name=job", "--", "train", "--config=gpt:smoke"]
+    assert "is another one" in output(launch(*other), 2)
+    elsewhere = [word.replace("us-central2-b", "us-east5-b") for word in tpu("true")]
+    assert "with another --zone ('us-central2-b')" in output(launch(*elsewhere), 2)
+    (jobs_folder() / "job" / "state.json").unlink()  # as on another machine
+    assert "which is not of this job" in output(launch(*tpu("true")), 2)
+    assert cloud.state()["nodes"]["job"]["state"] == "READY"
+
+
+@pytest.mark.slow
+def test_a_preemption_while_the_workers_are_prepared_is_one(cloud: clouds.Cloud, launch: Launch) -> None:
+    words = tpu("echo well", "--delete")
+    slow = [
+        word.replace("--setup=", "--setup=[ -e ../../../slow ] || { touch ../../../slow; sleep 30; }; ")
+        for word in words
+    ]
+    process = launch(*slow)
+    until(lambda: list(cloud.folder.rglob("slow")), process)
+    cloud.preempt("job")
+    said = output(process, 0)
+    assert "the TPU was taken while it was prepared" in said and "[0] well" in said
+
+
+@pytest.mark.slow
+def test_a_worker_that_fails_on_a_tpu_that_is_taken_does_not_stop_the_job(cloud: clouds.Cloud, launch: Launch) -> None:
+    process = launch(*tpu("[ -e ../again ] && exit 0; trap 'exit 1' TERM; echo ready; while true; do sleep 0.1; done"))
+    until(lambda: len(list((jobs_folder() / "job").glob("worker-*.txt"))) == 2, process)
+    cloud.preempt("job", warning=5.0)  # both end with 1 before it is taken
+    until(lambda: [call for call in cloud.calls("gcloud") if call[3] == "delete"], process, 60)
+    process.terminate()
+    assert "preempted: the TPU is PREEMPTED" in output(process, 130)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["skypilot", "gke"])
+def test_a_job_that_was_never_taken_can_be_stopped_and_forgotten(
+    place: str, cloud: clouds.Cloud, launch: Launch
+) -> None:
+    words = SKY if place == "skypilot" else [*GKE, "--accelerator=v4-16"]
+    cloud.fail(*(("sky", ["launch"]) if place == "skypilot" else ("kubectl", ["apply"])), "login")
+    assert "log in" in output(launch(*words, *COMMAND), 2)
+    assert "already" in output(launch("stop", "job"), 0)
+    output(launch("logs", "job"), 0)
+    output(launch("delete", "job"), 0)
+    assert "no job was launched" in output(launch("status"), 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["stop", "delete", "SIGINT", "SIGTERM"])
+def test_a_local_job_can_be_stopped_while_it_pauses(
+    how: str, cloud: clouds.Cloud, launch: Launch, project: Path
+) -> None:
+    (project / "sitecustomize.py").write_text(
+        "import os, sys\nif 'launch' not in sys.orig_argv and 'train' in sys.orig_argv:\n    os._exit(75)\n"
+    )
+    cloud.environment["PYTHONPATH"] = str(project)
+    process = launch("local", "--name=job", "--backoff=300", "--", "train", "--config=gpt:smoke")
+    record = Record(jobs_folder() / "job")
+    until(lambda: record.folder.exists() and record.state()["state"] == "waiting to run again", process)
+    if how in ("stop", "delete"):
+        output(launch(how, "job"), 0)
+    else:
+        process.send_signal(signal.Signals[how])
+    assert "preempted; attempt 2 in 300 s" in output(process, 75)
+    if how != "delete":
+        assert status(launch, "job")["state"] == "stopped"
+    else:
+        assert not record.folder.exists()
+
+
 # Kubernetes and SkyPilot, quick.
 
 

@@ -246,7 +246,8 @@ def _resource(call: Call, name: str, known: dict[str, Any]) -> dict[str, Any]:
             {"nodeId": node, "parent": call.parent, "node": {"acceleratorType": facts["accelerator"]}}
             for node, facts in zip(known["nodes"], known["specification"], strict=True)
         ]
-        state = {"state": known["state"], f"{known['state'].lower()}Data": {}}
+        data = f"{known['state'].lower()}Data"
+        state = {"state": known["state"], data: known.get(data, {})}
         return {"name": call.full(name), "state": state, "tpu": {"nodeSpec": specification}}
     endpoints = [{"ipAddress": "127.0.0.1", "port": 8470} for _ in range(known["hosts"])]
     return {
