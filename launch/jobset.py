@@ -21,7 +21,8 @@ GRACE_SECONDS = 120  # a spot machine takes fewer
 RUN = """\
 if [ "$ATTEMPT" -gt 0 ]; then
     restarts=$(( ATTEMPT - 1 ))
-    sleep {pause}
+    {pause}
+    sleep $pause
 fi
 exec jaxformer "$@"
 """

@@ -127,6 +127,8 @@ def launch(job: Job, options: Options, record: Record) -> int:
         record.note(state=RUNNING)
         if received:  # while they were being started
             forward(received[-1])
+        for index in range(0 if shares else len(started)):
+            record.begin(index, number)
         outcome = _attend(started, record)
         return Outcome(130, "interrupted") if outcome.code and signal.SIGINT in received else outcome
 

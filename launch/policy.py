@@ -60,9 +60,12 @@ def pause_before(restart: int, backoff: float) -> float:
 
 
 def shell_pause(restart: str, backoff: float) -> str:
-    """Return `pause_before` as arithmetic of the shell, of a variable that counts restarts from 0."""
-    pause = f"{round(backoff)} << ({restart} < 10 ? {restart} : 10)"
-    return f"$(( ({pause}) < {round(LONGEST_PAUSE)} ? ({pause}) : {round(LONGEST_PAUSE)} ))"
+    """Return shell that sets $pause to `pause_before` of a variable that counts restarts from 0."""
+    longest = round(LONGEST_PAUSE)
+    return (
+        f"pause=$(( {round(backoff)} << ({restart} < 10 ? {restart} : 10) )); "
+        f"pause=$(( pause < {longest} ? pause : {longest} ))"
+    )
 
 
 def supervise(job: Job, record: Record, attempt: Callable[[int], Outcome], say: Callable[[str], None]) -> int:

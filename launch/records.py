@@ -88,6 +88,18 @@ class Record:
     def log(self, worker: str | int) -> Path:
         return self.folder / f"worker-{worker}.txt"
 
+    def begin(self, worker: str | int, attempt: int) -> int:
+        """Say in a worker's file where an attempt begins, unless it is there, and return how many of its lines are."""
+        heading = f"== attempt {attempt}"
+        path = self.log(worker)
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        before, found, lines = text.rpartition(f"{heading}\n")
+        if found and (not before or before.endswith("\n")):
+            return lines.count("\n")
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{heading}\n")
+        return 0
+
     def logs(self) -> dict[str, Path]:
         """Return the files of what workers said, by the worker's name."""
         paths = sorted(self.folder.glob("worker-*.txt"), key=lambda path: (len(path.name), path.name))

@@ -38,7 +38,8 @@ for restart in $(seq 0 {restarts}); do
         *) exit $code ;;
     esac
     if [ $restart -lt {restarts} ]; then
-        sleep {pause}
+        {pause}
+        sleep $pause
     fi
 done
 exit {preempted}

@@ -60,9 +60,10 @@ if [ $code -ne 0 ]; then
 fi
 restarts=${{SLURM_RESTART_COUNT:-0}}
 if [ $code -eq {preempted} ] && [ $restarts -lt {restarts} ] && [ ! -e "$folder/stop" ]; then
+    {pause}
     trap '' TERM
     if scontrol requeue $SLURM_JOB_ID; then
-        scontrol update JobId=$SLURM_JOB_ID StartTime=now+{pause}
+        scontrol update JobId=$SLURM_JOB_ID StartTime=now+$pause
         exit $code
     fi
 fi

@@ -179,7 +179,8 @@ def _lend(pod: Pod, record: Record) -> Outcome | None:
         if record.is_asked_to_stop():
             return STOPPED_BEFORE
         if state != shown:
-            say(f"{pod.job.name} is {state}" if state else f"making {pod.job.slices} x {pod.slice.type}")
+            deletes = ": deleting it" if state in GONE and record.state().get("holds") else ""
+            say(f"{pod.job.name} is {state}{deletes}" if state else f"making {pod.job.slices} x {pod.slice.type}")
             shown = state
         if state and not record.state().get("holds"):
             raise UserError(f"{_foreign(pod)} (it is {state})")
@@ -233,7 +234,7 @@ def _run(pod: Pod, record: Record, number: int) -> Outcome:
     record.note(state=RUNNING)
 
     def attend(index: int) -> int | None:
-        line, lost = 1, 0
+        line, lost = record.begin(index, number) + 1, 0
         while True:
             code, before = None, line
             for kind, text in _lines(pod.ssh(pod.workers[index], pod.follow(attempt, line)), stdin, clients, index):
@@ -247,7 +248,7 @@ def _run(pod: Pod, record: Record, number: int) -> Outcome:
             lost = 0 if line > before else lost + 1
             if code is not None or closing.is_set() or lost > RECONNECTS or _seems(pod) == "gone":
                 return code
-            put(str(index), f"(the connection broke; connecting again: {why})")
+            say(f"the connection to worker {index} broke ({why}); connecting again")
             closing.wait(pod.options.poll)
 
     def worker(index: int) -> None:

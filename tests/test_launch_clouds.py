@@ -95,6 +95,12 @@ def until(holds: Callable[[], object], process: "subprocess.Popen[str] | None" =
         time.sleep(0.05)
 
 
+def speaking() -> bool:
+    """Whether both workers of the job have said something."""
+    said = [path.read_text().splitlines() for path in Record(jobs_folder() / "job").logs().values()]
+    return len(said) == 2 and all(len(lines) > 1 for lines in said)  # the first says which attempt it is
+
+
 def reached(run: Path, step: int) -> Callable[[], bool]:
     return lambda: bool([entry for entry in read_metrics(run) if entry["step"] >= step])
 
@@ -170,7 +176,7 @@ def test_workers_that_hang_when_one_has_failed_are_ended(
 @pytest.mark.parametrize("reconnect", [True, False])
 def test_a_broken_connection_loses_and_repeats_nothing(reconnect: bool, cloud: clouds.Cloud, launch: Launch) -> None:
     process = launch(*tpu("for i in $(seq 40); do echo line $i; sleep 0.1; done", "--delete"))
-    until(lambda: (jobs_folder() / "job" / "worker-0.txt").exists(), process)
+    until(speaking, process)
     assert cloud.break_ssh("job", reconnect=reconnect) == 2
     said = output(process, 0)
     for worker in range(2):
@@ -225,7 +231,7 @@ def test_the_queue_is_waited_in_and_slices_know_each_other(cloud: clouds.Cloud, 
 def test_ctrl_c_leaves_the_job_running_and_the_same_command_looks_after_it(cloud: clouds.Cloud, launch: Launch) -> None:
     words = tpu("for i in $(seq 60); do echo line $i; sleep 0.1; done; [ -e ../again ] || { touch ../again; exit 75; }")
     process = launch(*words)
-    until(lambda: (jobs_folder() / "job" / "worker-0.txt").exists(), process)
+    until(speaking, process)
     assert "runs already" in output(launch(*words), 2)
     process.send_signal(signal.SIGINT)
     assert "the same command looks after it again" in output(process, 130)
@@ -240,7 +246,7 @@ def test_ctrl_c_leaves_the_job_running_and_the_same_command_looks_after_it(cloud
 @pytest.mark.slow
 def test_a_stopped_job_saves_and_does_not_come_back(cloud: clouds.Cloud, launch: Launch) -> None:
     process = launch(*tpu("trap 'echo saved; exit 75' TERM; echo ready; while true; do sleep 0.1; done"))
-    until(lambda: (jobs_folder() / "job" / "worker-1.txt").exists(), process)
+    until(speaking, process)
     output(launch("stop", "job"), 0)
     said = output(process, 75)
     assert "[0] saved" in said and "[1] saved" in said
@@ -272,7 +278,7 @@ def test_a_launcher_that_ends_while_the_tpu_is_made_is_made_up_for(cloud: clouds
 def test_a_platform_that_does_not_answer_is_no_failure_of_the_job(cloud: clouds.Cloud, launch: Launch) -> None:
     words = tpu("for i in $(seq 80); do echo line $i; sleep 0.1; done")
     process = launch(*words)
-    until(lambda: len(list((jobs_folder() / "job").glob("worker-*.txt"))) == 2, process)
+    until(speaking, process)
     cloud.fail("gcloud", ["describe"], "login", times=1000)
     cloud.fail("gcloud", ["ssh"], "login", times=1000)
     cloud.break_ssh("job")
@@ -321,7 +327,7 @@ def test_a_queue_that_gives_nothing_is_joined_again_only_so_often(
 @pytest.mark.slow
 def test_deleting_ends_the_launcher_first(cloud: clouds.Cloud, launch: Launch) -> None:
     process = launch(*tpu("echo ready; sleep 100"))
-    until(lambda: (jobs_folder() / "job" / "worker-0.txt").exists(), process)
+    until(speaking, process)
     output(launch("delete", "job"), 0)
     assert process.wait(10) == 130
     assert not cloud.state()["nodes"] and not (jobs_folder() / "job").exists()
@@ -356,7 +362,7 @@ def test_a_preemption_while_the_workers_are_prepared_is_one(cloud: clouds.Cloud,
 @pytest.mark.slow
 def test_a_worker_that_fails_on_a_tpu_that_is_taken_does_not_stop_the_job(cloud: clouds.Cloud, launch: Launch) -> None:
     process = launch(*tpu("[ -e ../again ] && exit 0; trap 'exit 1' TERM; echo ready; while true; do sleep 0.1; done"))
-    until(lambda: len(list((jobs_folder() / "job").glob("worker-*.txt"))) == 2, process)
+    until(speaking, process)
     cloud.preempt("job", warning=5.0)  # both end with 1 before it is taken
     until(lambda: [call for call in cloud.calls("gcloud") if call[3] == "delete"], process, 60)
     process.terminate()
