@@ -77,7 +77,9 @@ def test_the_dry_run_is_the_golden_text(case: str, capsys: pytest.CaptureFixture
     place, *words = CASES[case]
     assert main(["launch", place, "--dry-run", *words]) == 0
     text = capsys.readouterr().out
-    for path, name in ((sys.executable, "PYTHON"), (str(records.jobs_folder()), "JOBS"), (str(ROOT), "HERE")):
+    for path, name in (
+        (sys.executable, "PYTHON"), (str(records.jobs_folder()), "JOBS"), (worker.__file__, "HERE/launch/worker.py"),
+    ):  # fmt: skip
         text = text.replace(path, name)
     path = GOLDEN / f"{case}.txt"
     if os.environ.get("JAXFORMER_UPDATE_GOLDEN"):
@@ -318,12 +320,13 @@ def test_pauses_double_up_to_a_limit_and_a_stop_ends_them(record: records.Record
     assert codes == [75] and record.state()["state"] == "stopped" and record.state()["attempts"] == 1
 
 
-def test_a_job_that_is_stopped_does_not_run_again(record: records.Record) -> None:
+@pytest.mark.parametrize("code", [75, 130, 1])
+def test_a_job_that_is_stopped_does_not_run_again(code: int, record: records.Record) -> None:
     def attempt(number: int) -> policy.Outcome:
         record.ask_to_stop()
-        return policy.Outcome(75)
+        return policy.Outcome(code)
 
-    assert policy.supervise(job(backoff=0), record, attempt, print) == 75
+    assert policy.supervise(job(backoff=0), record, attempt, print) == code
     assert record.state()["state"] == "stopped"
 
 
