@@ -18,7 +18,7 @@ from jaxformer.launch.job import Job, checked, option, require_store
 from jaxformer.launch.jobset import INDEX, RESTARTS, manifest, secret_of
 from jaxformer.launch.output import patiently, printer, say
 from jaxformer.launch.policy import PREEMPTED, judge
-from jaxformer.launch.records import DONE, FAILED, OVER, PAUSED, RUNNING, STARTING, STOPPED, Record, Status
+from jaxformer.launch.records import DONE, FAILED, OVER, PAUSED, RUNNING, STARTING, STOPPED, Busy, Record, Status
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+(Z|[+-]\d\d:\d\d)")
 TAKES = ("accelerator", "hosts", "slices", "mounts", "spot", "reserved")
@@ -97,7 +97,7 @@ def launch(job: Job, options: Options, record: Record) -> int:
     path.write_text(_manifest(job, options), encoding="utf-8")
     found = _jobset(job.name, options)
     if found is not None and _state_of(found)[0] not in OVER:
-        raise UserError(f"job {job.name} runs on this cluster already; `jaxformer launch logs {job.name}` shows it")
+        raise Busy(f"job {job.name} runs on this cluster already; `jaxformer launch logs {job.name}` shows it")
     if found is not None:
         run(_delete(job.name, options), timeout=None)
     if job.secrets:
@@ -194,10 +194,11 @@ def follow(record: Record) -> None:
     read = dict[str, str]()  # by pod, when its last line was written
 
     def listen(worker: str, pod: str) -> None:
-        since = [f"--since-time={read[pod]}"] if pod in read else []
+        seen = read.get(pod, "")
+        since = [f"--since-time={seen}"] if seen else []
         for line in lines_of(_kubectl(options, "logs", pod, "--follow", "--timestamps", *since)):
             when, space, text = line.partition(" ")
-            if space and _TIME.fullmatch(when) and when > read.get(pod, ""):  # a second may be shown twice
+            if space and _TIME.fullmatch(when) and when > seen:  # what was in the last second comes again
                 read[pod] = when
                 put(worker, text)
 

@@ -17,7 +17,7 @@ from jaxformer.launch import gke, local, skypilot, slurm, tpu_vm
 from jaxformer.launch.commands import ToolError
 from jaxformer.launch.job import Job, name_of
 from jaxformer.launch.output import say
-from jaxformer.launch.records import FAILED, OVER, RUNNING, Record, Status, find, open_record, records
+from jaxformer.launch.records import FAILED, OVER, RUNNING, Busy, Record, Status, find, open_record, records
 
 PLACES: dict[str, Any] = {"local": local, "slurm": slurm, "tpu_vm": tpu_vm, "gke": gke, "skypilot": skypilot}
 # Those whose launcher looks after the job itself; elsewhere the platform does, and the launcher only watches.
@@ -113,6 +113,8 @@ def launch(place: str, job: Job, options: Any, detach: bool = False) -> int:
 def _failures(record: Record) -> Iterator[None]:
     try:
         yield
+    except Busy:
+        raise
     except (ToolError, UserError) as error:
         if record.state()["state"] == RUNNING:
             say(f"lost sight of {record.name}, which goes on; the same command looks after it again")

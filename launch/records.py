@@ -23,6 +23,10 @@ _TAIL_BYTES = 20_000
 _SHORTEST_SECRET = 6  # a shorter value would blot out ordinary words
 
 
+class Busy(UserError):
+    """The job runs already, and goes on."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Status:
     """How a job stands. `message`: why it ended or waits; `code`: the exit code of one that is over; `workers`: the
@@ -116,7 +120,7 @@ class Record:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(
+                raise Busy(
                     f"job {self.name} runs already; `jaxformer launch logs {self.name}` shows it, "
                     f"`jaxformer launch stop {self.name}` stops it"
                 ) from None

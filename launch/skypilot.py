@@ -20,7 +20,19 @@ from jaxformer.launch.job import Job, checked, option, require_store
 from jaxformer.launch.output import patiently, printer, say
 from jaxformer.launch.packing import PYTHON, require_project, setup_of
 from jaxformer.launch.policy import AGAIN, PREEMPTED, judge, shell_pause
-from jaxformer.launch.records import DONE, FAILED, OVER, PAUSED, RUNNING, STARTING, STOPPED, STOPPING, Record, Status
+from jaxformer.launch.records import (
+    DONE,
+    FAILED,
+    OVER,
+    PAUSED,
+    RUNNING,
+    STARTING,
+    STOPPED,
+    STOPPING,
+    Busy,
+    Record,
+    Status,
+)
 
 TAKES = ("accelerator", "hosts", "mounts", "spot")
 COORDINATOR_PORT = 8476
@@ -121,7 +133,7 @@ def dry_run(job: Job, options: Options) -> str:
 def launch(job: Job, options: Options, record: Record) -> int:
     """Hand the job to SkyPilot, which starts it and brings it back."""
     if record.state().get("id") and status(record, 0).state not in OVER:
-        raise UserError(f"job {job.name} is SkyPilot's job {record.state()['id']} already, and not over")
+        raise Busy(f"job {job.name} is SkyPilot's job {record.state()['id']} already, and not over")
     path = record.folder / "task.yaml"
     options = dataclasses.replace(options, code=str(Path(options.code).resolve()))
     path.write_text(as_yaml(task(job, options)), encoding="utf-8")

@@ -23,6 +23,7 @@ from jaxformer.launch.records import (
     RUNNING,
     STARTING,
     STOPPED,
+    Busy,
     Record,
     Status,
     follow_files,
@@ -140,7 +141,7 @@ def dry_run(job: Job, options: Options) -> str:
 def launch(job: Job, options: Options, record: Record) -> int:
     """Submit the job; SLURM starts it, and starts it again."""
     if (before := record.state().get("id")) and status(record, 0).state not in OVER:
-        raise UserError(f"job {job.name} is in SLURM's queue already, as {before}")
+        raise Busy(f"job {job.name} is in SLURM's queue already, as {before}")
     for path in (*record.logs().values(), *record.folder.glob("exit-*"), record.folder / "ended"):
         path.unlink(missing_ok=True)  # of an earlier job
     record.let_run()
