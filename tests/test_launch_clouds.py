@@ -360,13 +360,17 @@ def test_a_preemption_while_the_workers_are_prepared_is_one(cloud: clouds.Cloud,
 
 
 @pytest.mark.slow
-def test_a_worker_that_fails_on_a_tpu_that_is_taken_does_not_stop_the_job(cloud: clouds.Cloud, launch: Launch) -> None:
-    process = launch(*tpu("[ -e ../again ] && exit 0; trap 'exit 1' TERM; echo ready; while true; do sleep 0.1; done"))
-    until(speaking, process)
-    cloud.preempt("job", warning=5.0)  # both end with 1 before it is taken
-    until(lambda: [call for call in cloud.calls("gcloud") if call[3] == "delete"], process, 60)
-    process.terminate()
-    assert "preempted: the TPU is PREEMPTED" in output(process, 130)
+def test_a_worker_that_fails_on_a_tpu_that_is_taken_does_not_stop_the_job(
+    cloud: clouds.Cloud, launch: Launch, tmp_path: Path
+) -> None:
+    script = "[ -e $WHERE/second ] && echo well && exit 0; [ $JAX_PROCESS_ID = 0 ] && exec sleep 300; echo oh; exit 1"
+    process = launch(*tpu(script, f"--env=WHERE={tmp_path}", "--delete"))
+    log = jobs_folder() / "job" / "worker-1.txt"
+    until(lambda: log.exists() and "oh" in log.read_text(), process)
+    (tmp_path / "second").touch()
+    cloud.preempt("job")
+    said = output(process, 0)
+    assert "preempted: the TPU is PREEMPTED" in said and "[0] well" in said and "[1] well" in said
 
 
 @pytest.mark.slow
