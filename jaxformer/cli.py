@@ -16,24 +16,6 @@ from jaxformer.errors import Interrupted, UserError
 OVERRIDE = "--config."
 OVERRIDES = "--config.SECTION.KEY=VALUE overrides any key of the config"
 
-# By place: where it is, and an example.
-LAUNCHES = {
-    "local": ("on this machine, in one or several processes", "--processes=2 -- train --config=gpt:smoke"),
-    "slurm": ("through SLURM", "--hosts=2 --accelerator=h100:8 -- train --config=gpt2:124m --workdir=runs/gpt2"),
-    "tpu_vm": (
-        "on TPU VMs, with gcloud",
-        "--zone=us-west4-a --accelerator=v5litepod-16 --spot -- train --config=bert:base --workdir=gs://BUCKET/bert",
-    ),
-    "gke": (
-        "on Google Kubernetes Engine, as a JobSet",
-        "--accelerator=v6e-16 --image=IMAGE --queue=QUEUE -- train --config=t5:base --workdir=gs://BUCKET/t5",
-    ),
-    "skypilot": (
-        "on any cloud, with SkyPilot",
-        "--accelerator=h100:8 --hosts=2 --spot -- train --config=gpt2:124m --workdir=gs://BUCKET/gpt2",
-    ),
-}
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Returns 0 done, 2 the user can fix it, 75 preempted after saving, 130 Ctrl-C, 1 our fault.
@@ -290,8 +272,9 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     actions = launch.add_subparsers(dest="action", metavar="PLACE|ACTION", required=True)
-    for place, (where, example) in LAUNCHES.items():
-        verb = add(place, verbs.launch, f"run a job {where}", f"launch {place} {example}", within=actions)
+    for place in places.PLACES:
+        text, example = places.introduced(place)
+        verb = add(place, verbs.launch, text, example, within=actions)
         verb.set_defaults(place=place)
         places.add_flags(verb, place)
         verb.add_argument(

@@ -27,6 +27,12 @@ _EVERYWHERE = ("name", "environment", "secrets", "restarts", "backoff")
 _FLAGS = {"environment": "env", "secrets": "secret", "mounts": "mount"}
 
 
+def introduced(place: str) -> tuple[str, str]:
+    """Return what a place is, and an example without the word jaxformer, both from the module's first lines."""
+    text, _, example, *_ = [*(PLACES[place].__doc__ or "").splitlines(), "", "", ""]
+    return text.rstrip("."), example.removeprefix("jaxformer ")
+
+
 def add_flags(parser: argparse.ArgumentParser, place: str) -> None:
     """Give a parser the flags of the job's fields that a place takes, and of its own options."""
     module = PLACES[place]
