@@ -29,7 +29,7 @@ _FLAGS = {"environment": "env", "secrets": "secret", "mounts": "mount"}
 
 def introduced(place: str) -> tuple[str, str]:
     """Return what a place is, and an example without the word jaxformer, both from the module's first lines."""
-    text, _, example, *_ = [*(PLACES[place].__doc__ or "").splitlines(), "", "", ""]
+    text, _, example, *_ = [*(PLACES[place].__doc__ or place).splitlines(), "", "", ""]
     return text.rstrip("."), example.removeprefix("jaxformer ")
 
 
