@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from jaxformer.cli import main
 from jaxformer.errors import UserError
-from jaxformer.launch import commands, policy, records, slurm, worker
+from jaxformer.launch import commands, gke, policy, records, slurm, worker
 from jaxformer.launch.accelerators import GPUS, TPUS, tpu
 from jaxformer.launch.job import Job, name_of
 from jaxformer.launch.jobset import manifest
@@ -499,6 +499,18 @@ def test_a_tool_that_is_not_here_is_said_so(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="gcloud is not on the PATH; .*--dry-run"):
         commands.run(["gcloud", "version"])
+
+
+def test_pods_are_numbered_over_slices_and_old_attempts_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pod(slice_: int, index: int, attempt: int) -> dict[str, object]:
+        labels = {gke.RESTARTS: str(attempt), gke.INDEX: str(index), "jobset.sigs.k8s.io/job-index": str(slice_)}
+        return {"metadata": {"name": f"{slice_}-{index}-{attempt}", "labels": labels}}
+
+    pods = [pod(0, 0, 0), pod(1, 1, 1), pod(0, 1, 1), pod(1, 0, 0)]
+    monkeypatch.setattr(gke, "run", lambda words: json.dumps({"items": pods}))
+    found = gke._pods("job", gke.Options(image="i"), hosts=4)
+    assert {worker: pod["metadata"]["name"] for worker, pod in found.items()} == {"1": "0-1-1", "5": "1-1-1"}
+    assert list(found) == ["1", "5"]
 
 
 def test_every_place_offers_the_same_functions() -> None:
