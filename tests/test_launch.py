@@ -513,6 +513,32 @@ def test_pods_are_numbered_over_slices_and_old_attempts_left_out(monkeypatch: py
     assert list(found) == ["1", "5"]
 
 
+def test_a_stream_of_a_pod_that_breaks_is_taken_up_where_it_ended(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = [f"2026-01-01T00:00:0{number // 2}.{number}Z line {number}" for number in range(6)]
+    asked: list[list[str]] = []
+
+    def lines_of(words: list[str]) -> Iterator[str]:
+        asked.append(words)
+        since = next((word.partition("=")[2] for word in words if word.startswith("--since-time=")), "")
+        shown = [line for line in log if line[:19] >= since[:19]]  # whole seconds, as servers do
+        yield from shown[: 4 if len(asked) == 1 else None]
+
+    labels = {gke.INDEX: "0", "jobset.sigs.k8s.io/job-index": "0"}
+    pod = {"metadata": {"name": "pod", "labels": labels}, "status": {"phase": "Running"}}
+    states = iter(["running", "running", "done"])
+    monkeypatch.setattr(gke, "lines_of", lines_of)
+    monkeypatch.setattr(gke, "run", lambda words: json.dumps({"items": [pod]}))
+    monkeypatch.setattr(gke, "status", lambda record, lines: records.Status(next(states), 1))
+    options = {"image": "i", "poll": 0.2}
+    record = records.open_record("pods", {"place": "gke", "job": job(accelerator="v4-8").record(), "options": options})
+    gke.follow(record)
+    record.forget()
+    assert capsys.readouterr().err == "".join(f"[0] line {number}\n" for number in range(6))
+    assert len(asked) >= 2
+
+
 def test_every_place_offers_the_same_functions() -> None:
     for module in PLACES.values():
         for name in ("Options", "TAKES", "check", "dry_run", "launch", "status", "follow", "stop", "delete"):

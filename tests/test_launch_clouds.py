@@ -140,13 +140,15 @@ def test_a_tpu_is_made_prepared_and_used(cloud: clouds.Cloud, launch: Launch) ->
 
 
 @pytest.mark.slow
-def test_75_runs_again_and_a_second_launch_goes_on_counting(cloud: clouds.Cloud, launch: Launch) -> None:
-    script = "echo $$ >> ../runs; [ $(wc -l < ../runs) -lt 3 ] && exit 75; echo enough"
+def test_75_runs_again_and_a_second_launch_goes_on_counting(cloud: clouds.Cloud, launch: Launch, project: Path) -> None:
+    script = "echo $$ >> ../runs; [ $(wc -l < ../runs) -lt 3 ] && exit 75; echo enough $(echo *)"
     said = output(launch(*tpu(script)), 0)
-    assert said.count("preempted; attempt") == 2 and "[0] enough" in said and "[1] enough" in said
+    assert said.count("preempted; attempt") == 2 and "[0] enough known.txt new.txt" in said and "[1] enough" in said
     assert status(launch, "job")["attempts"] == 3
     assert [call[3] for call in cloud.calls("gcloud")].count("create") == 1  # the TPU was there
-    output(launch(*tpu(script, "--delete")), 0)
+    (project / "new.txt").unlink()
+    said = output(launch(*tpu(script, "--delete")), 0)
+    assert "[0] enough known.txt\n" in said  # what was sent before and is no longer there is gone
     assert status(launch, "job")["attempts"] == 4 and not cloud.state()["nodes"]
 
 
@@ -482,14 +484,14 @@ def test_a_jobset_runs_again_on_75_and_stops_on_2(cloud: clouds.Cloud, launch: L
         'echo "attempt $ATTEMPT"; sleep 1.5; [ $ATTEMPT -lt 2 ] && exit 75; [ $JAX_PROCESS_ID = 1 ] || exec sleep 20'
     )
     stub(cloud, f'{script}; echo "data.path: gone"; exit 2')
-    said = output(launch(*GKE, "--accelerator=v4-16", *COMMAND), 2)
+    said = output(launch(*GKE, "--accelerator=v4-16", "--secret=HF_TOKEN", *COMMAND), 2)
     assert "failed: worker 1 ended with exit code 2: data.path: gone" in said
     assert all(f"[1] attempt {number}" in said for number in range(3))
     assert status(launch, "job")["attempts"] == 3
     # The same command makes room for itself.
     stubbed = cloud.folder / "image" / "jaxformer"
     stubbed.write_text("#!/bin/bash\nexit 75\n")
-    output(launch(*GKE, "--accelerator=v4-16", "--restarts=1", *COMMAND), 75)
+    output(launch(*GKE, "--accelerator=v4-16", "--restarts=1", "--secret=HF_TOKEN", *COMMAND), 75)
     assert status(launch, "job")["attempts"] == 2
 
 
