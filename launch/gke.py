@@ -169,7 +169,7 @@ def status(record: Record, lines: int) -> Status:
         code, message = found.code or 1, message if found.code in (0, PREEMPTED) else found.message
     attempts = jobset.get("status", {}).get("restarts", 0) + 1
     record.note(state=state, attempts=attempts, message=message, code=code)
-    return Status(state, attempts, message, code, workers)
+    return Status(state, attempts, message, code, workers if lines else {})
 
 
 def _said(pod: Mapping[str, Any], lines: int, options: Options) -> list[str]:

@@ -174,7 +174,7 @@ def _attempt(pod: Pod, record: Record, number: int) -> Outcome:
 
 def _lend(pod: Pod, record: Record) -> Outcome | None:
     """Wait until the job has its TPUs, making them where there are none. Return what became of them otherwise."""
-    shown, made = "", False
+    shown, made = None, False
     while (state := pod.state()) not in LENT:
         if record.is_asked_to_stop():
             return STOPPED_BEFORE

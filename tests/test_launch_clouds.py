@@ -134,6 +134,7 @@ def test_a_tpu_is_made_prepared_and_used(cloud: clouds.Cloud, launch: Launch) ->
     assert verbs.count("create") == 1 and verbs.count("scp") == 2 and "delete" not in verbs
     found = status(launch, "job")
     assert (found["state"], found["attempts"], found["message"]) == ("done", 1, "the TPU is READY")
+    assert "making 1 x v4-16" in said
     assert set(found["workers"]) == {"0", "1"}  # type: ignore[arg-type]
     output(launch("delete", "job"), 0)
     assert not cloud.state()["nodes"] and not (jobs_folder() / "job").exists()
@@ -171,7 +172,7 @@ def test_workers_that_hang_when_one_has_failed_are_ended(
     began = time.monotonic()
     assert "worker 1 ended with exit code 1: oh" in output(launch(*tpu(script)), 1)
     assert time.monotonic() - began < 60
-    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if _read(path).startswith(b"hangs\0300")]
+    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if _read(path).startswith(b"hangs\x00300")]
 
 
 @pytest.mark.slow
@@ -243,6 +244,20 @@ def test_ctrl_c_leaves_the_job_running_and_the_same_command_looks_after_it(cloud
     assert [call[3] for call in cloud.calls("gcloud")[before:]].count("scp") == 0
     assert said.count("[0] line 60") == 2 and "attempt 2 in" in said
     assert status(launch, "job")["attempts"] == 2
+
+
+@pytest.mark.slow
+def test_a_tpu_that_somebody_deleted_is_made_and_prepared_anew(cloud: clouds.Cloud, launch: Launch) -> None:
+    words = tpu("echo ready; [ -e $WHERE/second ] || sleep 300", f"--env=WHERE={cloud.folder}", "--delete")
+    process = launch(*words)
+    until(speaking, process)
+    process.send_signal(signal.SIGINT)
+    output(process, 130)
+    delete = ["gcloud", "compute", "tpus", "tpu-vm", "delete", "job", "--zone=us-central2-b", "--quiet"]
+    subprocess.run(delete, env=cloud.environment, check=True, capture_output=True)
+    (cloud.folder / "second").touch()
+    said = output(launch(*words), 0)
+    assert "making 1 x v4-16" in said and "preparing 2 workers" in said and "[1] ready" in said
 
 
 @pytest.mark.slow
