@@ -155,7 +155,8 @@ def _attempt(pod: Pod, record: Record, number: int) -> Outcome:
     try:
         if (outcome := _lend(pod, record)) is not None:
             return outcome
-        if not record.state().get("prepared"):
+        fresh = not record.state().get("prepared")
+        if fresh:
             _prepare(pod, record)
     except ToolError as error:
         if error.kind == "capacity":
@@ -165,7 +166,7 @@ def _attempt(pod: Pod, record: Record, number: int) -> Outcome:
         raise
     if record.is_asked_to_stop():
         return STOPPED_BEFORE
-    outcome = _run(pod, record, number)
+    outcome = _run(pod, record, number, fresh)
     if outcome.code in (0, USER_ERROR):
         return outcome
     state = pod.state()
@@ -224,8 +225,9 @@ def _prepare(pod: Pod, record: Record) -> None:
     record.note(prepared=True)
 
 
-def _run(pod: Pod, record: Record, number: int) -> Outcome:
-    """Run the command on all workers, or follow them; return how it ended once all of them have."""
+def _run(pod: Pod, record: Record, number: int, fresh: bool) -> Outcome:
+    """Run the command on all workers, or follow them; return how it ended once all of them have. On `fresh` machines
+    nothing of the attempt has been seen, whatever its number."""
     ended: queue.Queue[tuple[str, int | None]] = queue.Queue()
     clients: dict[int, subprocess.Popen[str]] = {}
     closing = threading.Event()
@@ -234,7 +236,8 @@ def _run(pod: Pod, record: Record, number: int) -> Outcome:
     record.note(state=RUNNING)
 
     def attend(index: int) -> int | None:
-        line, lost = record.begin(index, number) + 1, 0
+        seen, lost = record.begin(index, number), 0
+        line = 1 if fresh else seen + 1
         while True:
             code, before = None, line
             for kind, text in _lines(pod.ssh(pod.workers[index], pod.follow(attempt, line)), stdin, clients, index):

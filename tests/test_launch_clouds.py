@@ -405,6 +405,34 @@ def test_a_job_that_was_never_taken_can_be_stopped_and_forgotten(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_goes_on_to_all_local_processes(
+    number: signal.Signals, code: int, processes: int, cloud: clouds.Cloud, launch: Launch, project: Path
+) -> None:
+    (project / "sitecustomize.py").write_text(
+        "import os, signal, sys, time\n"
+        "def save(number, frame):\n"
+        "    print('saved on', signal.Signals(number).name, flush=True)\n"
+        "    os._exit(130 if number == signal.SIGINT else 75)\n"
+        "if 'launch' not in sys.orig_argv and 'train' in sys.orig_argv:\n"
+        "    signal.signal(signal.SIGTERM, save), signal.signal(signal.SIGINT, save)\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(100)\n"
+    )
+    cloud.environment["PYTHONPATH"] = os.pathsep.join([str(project), os.environ.get("PYTHONPATH", "")])
+    process = launch("local", "--name=job", f"--processes={processes}", "--", "train", "--config=gpt:smoke")
+    record = Record(jobs_folder() / "job")
+    until(lambda: "".join(path.read_text() for path in record.logs().values()).count("ready") == processes, process)
+    process.send_signal(number)
+    said = output(process, code)
+    # Of several processes JAX listens for SIGTERM alone.
+    name = "SIGINT" if processes == 1 and number == signal.SIGINT else "SIGTERM"
+    assert all(f"[{index}] saved on {name}" in said for index in range(processes)) and "attempt 2" not in said
+    assert status(launch, "job")["state"] == "stopped"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["stop", "delete", "SIGINT", "SIGTERM"])
 def test_a_local_job_can_be_stopped_while_it_pauses(
     how: str, cloud: clouds.Cloud, launch: Launch, project: Path
