@@ -79,13 +79,14 @@ def _main(arguments: Sequence[str] | None) -> int:
     except Exception as error:
         if args.traceback:
             traceback.print_exc()
-            return 1
         what = next(iter(str(error).strip().splitlines()), "")
         if (processes := _processes()) is not None and processes.is_peers_end(error):
             processes.let_speak()
             said = "another process of this run has gone, and its own message says why; stopped"
             print(f"jaxformer {args.verb}: {said} (seen here: {what})", file=sys.stderr)
             processes.leave(75, together=False)  # this one can run again; whether the run can, the other's code says
+        if args.traceback:
+            return 1
         log = _log_traceback(getattr(args, "workdir", None))
         message = f"internal error: {type(error).__name__}: {what} (traceback in {log}; --traceback shows it)"
         print(f"jaxformer {args.verb}: {message}", file=sys.stderr)
@@ -142,6 +143,17 @@ def _parser() -> argparse.ArgumentParser:
         verb.set_defaults(run=run, takes_overrides=overrides)
         return verb
 
+    def group(name: str, text: str, example: str, metavar: str) -> Any:
+        """Add a verb that has actions of its own, and return where they are added."""
+        verb = choices.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=f"example: jaxformer {example}",
+            allow_abbrev=False,
+        )
+        return verb.add_subparsers(dest="action", metavar=metavar, required=True)
+
     train = add(
         "train", verbs.train, "train, or resume, the run of a config", "train --config=bert:smoke", overrides=True
     )
@@ -192,14 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--workdir", required=True, metavar="DIR", help="the run directory")
     export.add_argument("--format", default="huggingface", choices=("huggingface",), help="default: huggingface")
 
-    tokenizer = choices.add_parser(
-        "tokenizer",
-        help="train and try tokenizers",
-        description="Train and try tokenizers.",
-        epilog="example: jaxformer tokenizer show --tokenizer=runs/bert-smoke",
-        allow_abbrev=False,
-    )
-    actions = tokenizer.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions = group("tokenizer", "train and try tokenizers", "tokenizer show --tokenizer=runs/bert-smoke", "ACTION")
     trained = add(
         "train", verbs.tokenizer_train, "train the tokenizer of a config on its data",
         "tokenizer train --config=bert:smoke --output=tokenizer.json", overrides=True, within=actions,
@@ -264,14 +269,10 @@ def _parser() -> argparse.ArgumentParser:
 
     from jaxformer.launch import places
 
-    launch = choices.add_parser(
-        "launch",
-        help="start a verb somewhere, here or on a cluster, and look after it",
-        description="Start a verb somewhere, here or on a cluster, and look after it.",
-        epilog="example: jaxformer launch local --processes=2 -- train --config=gpt:smoke",
-        allow_abbrev=False,
-    )
-    actions = launch.add_subparsers(dest="action", metavar="PLACE|ACTION", required=True)
+    actions = group(
+        "launch", "start a verb somewhere, here or on a cluster, and look after it",
+        "launch local --processes=2 -- train --config=gpt:smoke", "PLACE|ACTION",
+    )  # fmt: skip
     for place in places.PLACES:
         text, example = places.introduced(place)
         verb = add(place, verbs.launch, text, example, within=actions)

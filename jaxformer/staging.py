@@ -57,10 +57,11 @@ class Staging:
                 if not path.is_file() or path.name.startswith(".") or path.name.endswith(".partial"):
                     continue
                 try:
-                    version, content = _version(path), path.read_bytes()
+                    version = _version(path)
+                    content = None if version == self._copied.get(path) else path.read_bytes()
                 except FileNotFoundError:
                     continue  # deleted or renamed just now
-                if version != self._copied.get(path):
+                if content is not None:
                     target = self.run / path.relative_to(self.folder).as_posix()
                     filesystem().pipe_file(os.fspath(target), content)
                     self._copied[path] = version

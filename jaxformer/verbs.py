@@ -223,9 +223,11 @@ def launch(args: argparse.Namespace, overrides: list[str]) -> int:
     from jaxformer import config as configs
     from jaxformer.launch import places
 
-    job, options = places.described(args.place, args.command, vars(args))
-    if args.inner.verb == "train":  # what is wrong with the config shows here, before machines are paid for
-        configs.load(args.inner.config, args.inner.overrides)
+    inner = args.inner
+    workdir = getattr(inner, "workdir", None) or (str(default_workdir(inner.config)) if inner.verb == "train" else "")
+    job, options = places.described(args.place, args.command, workdir, vars(args))
+    if inner.verb == "train":  # what is wrong with the config shows here, before machines are paid for
+        configs.load(inner.config, inner.overrides)
     if args.dry_run:
         print(places.PLACES[args.place].dry_run(job, options), end="")
         return 0

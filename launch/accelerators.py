@@ -21,7 +21,8 @@ class TpuGeneration:
     dimensions: int  # of the network between chips
 
 
-# Sources: Cloud TPU's pages of runtime versions and of each generation, GKE's page of TPU machine types.
+# Sources: Cloud TPU's pages of runtime versions and of each generation, GKE's page of TPU machine types; the node labels
+# of v3 and TPU7x, and those of GPUs below, are from memory.
 TPUS = {
     "v2": TpuGeneration("tpu-ubuntu2204-base", "", 2, (4,), 2),
     "v3": TpuGeneration("tpu-ubuntu2204-base", "tpu-v3-slice", 2, (4,), 2),
@@ -107,12 +108,15 @@ def gpus(accelerator: str) -> tuple[str, int] | None:
     return (kind.lower(), int(number)) if colon and kind and number.isdecimal() and int(number) else None
 
 
-def require_accelerator(accelerator: str) -> Tpu | tuple[str, int]:
-    """Return the TPU slice or the known GPUs that a name stands for; UserError, with the nearest name, for others."""
+def require_accelerator(accelerator: str, hosts: int = 1) -> Tpu | tuple[str, int]:
+    """Return the TPU slice or the known GPUs that a name stands for; UserError, with the nearest name, for others, and
+    for a slice that shall have another number of hosts than its own."""
     found = tpu(accelerator) or gpus(accelerator)
     if found is None or (isinstance(found, tuple) and found[0] not in GPUS):
         kind = accelerator.partition(":")[0].lower()
         known = [f"{name}-16" for name in TPUS] + [f"{name}:8" for name in GPUS]
         hint = suggest(accelerator, known) or suggest(kind, GPUS) or suggest(kind.partition("-")[0], TPUS)
         raise UserError(f"--accelerator: '{accelerator}' is none of {', '.join(known)}{hint}")
+    if isinstance(found, Tpu) and hosts != 1:
+        raise UserError(f"--hosts: a slice of {found.type} has {found.hosts} by itself; leave it out")
     return found

@@ -14,7 +14,7 @@ from typing import Any
 from jaxformer.errors import UserError
 from jaxformer.launch.accelerators import Tpu, require_accelerator
 from jaxformer.launch.commands import ToolError, as_lines, as_yaml, here_document, lines_of, piped, run, script
-from jaxformer.launch.job import Job, checked, option, require_store
+from jaxformer.launch.job import Job, check_words, option, require_store
 from jaxformer.launch.jobset import INDEX, RESTARTS, manifest, secret_of
 from jaxformer.launch.output import patiently, printer, say
 from jaxformer.launch.policy import PREEMPTED, judge
@@ -36,19 +36,15 @@ class Options:
     poll: float = option("seconds between two looks at the JobSet", 5.0, "SECONDS")
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if isinstance(value := getattr(self, field.name), str):
-                checked(f"--{field.name.replace('_', '-')}", value)
+        check_words(self)
         if not self.image:
             raise UserError("--image: give the container image, which launch/Containerfile builds")
 
 
 def check(job: Job, options: Options) -> None:
-    found = require_accelerator(job.accelerator)
+    found = require_accelerator(job.accelerator, job.hosts)
     if isinstance(found, Tpu) and not found.kind.gke:
         raise UserError(f"--accelerator: GKE has no {found.generation}; use `jaxformer launch tpu_vm`")
-    if isinstance(found, Tpu) and job.hosts != 1:
-        raise UserError(f"--hosts: a slice of {found.type} has {found.hosts} by itself; leave it out")
     if not isinstance(found, Tpu) and job.slices != 1:
         raise UserError("--slices: only TPUs come in slices; machines with GPUs are --hosts")
     for folder, url in job.mounts.items():

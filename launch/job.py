@@ -12,7 +12,8 @@ from jaxformer.errors import UserError
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")  # Kubernetes adds to it, and ends at 63 characters
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET = re.compile(r"(^|_)(token|secret|password|passwd|passphrase|key|apikey)$", re.IGNORECASE)
-_WORD = re.compile(r"[\w.:@%+=,/-]*")
+_WORD = re.compile(r"[\w.:@%+=,/*-]*")
+COORDINATOR_PORT = 8476  # of the first process, where others must be told of it
 
 
 def option(text: str, default: Any = "", metavar: str = "") -> Any:
@@ -23,13 +24,15 @@ def option(text: str, default: Any = "", metavar: str = "") -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """`command` holds the words behind `jaxformer`, `environment` variables that anybody may see, `secrets` the names
-    of those that nobody may: their values are taken from the environment of the launcher and are written nowhere.
+    """`command` holds the words behind `jaxformer`, `workdir` the run directory that they name or imply, `environment`
+    variables that anybody may see, `secrets` the names of those that nobody may: their values are taken from the
+    environment of the launcher and are written nowhere.
 
     Raises UserError for anything that a place could misunderstand.
     """
 
     command: tuple[str, ...]
+    workdir: str = ""
     name: str = option("of the job: lower-case letters, digits and - (default: the run directory's)", metavar="NAME")
     accelerator: str = option("v5litepod-16 and the like for TPUs, KIND:N for N GPUs a host, as h100:8", metavar="TYPE")
     hosts: int = option("machines (a TPU slice knows its own number)", 1, metavar="N")
@@ -90,31 +93,19 @@ class Job:
 
 
 def of_record(kept: Mapping[str, Any]) -> Job:
-    """Return the job that `record` wrote. The values of its secrets are those of today's environment, if any."""
+    """Return the job that `record` wrote, without its secrets, which need not be set here any more."""
     return Job(**{**kept, "command": tuple(kept["command"]), "secrets": ()})
 
 
-def name_of(command: Sequence[str]) -> str:
-    """Return a job's name made of what it runs: that of the run directory, or gpt-smoke for --config=gpt:smoke."""
-    config = next((word.removeprefix("--config=") for word in command if word.startswith("--config=")), "")
-    spec = workdir_of(command).rstrip("/") or config or (command[0] if command else "job")
-    slug = re.sub(r"[^a-z0-9]+", "-", spec.rpartition("/")[2].lower().replace(".py", "")).strip("-")
+def name_of(workdir: str) -> str:
+    """Return the name of a job made of its run directory, or of its verb where it has none."""
+    slug = re.sub(r"[^a-z0-9]+", "-", workdir.rstrip("/").rpartition("/")[2].lower()).strip("-")
     return (slug if slug[:1].isalpha() else f"job-{slug}")[:40].strip("-")
-
-
-def workdir_of(command: Sequence[str]) -> str:
-    """Return the run directory that a command names, "" where it leaves it to the default."""
-    for position, word in enumerate(command):
-        if word.startswith("--workdir="):
-            return word.removeprefix("--workdir=")
-        if word == "--workdir" and position + 1 < len(command):
-            return command[position + 1]
-    return ""
 
 
 def require_store(job: Job) -> None:
     """Raise UserError unless the run directory outlives the machines, which share no disk and may be taken away."""
-    workdir = workdir_of(job.command)
+    workdir = job.workdir
     if workdir.startswith("gs://") or any(f"{workdir}/".startswith(f"{folder}/") for folder in job.mounts):
         return
     raise UserError(
@@ -126,8 +117,15 @@ def require_store(job: Job) -> None:
 def checked(flag: str, value: str) -> str:
     """Return a word that goes into a script's header, where quoting is not to be trusted; UserError for odd ones."""
     if not _WORD.fullmatch(value):
-        raise UserError(f"{flag}: '{value}' may hold letters, digits and . : @ % + = , / - _ only")
+        raise UserError(f"{flag}: '{value}' may hold letters, digits and . : @ % + = , / * - _ only")
     return value
+
+
+def check_words(options: Any, besides: Sequence[str] = ()) -> None:
+    """Raise UserError for a text among a place's options, `besides` left out, that is not one plain word."""
+    for field in dataclasses.fields(options):
+        if isinstance(value := getattr(options, field.name), str) and field.name not in besides:
+            checked(f"--{field.name.replace('_', '-')}", value)
 
 
 def exports(job: Job) -> list[str]:

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxformer.launch.accelerators import GPUS, Tpu, require_accelerator
-from jaxformer.launch.job import Job
+from jaxformer.launch.job import COORDINATOR_PORT, Job
 from jaxformer.launch.policy import USER_ERROR, shell_pause
 
 WORKERS, CONTAINER = "workers", "worker"
 RESTARTS = "jobset.sigs.k8s.io/restart-attempt"
 INDEX = "batch.kubernetes.io/job-completion-index"
-COORDINATOR_PORT = 8476
 # 75, and every end that is not the command's own (the node was taken, the memory ran out), starts the JobSet again.
 FINAL_CODES = [1, USER_ERROR, 126, 127]  # the last two: the image has no such program
 GRACE_SECONDS = 120  # a spot machine takes fewer

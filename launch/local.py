@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any, TextIO
 
 from jaxformer.errors import UserError
-from jaxformer.launch.job import Job, exports, option
+from jaxformer.launch.job import COORDINATOR_PORT, Job, exports, option
 from jaxformer.launch.output import printer, say
 from jaxformer.launch.policy import Outcome, judge, supervise
 from jaxformer.launch.records import RUNNING, Record, follow_files, last_line, watched_status
@@ -46,7 +46,7 @@ def dry_run(job: Job, options: Options) -> str:
     words = shlex.join(["jaxformer", *job.command])
     if options.processes == 1:
         return "\n".join([*exports(job), words]) + "\n"
-    connected = f"export JAX_COORDINATOR_ADDRESS=127.0.0.1:8476 JAX_NUM_PROCESSES={options.processes}"
+    connected = f"export JAX_COORDINATOR_ADDRESS=127.0.0.1:{COORDINATOR_PORT} JAX_NUM_PROCESSES={options.processes}"
     lines = [f"JAX_PROCESS_ID={index} {words} &" for index in range(options.processes)]
     return "\n".join([*exports(job), connected, *lines, "wait"]) + "\n"
 

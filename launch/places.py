@@ -55,8 +55,9 @@ def add_flags(parser: argparse.ArgumentParser, place: str) -> None:
                 parser.add_argument(flag, action="append", default=[], metavar=metavar, **shared)
 
 
-def described(place: str, command: list[str], given: Mapping[str, Any]) -> tuple[Job, Any]:
-    """Return the job and the place's options that the flags' values stand for. Raises UserError for bad ones."""
+def described(place: str, command: list[str], workdir: str, given: Mapping[str, Any]) -> tuple[Job, Any]:
+    """Return the job and the place's options that the flags' values stand for; the command works in `workdir`, if in
+    any. Raises UserError for bad ones."""
     module = PLACES[place]
 
     def pairs(name: str) -> dict[str, str]:
@@ -69,12 +70,12 @@ def described(place: str, command: list[str], given: Mapping[str, Any]) -> tuple
     fields = {name: given[name] for name in (*_EVERYWHERE, *module.TAKES) if name in given}
     fields |= {"environment": pairs("environment"), "secrets": tuple(given["secrets"])}
     fields |= {"mounts": pairs("mounts")} if "mounts" in fields else {}
-    fields["name"] = given["name"] or name_of(command)
+    fields["name"] = given["name"] or name_of(workdir or command[0])
     options = {
         field.name: tuple(value) if isinstance(value := given[field.name], list) else value
         for field in dataclasses.fields(module.Options)
     }
-    job, own = Job(command=tuple(command), **fields), module.Options(**options)
+    job, own = Job(command=tuple(command), workdir=workdir, **fields), module.Options(**options)
     module.check(job, own)
     return job, own
 
@@ -220,6 +221,5 @@ def _delete(record: Record, module: Any) -> None:
                     f"the launcher of {record.name} (process {launcher}) does not end; try again, or kill it"
                 )
             time.sleep(0.1)
-    if module.status(record, 0).state not in OVER or record.state().get("holds") or module is gke:
-        module.delete(record)
+    module.delete(record)
     record.forget()

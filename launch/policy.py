@@ -19,7 +19,8 @@ from jaxformer.launch.records import DONE, FAILED, PAUSED, STARTING, STOPPED, Re
 PREEMPTED, USER_ERROR = 75, 2
 # What runs again, in the words of a shell's exit codes: 134 is how JAX aborts the other processes when the first is
 # lost, 143 a SIGTERM that came before the process could save.
-AGAIN = (PREEMPTED, 128 + signal.SIGABRT, 128 + signal.SIGTERM)
+AGAIN = (PREEMPTED, 128 + int(signal.SIGABRT), 128 + int(signal.SIGTERM))
+SHELL_AGAIN = "|".join(map(str, AGAIN))  # as a pattern of `case`
 _KILLED = 128 + signal.SIGKILL  # perhaps for another worker's sake
 QUICK_SECONDS = 600.0  # an attempt that lasted longer is no reason to wait longer before the next
 LONGEST_PAUSE = 600.0

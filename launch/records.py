@@ -15,7 +15,7 @@ from typing import Any
 from jaxformer.errors import UserError, disk_errors, suggest
 from jaxformer.storage import cache_folder
 
-# States of a job. RUNNING is also that of one whose launcher died meanwhile: `is_watched` tells.
+# States of a job. RUNNING is also that of one whose launcher died meanwhile: `launcher` tells.
 STARTING, RUNNING, PAUSED, STOPPING = "starting", "running", "waiting to run again", "stopping"
 DONE, FAILED, STOPPED = "done", "failed", "stopped"
 OVER = (DONE, FAILED, STOPPED)

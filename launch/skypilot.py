@@ -16,10 +16,10 @@ from typing import Any
 from jaxformer.errors import UserError
 from jaxformer.launch.accelerators import GPUS, Tpu, require_accelerator
 from jaxformer.launch.commands import as_yaml, here_document, lines_of, run, script
-from jaxformer.launch.job import Job, checked, option, require_store
+from jaxformer.launch.job import COORDINATOR_PORT, Job, check_words, option, require_store
 from jaxformer.launch.output import patiently, printer, say
 from jaxformer.launch.packing import PYTHON, require_project, setup_of
-from jaxformer.launch.policy import AGAIN, PREEMPTED, judge, shell_pause
+from jaxformer.launch.policy import PREEMPTED, SHELL_AGAIN, judge, shell_pause
 from jaxformer.launch.records import (
     DONE,
     FAILED,
@@ -35,7 +35,6 @@ from jaxformer.launch.records import (
 )
 
 TAKES = ("accelerator", "hosts", "mounts", "spot")
-COORDINATOR_PORT = 8476
 STATES = {"PENDING": STARTING, "STARTING": STARTING, "RUNNING": RUNNING, "WINDING_DOWN": RUNNING, "RECOVERING": PAUSED,
           "CANCELLING": STOPPING, "SUCCEEDED": DONE, "CANCELLED": STOPPED}  # fmt: skip
 # SkyPilot brings back machines that were taken; a command that asks to be run again is run again here, for SkyPilot
@@ -73,14 +72,11 @@ class Options:
     disk: int = option("size of the machines' disks in GB (default: SkyPilot's)", 0, "GB")
 
     def __post_init__(self) -> None:
-        for name in ("infra", "image"):
-            checked(f"--{name}", getattr(self, name).replace("*", ""))  # gcp/*/us-east5-b is any region's
+        check_words(self, besides=("code", "setup"))
 
 
 def check(job: Job, options: Options) -> None:
-    found = require_accelerator(job.accelerator)
-    if isinstance(found, Tpu) and job.hosts != 1:
-        raise UserError(f"--hosts: a slice of {found.type} has {found.hosts} by itself; leave it out")
+    found = require_accelerator(job.accelerator, job.hosts)
     if isinstance(found, Tpu) and not found.kind.runtime:
         raise UserError(f"--accelerator: SkyPilot has no {found.generation}; use `jaxformer launch gke`")
     require_store(job)
@@ -114,7 +110,7 @@ def task(job: Job, options: Options) -> dict[str, Any]:
         **({"file_mounts": mounts} if mounts else {}),
         "run": RUN.format(
             setting=PEERS if several else "", restarts=job.restarts, command=command, preempted=PREEMPTED,
-            again="|".join(map(str, map(int, AGAIN))), pause=shell_pause("restart", job.backoff),
+            again=SHELL_AGAIN, pause=shell_pause("restart", job.backoff),
         ).lstrip(),
     }  # fmt: skip
 
@@ -208,4 +204,6 @@ def stop(record: Record) -> None:
     run(["sky", "jobs", "cancel", "--yes", record.state()["id"]])
 
 
-delete = stop
+def delete(record: Record) -> None:
+    if status(record, 0).state not in OVER:
+        stop(record)

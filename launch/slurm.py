@@ -12,9 +12,9 @@ from pathlib import Path
 from jaxformer.errors import UserError
 from jaxformer.launch.accelerators import gpus
 from jaxformer.launch.commands import ToolError, here_document, run, script
-from jaxformer.launch.job import Job, checked, exports, option
+from jaxformer.launch.job import Job, check_words, checked, exports, option
 from jaxformer.launch.output import patiently, printer, say
-from jaxformer.launch.policy import AGAIN, PREEMPTED, USER_ERROR, judge, shell_pause
+from jaxformer.launch.policy import PREEMPTED, SHELL_AGAIN, USER_ERROR, judge, shell_pause
 from jaxformer.launch.records import (
     DONE,
     FAILED,
@@ -86,8 +86,7 @@ class Options:
     setup: str = option("shell to run first on the first node, as 'module load cuda'", metavar="SHELL")
 
     def __post_init__(self) -> None:
-        for name in ("partition", "account", "qos", "time"):
-            checked(f"--{name}", getattr(self, name))
+        check_words(self, besides=("setup",))
         for word in self.sbatch:
             if not checked("--sbatch", word).startswith("--"):
                 raise UserError(f"--sbatch: '{word}' is no option of sbatch; write --sbatch=--exclusive and the like")
@@ -120,7 +119,7 @@ def batch_script(job: Job, options: Options, folder: Path) -> str:
     body = BODY.format(
         folder=place, output=shlex.quote(f"{str(folder).replace('%', '%%')}/worker-%t.txt"), restarts=job.restarts,
         command=shlex.join([sys.executable, "-m", "jaxformer", *job.command]), pause=pause,
-        preempted=PREEMPTED, user_error=USER_ERROR, again="|".join(map(str, map(int, AGAIN))),
+        preempted=PREEMPTED, user_error=USER_ERROR, again=SHELL_AGAIN,
     )  # fmt: skip
     setup = [options.setup] if options.setup else []
     return "\n".join(["#!/bin/bash", *(f"#SBATCH {word}" for word in header), *exports(job), *setup, body])
@@ -199,7 +198,8 @@ def stop(record: Record) -> None:
 
 def delete(record: Record) -> None:
     """Take the job out of SLURM, at once."""
-    run(["scancel", record.state()["id"]])
+    if status(record, 0).state not in OVER:
+        run(["scancel", record.state()["id"]])
 
 
 def follow(record: Record) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from jaxformer.errors import UserError
 from jaxformer.launch.accelerators import Tpu, tpu
 from jaxformer.launch.commands import ToolError, run
-from jaxformer.launch.job import Job, checked, option
+from jaxformer.launch.job import Job, check_words, option
 from jaxformer.launch.packing import PYTHON, setup_of, unpack
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -38,9 +38,7 @@ class Options:
     def __post_init__(self) -> None:
         if not self.zone:
             raise UserError("--zone: give the zone that has these TPUs, as --zone=us-west4-a")
-        for field in dataclasses.fields(self):
-            if isinstance(getattr(self, field.name), str) and field.name not in ("code", "setup"):
-                checked(f"--{field.name.replace('_', '-')}", getattr(self, field.name))
+        check_words(self, besides=("code", "setup"))
 
 
 class Pod(NamedTuple):

@@ -21,6 +21,7 @@ from jaxformer.launch.accelerators import GPUS, TPUS, tpu
 from jaxformer.launch.job import Job, name_of
 from jaxformer.launch.jobset import manifest
 from jaxformer.launch.places import PLACES, described
+from jaxformer.verbs import default_workdir
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "launch"
@@ -59,14 +60,14 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def job(**fields: object) -> Job:
-    return Job(**{"name": "job", "command": ("train", "--workdir=gs://b/r"), **fields})  # type: ignore[arg-type]
+    return Job(**{"name": "job", "command": ("train", "--workdir=gs://b/r"), "workdir": "gs://b/r", **fields})  # type: ignore[arg-type]
 
 
 def parsed(words: list[str]) -> tuple[Job, object]:
     from jaxformer import cli
 
     own, command = words[: words.index("--")], words[words.index("--") + 1 :]
-    return described(words[0], command, vars(cli._parser().parse_args(["launch", *own])))
+    return described(words[0], command, "gs://b/r", vars(cli._parser().parse_args(["launch", *own])))
 
 
 # Word for word.
@@ -201,11 +202,11 @@ def test_accelerator_types_are_read_as_the_clouds_count(
 
 
 def test_a_job_is_called_as_its_run_is() -> None:
-    assert name_of(["train", "--config=gpt:smoke"]) == "gpt-smoke"
-    assert name_of(["train", "--config=gpt:smoke", "--workdir=gs://b/My Run_1/"]) == "my-run-1"
-    assert name_of(["train", "--config=my/3d.py:a,b"]) == "job-3d-a-b"
-    assert name_of(["demo"]) == "demo"
-    assert len(name_of(["train", "--config=" + "x" * 99])) == 40
+    assert name_of(str(default_workdir("gpt:smoke"))) == "gpt-smoke"
+    assert name_of(str(default_workdir("my/3d.py:a,b"))) == "job-3d-a-b"
+    assert name_of("gs://b/My Run_1/") == "my-run-1"
+    assert name_of("demo") == "demo"
+    assert len(name_of("x" * 99)) == 40
 
 
 # Odd words reach the command as they are, and run nothing.

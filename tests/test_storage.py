@@ -16,7 +16,7 @@ import google.auth.exceptions
 import numpy as np
 import pytest
 from states import assert_equal, make_state, save_all, shapes
-from training import fine_tuning, logged, make_corpus, pretraining
+from training import assert_same_run, fine_tuning, logged, make_corpus, params, pretraining
 
 import jaxformer
 from jaxformer import config as configs
@@ -26,7 +26,6 @@ from jaxformer.cli import main
 from jaxformer.errors import UserError
 from jaxformer.interop.folders import check_new
 from jaxformer.launch import local
-from jaxformer.parameters import flatten
 from jaxformer.report import find_runs, read_run
 from jaxformer.run import open_run, read_metrics, write_json
 from jaxformer.staging import staged
@@ -412,18 +411,6 @@ def test_weights_are_imported_from_here(bucket: gcs.Bucket, capsys: pytest.Captu
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-def params(run: str | Path) -> dict[str, np.ndarray]:
-    return {path: np.asarray(leaf) for path, leaf in flatten(jaxformer.load(run).params).items()}
-
-
-def assert_same_run(ours: Path, theirs: Path) -> None:
-    assert logged(ours) == logged(theirs)
-    mine, expected = params(ours), params(theirs)
-    assert mine.keys() == expected.keys()
-    for path, leaf in expected.items():
-        np.testing.assert_array_equal(mine[path], leaf, err_msg=path)
 
 
 def quick(workdir: Any, corpus: Path, **keys: Any) -> list[str]:

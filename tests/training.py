@@ -66,7 +66,7 @@ def logged(workdir: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in line.items() if name not in TIMES} for line in read_metrics(workdir)]
 
 
-def params(workdir: Path) -> dict[str, np.ndarray]:
+def params(workdir: str | Path) -> dict[str, np.ndarray]:
     return {path: np.asarray(leaf) for path, leaf in flatten(jaxformer.load(workdir).params).items()}
 
 
