@@ -21,8 +21,8 @@ class TpuGeneration:
     dimensions: int  # of the network between chips
 
 
-# Sources: Cloud TPU's pages of runtime versions and of each generation, GKE's page of TPU machine types; the node labels
-# of v3 and TPU7x, and those of GPUs below, are from memory.
+# Sources: Cloud TPU's pages of runtime versions and of each generation, GKE's page of TPU machine types; node labels
+# of v3 and TPU7x, and of GPUs below, are from memory.
 TPUS = {
     "v2": TpuGeneration("tpu-ubuntu2204-base", "", 2, (4,), 2),
     "v3": TpuGeneration("tpu-ubuntu2204-base", "tpu-v3-slice", 2, (4,), 2),

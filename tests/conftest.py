@@ -5,8 +5,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    import clouds
 
 # JAX reads these when it is imported; set any later they would silently do nothing.
 if "jax" in sys.modules:
@@ -85,3 +89,48 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str], tuple
         return made[name]
 
     return get
+
+
+@pytest.fixture
+def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Iterator[clouds.Cloud]":
+    """A make-believe cloud, which the launchers of the test talk to."""
+    import clouds
+
+    with clouds.install(tmp_path / "cloud") as cloud:
+        kept = ("JAXFORMER_CACHE", "JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR", "JAX_DEFAULT_MATMUL_PRECISION")
+        cloud.worker_environment.update({name: os.environ[name] for name in kept})
+        monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path / "launcher"))  # not that of the workers
+        cloud.environment["JAXFORMER_CACHE"] = str(tmp_path / "launcher")
+        yield cloud
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """What is sent to the workers: a repository with files that git knows, does not know yet, and ignores."""
+    folder = tmp_path / "a project"
+    folder.mkdir()
+    for name, text in {"known.txt": "1", "new.txt": "2", "ignored.txt": "3", ".gitignore": "ignored.txt"}.items():
+        (folder / name).write_text(text)
+    subprocess.run(["git", "init", "--quiet", folder], check=True)
+    subprocess.run(["git", "-C", folder, "add", "known.txt"], check=True)
+    return folder
+
+
+@pytest.fixture
+def launch(cloud: "clouds.Cloud", project: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Return a function that starts `jaxformer launch …` beside the test."""
+    from launching import SECRET
+
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*words: str) -> "subprocess.Popen[str]":
+        environment = {**cloud.environment, "HF_TOKEN": SECRET, "XLA_FLAGS": ""}
+        command = [sys.executable, "-m", "jaxformer", "launch", *words]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        started.append(subprocess.Popen(command, cwd=project, env=environment, **pipes))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
