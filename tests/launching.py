@@ -11,6 +11,7 @@ from pathlib import Path
 
 import clouds
 
+from jaxformer.launch.job import Job
 from jaxformer.launch.records import Record, jobs_folder
 
 SECRET = "hf_PkxQ-not-for-anybody"
@@ -84,3 +85,8 @@ def read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:
         return b""
+
+
+def job(**fields: object) -> Job:
+    """A job with these fields and others that do."""
+    return Job(**{"name": "job", "command": ("train", "--workdir=gs://b/r"), "workdir": "gs://b/r", **fields})  # type: ignore[arg-type]
