@@ -189,7 +189,8 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _failures(self, step: int | None) -> Iterator[None]:
-        """Delete what a failed save has written, and turn a full disk and the like into a UserError."""
+        """Delete what a failed save has written, and turn a full disk and the like into a UserError. What arrives on
+        gs:// after that is no checkpoint, and the next resume deletes it."""
         try:
             yield
         except BaseException:
