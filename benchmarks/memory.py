@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer import config as configs
-from jaxformer.build import build_model, compiled_steps, mesh_of, timeless
-from jaxformer.sharding import make_mesh, split
-from jaxformer.start import placed
-from jaxformer.step import losses_of
+from jaxformer.devices.sharding import activations_mesh, make_mesh, placed, split
+from jaxformer.runs.learner import step_settings
+from jaxformer.runs.loading import build_model
+from jaxformer.training.compiled import compiled_steps
 
 SCAN = "training.unroll_layers=1"
 LEVERS: dict[str, tuple[str, ...]] = {
@@ -49,11 +49,8 @@ def analyse(spec: str, overrides: tuple[str, ...], rows: int, donate: bool = Tru
     one = () if any(override.startswith("sharding.") for override in overrides) else ("sharding.data=1",)
     config = configs.load(spec, [*sizes, *one, *overrides])
     mesh = make_mesh(config.sharding)
-    model = build_model(config, config.supervision, mesh_of(config, mesh))
-    steps = compiled_steps(
-        model, losses_of(config.supervision), timeless(config.optimizer), config.training.trainable,
-        config.training.accumulation_steps, mesh, config.sharding.strategy,
-    )  # fmt: skip
+    model = build_model(config, config.supervision, activations_mesh(config.sharding, mesh))
+    steps = compiled_steps(model, step_settings(config, config.supervision, config.phases[-1]), mesh)
     rng = jax.random.key(0)
     state = placed(jax.eval_shape(steps.make_state, rng), steps.shardings)
     batch = {

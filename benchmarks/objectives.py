@@ -22,7 +22,7 @@ import grain
 import numpy as np
 
 from jaxformer.data.batches import Member, train_batches
-from jaxformer.data.prepare import parts_of
+from jaxformer.data.preparing import parts_of
 from jaxformer.data.rows import build_rows
 from jaxformer.data.store import Store
 from jaxformer.models.config import FAMILIES

@@ -9,7 +9,7 @@ The command line (`jaxformer --help`) does the rest. Importing this package impo
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxformer.run import load
+    from jaxformer.runs import load
 
 __all__ = ["__version__", "load"]
 __version__ = "0.1.0"
@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """Import `load` when it is first asked for, so that `jaxformer --help` need not wait for JAX."""
     if name == "load":
-        from jaxformer.run import load
+        from jaxformer.runs import load
 
         return load
     raise AttributeError(f"module 'jaxformer' has no attribute '{name}'")

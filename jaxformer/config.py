@@ -20,21 +20,17 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxformer.checkpoint import CheckpointConfig
-from jaxformer.data.sources import SOURCES
-from jaxformer.distillation import DistillationConfig
+from jaxformer.data import SOURCES
+from jaxformer.devices import ShardingConfig
 from jaxformer.errors import UserError, suggest
 from jaxformer.evaluation import EvaluationConfig
 from jaxformer.footprint import FootprintConfig
 from jaxformer.generation import GenerationConfig
-from jaxformer.models.config import TransformerConfig
-from jaxformer.models.presets import PRESETS
+from jaxformer.models import PRESETS, TransformerConfig
 from jaxformer.objectives import OBJECTIVES
-from jaxformer.optimizers import OPTIMIZERS, schedule
-from jaxformer.phases import Phase, read_phases
-from jaxformer.sharding import ShardingConfig
-from jaxformer.step import TrainingConfig
 from jaxformer.tasks import TASKS
 from jaxformer.tokenizers import TOKENIZERS
+from jaxformer.training import OPTIMIZERS, DistillationConfig, Phase, TrainingConfig, read_phases, schedule
 
 # A section is one dataclass, or a dict of them of which the section's `name` selects one.
 SECTIONS: dict[str, Any] = {
@@ -102,6 +98,20 @@ class Config:
             for name, (shape, _) in phase.of(self.supervision).shapes.items()
             if name.endswith("inputs")
         )
+
+    @property
+    def evaluation_rows(self) -> int:
+        """How many rows are judged at a time: where the config does not say, as many as a micro-batch has."""
+        return self.evaluation.batch_size or self.training.batch_size // self.training.accumulation_steps
+
+    @property
+    def batch_sizes(self) -> dict[str, int]:
+        """The sizes of all batches that devices share, each under the name that errors call it by."""
+        sizes = {"evaluation.batch_size": self.evaluation_rows}
+        for number, phase in enumerate(self.phases):
+            where = "training" if phase.last is None else f"training.phases[{number}]"
+            sizes[f"{where}.batch_size / accumulation_steps"] = phase.batch_size // phase.accumulation_steps
+        return sizes
 
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved sections as plain dicts, as `config.json` holds them."""

@@ -1,4 +1,5 @@
-"""Where run directories lie: in local folders, or on gs:// (Google Cloud Storage), through gcsfs and `etils.epath`.
+"""Where run directories lie, and their files: in local folders, or on gs:// (Google Cloud Storage), through gcsfs and
+`etils.epath`.
 
 Paths there are `epath.Path`s, which most code takes for local ones. They differ in this: a folder is no more than the
 beginning of its objects' names, so it cannot be renamed, and objects are written whole, never appended to. And nobody
@@ -9,6 +10,7 @@ path of one on gs://.
 import contextlib
 import functools
 import importlib.util
+import json
 import logging
 import os
 import re
@@ -20,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 from typing import Any
 
-from jaxformer.errors import UserError
+from jaxformer.errors import UserError, disk_errors
 
 _GS = "gs://"
 _REQUESTS = 16  # at a time
@@ -171,6 +173,52 @@ def check_bucket(path: Path) -> None:
         return
     bucket, _, key = os.fspath(path).removeprefix(_GS).partition("/")
     filesystem().call("GET", "b/{}/o", bucket, prefix=key, maxResults=1, json_out=True)
+
+
+# The files of a run directory.
+
+
+def read_record(workdir: Path) -> dict[str, Any]:
+    """Return a run's `config.json`. Raises UserError when the folder is no run or the file is damaged."""
+    path = workdir / "config.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        check_bucket(workdir)
+        raise UserError(f"{workdir} is not a run: it has no config.json; give a folder that `train` wrote") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error}); restore it or start a new run elsewhere") from error
+    if isinstance(record, dict) and "model_type" in record:
+        raise UserError(f"{workdir} is a folder in Hugging Face format; `jaxformer import` makes a run of it")
+    if not isinstance(record, dict) or not record.keys() >= {"name", "config", "labels"}:
+        raise UserError(f"{path} does not describe a run; give a folder that `train` wrote")
+    return record
+
+
+def is_run(workdir: Path) -> bool:
+    return (workdir / "config.json").exists()
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """Return the entries of `metrics.jsonl`; a line that a crash tore is left out."""
+    path = workdir / "metrics.jsonl"
+    entries = []
+    for line in path.read_bytes().decode(errors="replace").splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            entries.append(json.loads(line))
+    return [entry for entry in entries if isinstance(entry, dict)]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that a crash leaves the old file or the new one, never half of one."""
+    if is_remote(path):
+        path.write_text(json.dumps(content, indent=1) + "\n")
+        return
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        temporary.replace(path)
 
 
 @contextlib.contextmanager

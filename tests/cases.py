@@ -8,7 +8,7 @@ from unittest import mock
 
 import numpy as np
 
-from jaxformer.data import prepare, sources
+from jaxformer.data import preparing, sources
 from jaxformer.data.batches import Member
 from jaxformer.data.store import Store
 from jaxformer.errors import UserError
@@ -242,9 +242,9 @@ def prepared(objective: Any, folder: Path, corpora: int = 1, seed: int = 0, **da
 
     members = tuple({"name": "text", "path": str(number)} for number in range(corpora))
     source = sources.Mixture(members=members, **data) if corpora > 1 else sources.Text(path="0")
-    with mock.patch.object(prepare, "build_store", store), mock.patch.object(prepare, "build_pairs", pairs):
+    with mock.patch.object(preparing, "build_store", store), mock.patch.object(preparing, "build_pairs", pairs):
         tokenizer: Any = None
-        return prepare.prepare(source, objective, tokenizer, "train", seed=seed)
+        return preparing.prepare(source, objective, tokenizer, "train", seed=seed)
 
 
 def members_of(case: Case, folder: Path, seed: int = 0) -> list[Member]:

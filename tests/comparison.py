@@ -17,9 +17,9 @@ from jaxformer.interop.layouts import Layout
 from jaxformer.interop.weights import StoredTensor, stored_tensors
 from jaxformer.models.config import Execution
 from jaxformer.models.model import Model
-from jaxformer.optimizers import OPTIMIZERS, make_optimizer
-from jaxformer.parameters import flatten
-from jaxformer.step import TrainState, group_sums, make_train_step
+from jaxformer.training.optimizers import OPTIMIZERS, make_optimizer
+from jaxformer.training.step import TrainState, group_sums, make_train_step
+from jaxformer.trees import flatten
 
 STEPS = 10
 

@@ -10,9 +10,9 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from jaxformer import config as configs
-from jaxformer.build import bind, build_model
 from jaxformer.checkpoint import read_params_in_groups, save_params, stored_shapes
-from jaxformer.run import write_record
+from jaxformer.runs.loading import bind, build_model
+from jaxformer.runs.record import write_record
 from jaxformer.tokenizers import ByteBPE, Tokenizer, Unigram, WordPiece, train_tokenizer
 
 LABELS = ("concurrency", "data", "files")

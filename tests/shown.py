@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from jaxformer import showing
-from jaxformer.cli import main
-from jaxformer.examples import Examples
+from jaxformer.cli.main import main
+from jaxformer.explain import showing
+from jaxformer.explain.examples import Examples
 
 TEXT = """The quick brown fox jumps over the lazy dog. It was a sunny day. Nobody had seen the dog, but the fox had.
 

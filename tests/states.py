@@ -9,6 +9,8 @@ import numpy as np
 import optax
 
 from jaxformer.checkpoint import CheckpointConfig, Checkpoints
+from jaxformer.checkpoint.digest import read_digest
+from jaxformer.checkpoint.reading import restore_state, verified
 
 OPTIMIZER = optax.chain(
     optax.clip_by_global_norm(1.0),
@@ -54,3 +56,9 @@ def save_all(directory: Path, steps: dict[int, float | None], **fields: Any) -> 
     for step, loss in steps.items():
         checkpoints.save(step, make_state(step), None if loss is None else {"eval/loss": loss})
     checkpoints.close()
+
+
+def restore_named(path: Path, target: Any) -> tuple[int, Any]:
+    """Return (step, state) of the checkpoint that `path` names, or of a run's newest one."""
+    folder = verified(path)
+    return read_digest(folder).step, restore_state(folder, target)

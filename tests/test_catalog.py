@@ -12,9 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.transforms import Bbox
 from rich.console import Console
 
-from jaxformer import catalog
-from jaxformer.cli import main
+from jaxformer.cli.main import main
 from jaxformer.errors import UserError
+from jaxformer.explain import catalog
 from jaxformer.models.config import Execution, TransformerConfig
 from jaxformer.models.model import Model, count_parameters
 from jaxformer.models.presets import PRESETS, SYSTEMS

@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
-from states import assert_equal, make_params, make_state, save_all, shapes
+from states import assert_equal, make_params, make_state, restore_named, save_all, shapes
 
 import jaxformer.checkpoint.digest as digest
 import jaxformer.checkpoint.manager as manager
-from jaxformer.checkpoint import CheckpointConfig, Checkpoints, restore_named, restore_params, stored_shapes
+from jaxformer.checkpoint import CheckpointConfig, Checkpoints, restore_params, stored_shapes
 from jaxformer.errors import UserError
 
 
@@ -342,8 +342,7 @@ PROGRAM = """
     import os, resource, sys, time
     from pathlib import Path
     import jax, jax.numpy as jnp
-    from jaxformer.checkpoint import CheckpointConfig, Checkpoints
-    from jaxformer.errors import UserError
+        from jaxformer.errors import UserError
     directory, mode = Path(sys.argv[1]), sys.argv[2]
     def state(step, size=10): return {"params": {"kernel": jnp.full(size, float(step))}, "step": jnp.int32(step)}
     checkpoints = Checkpoints(directory, CheckpointConfig(keep_last=2))

@@ -14,12 +14,14 @@ import pytest
 from rich.console import Console
 
 import jaxformer
-from jaxformer import cli, progress, verbs
-from jaxformer.cli import main
+from jaxformer.cli import main as cli
+from jaxformer.cli import verbs
+from jaxformer.cli.main import main
+from jaxformer.cli.verbs import default_workdir
 from jaxformer.errors import UserError
-from jaxformer.progress import Display, shown
+from jaxformer.runs import progress
+from jaxformer.runs.progress import Display, shown
 from jaxformer.tokenizers import Tokenizer, WordPiece, train_tokenizer
-from jaxformer.verbs import default_workdir
 
 VERBS = [
     "train",
@@ -93,7 +95,7 @@ def test_help_waits_for_nothing_heavy() -> None:
     program = (
         "import sys, time\n"
         "before, start = set(sys.modules), time.perf_counter()\n"
-        "from jaxformer.cli import main\n"
+        "from jaxformer.cli.main import main\n"
         f"for words in [[*c, '--help'] for c in {COMMANDS}] + [['train'], ['--version']]:\n"
         "    try:\n"
         "        main(words)\n"

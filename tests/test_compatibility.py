@@ -16,17 +16,18 @@ import pytest
 from rich.console import Console
 from shown import Verb, verb
 
-from jaxformer import compatibility
 from jaxformer import config as configs
-from jaxformer.build import bind, build_model, compiled_steps, timeless
 from jaxformer.data.batches import train_batches
-from jaxformer.data.prepare import corpus_tokenizer, prepare
+from jaxformer.data.preparing import corpus_tokenizer, prepare
+from jaxformer.devices.sharding import make_mesh, place
 from jaxformer.errors import UserError
+from jaxformer.explain import compatibility
 from jaxformer.models.config import FAMILIES
 from jaxformer.objectives import NOT_PROVIDED, OBJECTIVES
-from jaxformer.sharding import make_mesh, place
-from jaxformer.step import losses_of
+from jaxformer.runs.learner import step_settings
+from jaxformer.runs.loading import bind, build_model
 from jaxformer.tokenizers import Unigram, train_tokenizer
+from jaxformer.training.compiled import compiled_steps
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = {"decoder_only": "gpt2_124m", "encoder_only": "bert_base", "encoder_decoder": "t5_base"}
@@ -107,9 +108,8 @@ def test_an_allowed_pair_trains_and_its_loss_falls(name: str, family: str, corpu
     supervision = bind(config, tokenizer, ())
     members = prepare(config.data, supervision, tokenizer, "train", seed=0)
     mesh = make_mesh(config.sharding, {"batch": 16})
-    steps = compiled_steps(
-        build_model(config, supervision), losses_of(supervision), timeless(config.optimizer), (".*",), 1, mesh
-    )
+    settings = step_settings(config, supervision, config.phases[-1])
+    steps = compiled_steps(build_model(config, supervision), settings, mesh)
     state, losses = steps.make_state(jax.random.key(0)), []
     batches = train_batches(members, seed=0, batch_size=16)
     for batch in itertools.islice(batches, config.training.num_steps):
@@ -204,7 +204,7 @@ def test_json_of_the_table(objectives: Verb) -> None:
 
 def test_the_table_waits_for_nothing_heavy() -> None:
     program = (
-        "import sys\nfrom jaxformer.cli import main\nmain(['objectives'])\nmain(['objectives', '--json'])\n"
+        "import sys\nfrom jaxformer.cli.main import main\nmain(['objectives'])\nmain(['objectives', '--json'])\n"
         "print(*{'jax', 'flax', 'grain', 'matplotlib'} & set(sys.modules), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)

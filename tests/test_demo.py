@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxformer import demo
 from jaxformer.errors import UserError
+from jaxformer.studies import demo
 
 TINY = ("model.d_model=16", "model.d_ff=32", "model.num_heads=2", "model.head_dim=8", "model.num_layers=1")
 
@@ -34,7 +34,7 @@ def test_both_arms_are_trained_judged_and_shown(
 ) -> None:
     plan = shrunk(demo.PLANS[family])
     monkeypatch.setitem(demo.PLANS, family, plan)
-    demo.demo(family, tmp_path)
+    demo.run_demo(family, tmp_path)
     shown = capsys.readouterr().out
     assert "From the checkpoint" in shown and "From scratch" in shown and "mWh" in shown
     study = json.loads((tmp_path / family / "study.json").read_text())
@@ -49,9 +49,9 @@ def test_both_arms_are_trained_judged_and_shown(
 
     before = times(tmp_path)
     assert len(before) == 1 + 4 + 2 * 2 * 2
-    demo.demo(family, tmp_path)
+    demo.run_demo(family, tmp_path)
     assert times(tmp_path) == before, "a second demonstration trains nothing anew"
 
     monkeypatch.setitem(demo.PLANS, family, dataclasses.replace(plan, fine_tuning=(*plan.fine_tuning, "seed=7")))
     with pytest.raises(UserError, match="another config"):
-        demo.demo(family, tmp_path)
+        demo.run_demo(family, tmp_path)

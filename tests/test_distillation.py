@@ -14,16 +14,16 @@ from runs import CASES, make_run, params_of, tokenizer_of
 from tiny import CONFIGS, SIZES, batch_of, model_of, supervision_of
 
 from jaxformer import config as configs
-from jaxformer.build import bind, build_model
-from jaxformer.cli import main
-from jaxformer.distillation import DistillationConfig, cosine_loss, soft_loss
+from jaxformer.cli.main import main
+from jaxformer.devices.sharding import ShardingConfig, make_mesh, replicated
 from jaxformer.errors import UserError
 from jaxformer.models.model import Model
-from jaxformer.parameters import flatten
-from jaxformer.run import read_metrics
-from jaxformer.sharding import ShardingConfig, make_mesh, replicated
-from jaxformer.start import begin_with_layers, fitting_teacher, open_teacher
-from jaxformer.step import Teaching, init_state, make_train_step
+from jaxformer.runs.loading import bind, build_model
+from jaxformer.runs.teacher import begin_with_layers, fitting_teacher, open_teacher
+from jaxformer.storage import read_metrics
+from jaxformer.training.distillation import DistillationConfig, cosine_loss, soft_loss
+from jaxformer.training.step import Teaching, init_state, make_train_step
+from jaxformer.trees import flatten
 
 SLOW = (("gpt3", "all"), ("gpt3", "predicted"), ("t5", "predicted"))
 
@@ -180,7 +180,7 @@ def student_config(teachers: Path, name: str, *overrides: str) -> configs.Config
 
 
 def run(config: configs.Config, workdir: Path) -> dict[str, float]:
-    from jaxformer.train import train
+    from jaxformer.runs.loop import train
 
     return train(config, workdir)
 

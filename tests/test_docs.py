@@ -62,7 +62,7 @@ def test_the_walk_from_a_laptop_to_a_pod(project: Path, run_cli: Callable[..., "
 
 
 def test_the_commands_of_the_page_are_ones_that_the_parser_takes() -> None:
-    from jaxformer import cli
+    from jaxformer.cli import main as cli
 
     for command in COMMANDS:
         own, _, other = command.removeprefix("jaxformer ").partition(" -- ")

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from tiny import CONFIGS, batch_of
 
-from jaxformer import evaluation
 from jaxformer.errors import UserError
-from jaxformer.evaluation import EvaluationConfig, combined, evaluate
-from jaxformer.generation import GenerationConfig
-from jaxformer.metrics import METRICS, judge
+from jaxformer.evaluation import held_out as evaluation
+from jaxformer.evaluation.held_out import EvaluationConfig, combined, evaluate
+from jaxformer.generation.decoding import GenerationConfig
 from jaxformer.models.model import Model
-from jaxformer.step import make_eval_step
+from jaxformer.tasks.metrics import METRICS, judge
+from jaxformer.training.step import make_eval_step
 
 Batch = dict[str, np.ndarray]
 STARTS_FROM_PADDING: Any = Model(CONFIGS["t5"])

@@ -10,8 +10,8 @@ from shown import MASKED_MEMBERS, MEMBERS, TEXT, Verb, parts, printed, text_in, 
 
 from jaxformer import config as configs
 from jaxformer.data.batches import train_batches
-from jaxformer.data.prepare import corpus_tokenizer, prepare
-from jaxformer.examples import draw_examples
+from jaxformer.data.preparing import corpus_tokenizer, prepare
+from jaxformer.explain.examples import draw_examples
 from jaxformer.objectives import OBJECTIVES
 from jaxformer.objectives.mixture import Mixture
 from jaxformer.tokenizers import ByteBPE, Unigram, WordPiece, train_tokenizer

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import jaxformer
-from jaxformer.build import bind
 from jaxformer.data.batches import train_batches
-from jaxformer.data.prepare import prepare
-from jaxformer.losses import cross_entropy
-from jaxformer.run import LoadedRun, read_metrics
+from jaxformer.data.preparing import prepare
+from jaxformer.runs.loading import LoadedRun, bind
+from jaxformer.storage import read_metrics
+from jaxformer.training.losses import cross_entropy
 
 FAMILIES = ("transformer", "gpt", "bert", "gpt2", "distilbert", "t5", "bart", "gpt3")
 FINE_TUNED = ("bert",)  # the others, at a tiny size, in test_runs.py

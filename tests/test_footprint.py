@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from jaxformer import footprint
 from jaxformer.errors import UserError
-from jaxformer.footprint import Emissions, Footprint, FootprintConfig, next_segment, read_emissions
+from jaxformer.footprint import measure as footprint
+from jaxformer.footprint.emissions import Emissions, next_segment, read_emissions
+from jaxformer.footprint.measure import Footprint, FootprintConfig
 
 COLUMNS = (
     "timestamp,run_id,duration,emissions,cpu_energy,gpu_energy,ram_energy,energy_consumed,water_consumed,country_name"
@@ -30,7 +31,10 @@ def write_csv(run_dir: Path, name: str, *rows: str, header: str = COLUMNS) -> Pa
 
 
 def start_script(tmp_path: Path, body: str, **environment: str) -> subprocess.Popen[str]:
-    script = "import sys, time\nfrom pathlib import Path\nfrom jaxformer.footprint import *\n" + textwrap.dedent(body)
+    script = (
+        "import sys, time\nfrom pathlib import Path\nfrom jaxformer.footprint.measure import *\n"
+        + textwrap.dedent(body)
+    )
     return subprocess.Popen(
         [sys.executable, "-W", "default", "-c", script, str(tmp_path / "run")],
         cwd=tmp_path,
@@ -45,7 +49,7 @@ def test_a_kill_loses_only_the_time_since_the_last_flush(tmp_path):
     process = start_script(
         tmp_path,
         """
-        footprint = Footprint(Path(sys.argv[1]), FootprintConfig(country_iso_code="FRA"))
+        footprint = Footprint(Path(sys.argv[1]), FootprintConfig(country_iso_code="FRA")).start()
         footprint._thread.join()
         time.sleep(0.6)
         footprint.flush()
@@ -69,7 +73,7 @@ def test_a_kill_loses_only_the_time_since_the_last_flush(tmp_path):
     assert parts == pytest.approx(emissions.energy_kwh)
 
     # The run is taken up again: a second segment, and the first one's energy is kept.
-    resumed = Footprint(tmp_path / "run", FootprintConfig(country_iso_code="FRA"))
+    resumed = Footprint(tmp_path / "run", FootprintConfig(country_iso_code="FRA")).start()
     resumed.stop()
     assert sorted(path.name for path in (tmp_path / "run" / "emissions").iterdir()) == ["1-0.csv", "2-0.csv"]
     total = read_emissions(tmp_path / "run")
@@ -79,7 +83,7 @@ def test_a_kill_loses_only_the_time_since_the_last_flush(tmp_path):
 def test_flushing_while_codecarbon_measures_disturbs_neither(tmp_path, monkeypatch):
     failures = []
     monkeypatch.setattr(threading, "excepthook", failures.append)
-    measured = Footprint(tmp_path / "run", FootprintConfig(measure_power_secs=0.001))
+    measured = Footprint(tmp_path / "run", FootprintConfig(measure_power_secs=0.001)).start()
     measured._ready.wait(30)
     threads = [threading.Thread(target=lambda: [measured.flush() for _ in range(100)]) for _ in range(4)]
     for thread in threads:
@@ -95,7 +99,7 @@ def test_a_run_that_ends_at_once_is_silent_and_leaves_one_file(tmp_path):
     process = start_script(
         tmp_path,
         """
-        footprint = Footprint(Path(sys.argv[1]), FootprintConfig())
+        footprint = Footprint(Path(sys.argv[1]), FootprintConfig()).start()
         footprint.flush()
         footprint.stop()
         footprint.stop()
@@ -116,7 +120,7 @@ def test_a_run_that_ends_at_once_is_silent_and_leaves_one_file(tmp_path):
 
 def test_processes_of_a_run_on_one_machine_count_it_once(tmp_path):
     body = """
-        footprint = Footprint(Path(sys.argv[1]), FootprintConfig(), process_index={index})
+        footprint = Footprint(Path(sys.argv[1]), FootprintConfig(), process_index={index}).start()
         footprint._thread.join()
         print("ready", flush=True)
         time.sleep({pause})
@@ -144,17 +148,17 @@ def test_processes_of_a_run_on_one_machine_count_it_once(tmp_path):
 
 def test_processes_that_write_elsewhere_still_count_one_machine_once(tmp_path):
     run = Path("gs://bucket/run")
-    both = [Footprint(tmp_path / str(index), FootprintConfig(), index, run=run) for index in range(2)]
+    both = [Footprint(tmp_path / str(index), FootprintConfig(), index, run=run).start() for index in range(2)]
     for measured in both:
         measured.stop()
     assert len(list(tmp_path.rglob("*.csv"))) == 1
 
 
 def test_later_runs_in_a_process_are_cheap_and_separate(tmp_path):
-    Footprint(tmp_path / "warm", FootprintConfig()).stop()
+    Footprint(tmp_path / "warm", FootprintConfig()).start().stop()
     begun = time.perf_counter()
     for number in range(5):
-        run = Footprint(tmp_path / str(number), FootprintConfig())
+        run = Footprint(tmp_path / str(number), FootprintConfig()).start()
         time.sleep(0.02 * (number + 1))
         run.flush()
         run.stop()
@@ -195,7 +199,7 @@ def test_seconds_before_the_tracker_was_ready_are_charged_at_the_mean_power(tmp_
         return trackers[0]
 
     monkeypatch.setattr(footprint, "_start_tracker", start)
-    run = Footprint(tmp_path, FootprintConfig())
+    run = Footprint(tmp_path, FootprintConfig()).start()
     run._thread.join()
     clock[0] = 10.0
     run.flush()
@@ -214,8 +218,8 @@ def test_a_tracker_that_fails_is_named_once_and_never_stops_the_run(tmp_path, mo
         raise RuntimeError("no hardware here")
 
     monkeypatch.setattr(footprint, "_start_tracker", fail)
-    with caplog.at_level(logging.WARNING, "jaxformer.footprint"):
-        run = Footprint(tmp_path, FootprintConfig())
+    with caplog.at_level(logging.WARNING, "jaxformer.footprint.measure"):
+        run = Footprint(tmp_path, FootprintConfig()).start()
         run.flush()
         run.stop()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
@@ -229,7 +233,7 @@ def test_a_tracker_that_fails_is_named_once_and_never_stops_the_run(tmp_path, mo
             super().flush()
 
     monkeypatch.setattr(footprint, "_start_tracker", lambda settings, write: Broken(write, [1.0]))
-    run = Footprint(tmp_path, FootprintConfig())
+    run = Footprint(tmp_path, FootprintConfig()).start()
     run._thread.join()
     run.flush()
     run.stop()
@@ -238,7 +242,7 @@ def test_a_tracker_that_fails_is_named_once_and_never_stops_the_run(tmp_path, mo
 
 def test_disabled_writes_nothing_and_starts_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(footprint, "_start_tracker", lambda settings, write: pytest.fail("started"))
-    run = Footprint(tmp_path / "run", FootprintConfig(enabled=False))
+    run = Footprint(tmp_path / "run", FootprintConfig(enabled=False)).start()
     run.flush()
     run.stop()
     assert not (tmp_path / "run").exists()

@@ -15,7 +15,7 @@ from tiny import CONFIGS
 
 import jaxformer
 from jaxformer.errors import UserError
-from jaxformer.generation import GenerationConfig, generate
+from jaxformer.generation.decoding import GenerationConfig, generate
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.model import Model, Params
 from jaxformer.objectives.causal_lm import CausalLM
@@ -252,7 +252,9 @@ def test_a_prompt_ends_as_what_was_read_in_training_did(
     objective: Any, ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, rows = jaxformer.load(make_run("gpt2", tmp_path / "run")), []
-    monkeypatch.setattr("jaxformer.run.generate", lambda _, __, prompts, *___, **____: rows.extend(prompts) or prompts)
+    monkeypatch.setattr(
+        "jaxformer.runs.loading.generate", lambda _, __, prompts, *___, **____: rows.extend(prompts) or prompts
+    )
     carried = objective.carried_by("decoder_only", "prefix")
     dataclasses.replace(run, config=dataclasses.replace(run.config, objective=carried)).generate(["Open the file."])
     text = run.tokenizer.encode("Open the file.").tolist()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxformer.run import read_metrics
+from jaxformer.storage import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORT = [

@@ -15,15 +15,15 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import jaxformer
-from jaxformer.build import bind
-from jaxformer.cli import main
+from jaxformer.cli.main import main
 from jaxformer.errors import UserError
 from jaxformer.interop import export_run, import_run
 from jaxformer.interop.configs import find_layout
 from jaxformer.interop.layouts import pieces
 from jaxformer.interop.tables import LAYOUTS
-from jaxformer.parameters import flatten
-from jaxformer.run import compare_with_base, open_run
+from jaxformer.runs.loading import bind, open_run
+from jaxformer.runs.record import compare_with_base
+from jaxformer.trees import flatten
 
 CLASSES = {
     "transformer": "MarianMTModel", "gpt": "OpenAIGPTLMHeadModel", "gpt_label": "OpenAIGPTForSequenceClassification",

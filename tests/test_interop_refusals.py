@@ -12,7 +12,7 @@ import pytest
 from runs import changed, make_run, tokenizer_of
 from safetensors.numpy import load_file
 
-from jaxformer.cli import main
+from jaxformer.cli.main import main
 from jaxformer.errors import UserError
 from jaxformer.interop import export_run, import_run
 
@@ -193,7 +193,7 @@ def test_a_full_disk_leaves_nothing(exported: Any, tmp_path: Path) -> None:
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2);"
         "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "from jaxformer.cli import main; sys.exit(main(sys.argv[1:]))"
+        "from jaxformer.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     exports, imports = ["export", f"--workdir={run}", "hf"], ["import", str(out), "--workdir=run"]
     for limit, command in (("20000", exports), ("4000", imports)):

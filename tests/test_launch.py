@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from launching import SECRET, job
 
-from jaxformer.cli import main
+from jaxformer.cli.main import main
+from jaxformer.cli.verbs import default_workdir
 from jaxformer.errors import UserError
 from jaxformer.launch import commands, gke, records, slurm, worker
 from jaxformer.launch.accelerators import GPUS, TPUS, tpu
 from jaxformer.launch.job import Job, name_of
 from jaxformer.launch.jobset import manifest
 from jaxformer.launch.places import PLACES, described
-from jaxformer.verbs import default_workdir
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "launch"
@@ -58,7 +58,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def parsed(words: list[str]) -> tuple[Job, object]:
-    from jaxformer import cli
+    from jaxformer.cli import main as cli
 
     own, command = words[: words.index("--")], words[words.index("--") + 1 :]
     return described(words[0], command, "gs://b/r", vars(cli._parser().parse_args(["launch", *own])))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from launching import SECRET, job
 
-from jaxformer.cli import main
+from jaxformer.cli.main import main
 from jaxformer.errors import UserError
 from jaxformer.launch import policy, records, worker
 

@@ -16,7 +16,7 @@ from training import assert_same_run, make_corpus, pretraining
 from jaxformer.checkpoint import finished_steps
 from jaxformer.launch import local
 from jaxformer.launch.records import Record, jobs_folder
-from jaxformer.run import read_metrics
+from jaxformer.storage import read_metrics
 
 NUM_STEPS = 120
 KEYS = {"training.num_steps": NUM_STEPS, "checkpoint.every": 20, "footprint.enabled": False}

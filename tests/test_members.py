@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jaxformer.checks import read_members
 from jaxformer.data.sources import Mixture
 from jaxformer.errors import UserError
-from jaxformer.members import read_members
 
 
 def mixture(*weights: float, caps: dict[int, int] | None = None, **keys: Any) -> Mixture:

@@ -8,23 +8,20 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from jaxformer.activations import held
-from jaxformer.build import build_model, compiled_steps, run_mesh, timeless
 from jaxformer.config import Config, load
-from jaxformer.parameters import flatten
-from jaxformer.plan import make_plan
-from jaxformer.sharding import AXES, split
-from jaxformer.start import placed
-from jaxformer.step import losses_of
+from jaxformer.devices.sharding import AXES, make_mesh, placed, split
+from jaxformer.planning.activations import held
+from jaxformer.planning.plan import make_plan
+from jaxformer.runs.learner import step_settings
+from jaxformer.runs.loading import build_model
+from jaxformer.training.compiled import compiled_steps
+from jaxformer.trees import flatten
 
 
 def steps_of(config: Config, mesh: Mesh) -> Any:
     """Return the compiled functions of a run of this config."""
-    training = config.training
-    return compiled_steps(
-        build_model(config, config.supervision), losses_of(config.supervision), timeless(config.optimizer),
-        training.trainable, training.accumulation_steps, mesh,
-    )  # fmt: skip
+    settings = step_settings(config, config.supervision, config.phases[-1])
+    return compiled_steps(build_model(config, config.supervision), settings, mesh)
 
 
 def shapes_of_batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
@@ -49,7 +46,7 @@ def test_bytes_are_those_of_real_arrays(name: str) -> None:
     spec, overrides = SPREAD[name]
     config = load(spec, [*overrides, "training.unroll_layers=1"])
     plan = make_plan(config, num_devices=8)
-    state = steps_of(config, run_mesh(config)).make_state(jax.random.key(0))
+    state = steps_of(config, make_mesh(config.sharding, config.batch_sizes)).make_state(jax.random.key(0))
 
     def on_each(tree: Any) -> set[int]:
         """Return the bytes that each device holds of the arrays of a tree."""
@@ -133,12 +130,10 @@ def test_activations_of_a_mesh_and_of_accumulation(name: str) -> None:
         "model.vocab_size=8192", "objective.sequence_length=128", "training.batch_size=16", "training.phases=()",
         "training.compute_dtype=float32", *SPREAD_OUT[name],
     ])  # fmt: skip
-    mesh = run_mesh(config)
+    mesh = make_mesh(config.sharding, config.batch_sizes)
     found = make_plan(config, num_devices=mesh.size)["bytes_per_device"]
-    steps = compiled_steps(
-        build_model(config, config.supervision, mesh), losses_of(config.supervision), timeless(config.optimizer),
-        config.training.trainable, config.training.accumulation_steps, mesh,
-    )  # fmt: skip
+    settings = step_settings(config, config.supervision, config.phases[-1])
+    steps = compiled_steps(build_model(config, config.supervision, mesh), settings, mesh)
     state = placed(jax.eval_shape(steps.make_state, jax.random.key(0)), steps.shardings)
     batch = shapes_of_batch(config)
     batch = placed(batch, dict.fromkeys(batch, split(mesh)))

@@ -19,8 +19,8 @@ from jaxformer.models.layers import Norm
 from jaxformer.models.model import Model, count_parameters
 from jaxformer.models.positions import relative_buckets, rotated, rotations, sinusoids
 from jaxformer.models.presets import PRESETS
-from jaxformer.parameters import flatten
-from jaxformer.step import group_sums
+from jaxformer.training.step import group_sums
+from jaxformer.trees import flatten
 
 # Published or recomputed counts: encoder-only with pooler, no vocabulary head.
 COUNTS = {

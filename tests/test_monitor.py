@@ -5,6 +5,7 @@ import json
 import math
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,12 +13,14 @@ import pytest
 from training import make_corpus, pretraining
 
 from jaxformer import config as configs
-from jaxformer.cli import main
+from jaxformer.cli.main import main
+from jaxformer.devices.processes import _local_devices, _peers
 from jaxformer.errors import UserError
-from jaxformer.monitor import Meter, Watchdog, step_flops
-from jaxformer.processes import _local_devices, _peers
-from jaxformer.progress import Display
-from jaxformer.run import MetricsLog, read_metrics
+from jaxformer.runs.log import MetricsLog
+from jaxformer.runs.monitor import Meter, Watchdog
+from jaxformer.runs.progress import Display
+from jaxformer.storage import read_metrics
+from jaxformer.training.flops import step_flops
 
 
 def meter_in(
@@ -28,7 +31,10 @@ def meter_in(
     record = {"name": "gpt:smoke", "config": config.to_dict(), "labels": [], "created": began}
     (workdir / "config.json").write_text(json.dumps(record))
     log = MetricsLog(workdir, start)
-    return Meter(config, start, log, Display(quiet=True), lambda step: 0.1, lambda step: 1e9)
+    learner: Any = SimpleNamespace(
+        config=config, learning_rate=lambda step: 0.1, flops=lambda step: 1e9, mesh=SimpleNamespace(size=1)
+    )
+    return Meter(learner, start, log, Display(quiet=True))
 
 
 def metrics(loss: float, norm: float = 1.0) -> dict[str, Any]:
@@ -76,10 +82,10 @@ def test_waits_and_goodput_are_counted(tmp_path: Path) -> None:
 
 
 def test_flops_follow_the_phases() -> None:
-    from jaxformer.build import build_model
+    from jaxformer.runs.loading import build_model
 
     config = configs.load("gpt:smoke", ["training.phases=[{'steps': 3, 'batch_size': 8}]", "training.batch_size=16"])
-    flops = step_flops(config, build_model(config, config.supervision), config.supervision, None)
+    flops = step_flops(config.phases, build_model(config, config.supervision), config.supervision, None)
     assert flops(1) == flops(3) == flops(4) / 2 == flops(100) / 2 > 1e8
 
 

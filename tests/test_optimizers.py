@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from jaxformer.errors import UserError
-from jaxformer.optimizers import (
+from jaxformer.training.optimizers import (
     OPTIMIZERS,
     SCHEDULES,
     Adafactor,
@@ -20,7 +20,7 @@ from jaxformer.optimizers import (
     make_optimizer,
     schedule,
 )
-from jaxformer.parameters import flatten, unflatten
+from jaxformer.trees import flatten, unflatten
 
 RATE = dict(learning_rate=1.0, schedule="constant")
 QUERY = "decoder/layers/attention/query"

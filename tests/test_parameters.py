@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from jaxformer.errors import UserError
-from jaxformer.parameters import count, flatten, mask, match, num_layers, unflatten
+from jaxformer.trees import count, flatten, mask, match, num_layers, unflatten
 
 PARAMS = {
     "embedding": {"tokens": np.zeros((7, 4))},

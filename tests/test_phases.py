@@ -10,10 +10,10 @@ from training import logged, make_corpus, pretraining
 
 import jaxformer
 from jaxformer import config as configs
-from jaxformer.cli import main
+from jaxformer.cli.main import main
 from jaxformer.errors import UserError
-from jaxformer.parameters import flatten
-from jaxformer.phases import read_phases
+from jaxformer.training.phases import read_phases
+from jaxformer.trees import flatten
 
 BERT = ["training.num_steps=40", "optimizer.warmup_steps=2"]
 

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from runs import make_run, tokenizer_of
 
-from jaxformer.cli import main
+from jaxformer.cli.main import main
 from jaxformer.config import Config, load
 from jaxformer.errors import UserError
-from jaxformer.flops import CHIPS, PEAKS, peak
-from jaxformer.footprint import WORLD_AVERAGE, carbon_intensity
+from jaxformer.footprint.chips import CHIPS, PEAKS, peak
+from jaxformer.footprint.electricity import WORLD_AVERAGE, carbon_intensity
 from jaxformer.models.config import Execution, TransformerConfig
 from jaxformer.models.model import Model
-from jaxformer.parameters import count
-from jaxformer.plan import formulas, make_plan, print_plan
+from jaxformer.planning.plan import formulas, make_plan, print_plan
+from jaxformer.trees import count
 
 
 def test_gpt3_175b_in_seconds(run_cli: Callable[..., Any]) -> None:

@@ -18,7 +18,7 @@ from training import assert_same_run, logged, make_corpus, pretraining
 from jaxformer.checkpoint import finished_steps
 from jaxformer.launch import local
 from jaxformer.launch.policy import Outcome, judge
-from jaxformer.run import read_metrics
+from jaxformer.storage import read_metrics
 
 NUM_STEPS = 200  # a process hears of another's SIGTERM a second or two later
 
@@ -190,10 +190,10 @@ def test_a_process_that_fails_takes_the_others_down_and_is_named_first(corpus: P
     done = launched(
         words("gpt", corpus, tmp_path / "run"), tmp_path,
         """
-import jaxformer.build
+import jaxformer.runs.data
 def fails(*args, **keys):
     raise UserError('data.path: the disk of this host is gone')
-jaxformer.build.prepare = fails
+jaxformer.runs.data.prepare = fails
 """,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
@@ -212,10 +212,10 @@ def test_an_error_of_ours_is_not_taken_for_the_end_of_a_peer(corpus: Path, tmp_p
         words("gpt", corpus, tmp_path / "run"), tmp_path,
         """
 import jax
-import jaxformer.train
+import jaxformer.runs.loop
 def fails(*args, **keys):
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes.')
-jaxformer.train.start_state = fails
+jaxformer.runs.loop.start_state = fails
 """,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
@@ -231,11 +231,11 @@ def test_processes_that_read_different_files_are_refused(corpus: Path, tmp_path:
     done = launched(
         words("gpt", corpus, tmp_path / "run"), tmp_path,
         """
-import jaxformer.train
-original = jaxformer.train.training_members
+import jaxformer.runs.data
+original = jaxformer.runs.data.training_members
 def shorter(*args, **keys):
     return [[member._replace(rows=range(3)) for member in members] for members in original(*args, **keys)]
-jaxformer.train.training_members = shorter
+jaxformer.runs.data.training_members = shorter
 """,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
@@ -253,13 +253,13 @@ def test_a_stop_while_a_resumed_run_begins_is_not_lost(corpus: Path, tmp_path: P
         command, tmp_path,
         """
 import signal, time
-import jaxformer.train
-original = jaxformer.train.start_state
+import jaxformer.runs.loop
+original = jaxformer.runs.loop.start_state
 def stopped(*args, **keys):
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(3)
     return original(*args, **keys)
-jaxformer.train.start_state = stopped
+jaxformer.runs.loop.start_state = stopped
 """,
     )  # fmt: skip
     assert done.returncode == 75, done.stderr

@@ -16,11 +16,11 @@ from training import FAMILIES, TOPICS, fine_tuning, logged, make_corpus, pretrai
 
 import jaxformer
 from jaxformer.checkpoint import finished_steps
-from jaxformer.cli import main
+from jaxformer.cli.main import main
 from jaxformer.errors import UserError
-from jaxformer.monitor import Signals
-from jaxformer.parameters import flatten
-from jaxformer.run import read_metrics
+from jaxformer.runs.signals import Signals
+from jaxformer.storage import read_metrics
+from jaxformer.trees import flatten
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_a_stop_before_the_first_step_leaves_nothing_and_says_run_again(
         os.kill(os.getpid(), number)
         time.sleep(10)
 
-    monkeypatch.setattr("jaxformer.train.training_members", interrupted)
+    monkeypatch.setattr("jaxformer.runs.data.training_members", interrupted)
     assert main(pretraining("gpt", corpus, tmp_path / "run")) == code
     shown = capsys.readouterr().err.strip().splitlines()[-1]
     assert ("run the same command to go on" if code == 75 else "interrupted") in shown

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from jaxformer.devices.sharding import RULES, SPLITS, ShardingConfig, _hybrid, make_mesh, own_rows, placements
 from jaxformer.errors import UserError
 from jaxformer.models.config import Execution, TransformerConfig
 from jaxformer.models.model import Model
 from jaxformer.models.presets import PRESETS
-from jaxformer.parameters import LAYERS, flatten
-from jaxformer.sharding import RULES, SPLITS, ShardingConfig, _hybrid, make_mesh, own_rows, placements
+from jaxformer.trees import LAYERS, flatten
 
 
 @pytest.fixture(scope="module")

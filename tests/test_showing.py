@@ -11,8 +11,8 @@ import tokenizers as hf
 from shown import MASKED_MEMBERS, MEMBERS, PAIRS, TEXT, Verb, pairs_in, parts, printed, text_in, verb
 from tokenizers import decoders, models
 
-from jaxformer import showing
-from jaxformer.examples import draw_examples
+from jaxformer.explain import showing
+from jaxformer.explain.examples import draw_examples
 from jaxformer.objectives import OBJECTIVES
 from jaxformer.tokenizers import ByteBPE, Tokenizer, train_tokenizer
 

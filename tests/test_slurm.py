@@ -12,7 +12,7 @@ from training import assert_same_run, make_corpus, pretraining
 from jaxformer.checkpoint import finished_steps
 from jaxformer.launch import local
 from jaxformer.launch.records import Record, jobs_folder
-from jaxformer.run import read_metrics, read_record
+from jaxformer.storage import read_metrics, read_record
 
 pytestmark = [
     pytest.mark.slow,

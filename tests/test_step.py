@@ -10,13 +10,14 @@ import optax
 import pytest
 from tiny import CONFIGS, batch_of, model_of, supervision_of
 
-from jaxformer.flops import flops_per_example, peak
-from jaxformer.losses import cross_entropy, weighted
+from jaxformer.footprint.chips import peak
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.model import Model
 from jaxformer.models.presets import PRESETS
-from jaxformer.parameters import flatten
-from jaxformer.step import init_state, make_eval_step, make_train_step
+from jaxformer.training.flops import flops_per_example
+from jaxformer.training.losses import cross_entropy, weighted
+from jaxformer.training.step import init_state, make_eval_step, make_train_step
+from jaxformer.trees import flatten
 
 FAMILIES = ["gpt3", "bert", "t5"]
 

@@ -15,30 +15,40 @@ import gcs
 import google.auth.exceptions
 import numpy as np
 import pytest
-from states import assert_equal, make_state, save_all, shapes
+from states import assert_equal, make_state, restore_named, save_all, shapes
 from training import assert_same_run, fine_tuning, logged, make_corpus, params, pretraining
 
 import jaxformer
 from jaxformer import config as configs
-from jaxformer import staging, storage
+from jaxformer import storage
 from jaxformer.checkpoint import (
     CheckpointConfig,
     Checkpoints,
     finished_steps,
     manager,
-    restore_named,
     restore_params,
     save_params,
 )
-from jaxformer.cli import main
+from jaxformer.cli.main import main
 from jaxformer.errors import UserError
 from jaxformer.interop.folders import check_new
 from jaxformer.launch import local
 from jaxformer.report import find_runs, read_run
-from jaxformer.run import open_run, read_metrics, write_json
-from jaxformer.staging import staged
-from jaxformer.storage import delete_tree, files_below, folders_in, is_remote, local_path, location, store_errors
-from jaxformer.train import train
+from jaxformer.runs import staging
+from jaxformer.runs.loading import open_run
+from jaxformer.runs.loop import train
+from jaxformer.runs.staging import staged
+from jaxformer.storage import (
+    delete_tree,
+    files_below,
+    folders_in,
+    is_remote,
+    local_path,
+    location,
+    read_metrics,
+    store_errors,
+    write_json,
+)
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ import pytest
 from jax.sharding import Mesh
 from tiny import CONFIGS, batch_of, supervision_of
 
-from jaxformer.build import Steps, compiled_steps
+from jaxformer.devices.sharding import ShardingConfig, make_mesh, place, placements
 from jaxformer.models.config import Execution
 from jaxformer.models.model import Model
-from jaxformer.optimizers import Adafactor, AdamW
-from jaxformer.parameters import flatten
-from jaxformer.sharding import ShardingConfig, make_mesh, place, placements
-from jaxformer.step import losses_of
+from jaxformer.training.compiled import Steps, StepSettings, compiled_steps
+from jaxformer.training.optimizers import Adafactor, AdamW
+from jaxformer.training.step import losses_of
+from jaxformer.trees import flatten
 
 NUM_STEPS = 20
 ROWS = 16
@@ -42,7 +42,8 @@ def steps_on(
     execution = Execution(mesh=mesh if sharding.strategy == "mesh" else None, **how)
     model = Model(config, execution, heads=tuple(supervision.heads.items()))
     update = optimizer or AdamW(weight_decay=0.1)
-    return compiled_steps(model, losses_of(supervision), update, (".*",), accumulation, mesh, sharding.strategy), mesh
+    settings = StepSettings(losses_of(supervision), update, accumulation_steps=accumulation, strategy=sharding.strategy)
+    return compiled_steps(model, settings, mesh), mesh
 
 
 def losses_on(name: str, sharding: ShardingConfig, *args: Any, **keys: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -225,7 +226,7 @@ def test_logits_in_chunks_are_the_same_loss_and_are_never_held_whole(name: str) 
 def test_a_step_that_is_not_finite_changes_nothing_when_skipped() -> None:
     name, supervision = "gpt3", supervision_of("gpt3")
     model, mesh = Model(CONFIGS[name]), make_mesh(MESHES["one"])
-    steps = compiled_steps(model, losses_of(supervision), AdamW(), (".*",), 1, mesh, "mesh", True)
+    steps = compiled_steps(model, StepSettings(losses_of(supervision), AdamW(), skips=True), mesh)
     state = steps.make_state(jax.random.key(0))
     params = jax.tree.map(np.asarray, state.params)
     batch = {key: np.asarray(value) for key, value in batch_of(name).items()}

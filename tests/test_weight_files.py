@@ -15,7 +15,7 @@ import pytest
 from runs import changed, params_of
 from safetensors.numpy import load_file
 
-from jaxformer.cli import main
+from jaxformer.cli.main import main
 from jaxformer.errors import UserError
 from jaxformer.interop import import_run
 from jaxformer.interop.weights import TensorWriter, stored_tensors

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 import jaxformer
-from jaxformer.parameters import flatten
-from jaxformer.run import read_metrics
+from jaxformer.storage import read_metrics
+from jaxformer.trees import flatten
 
 FAMILIES = ("gpt", "bert", "t5")
 SIZES = {"d_model": 16, "d_ff": 32, "num_heads": 2, "head_dim": 8, "num_layers": 2, "max_length": 32, "vocab_size": 420}

@@ -1,9 +1,14 @@
-"""Checkpoints: asynchronous saves with a digest, verified restores, and partial restores for fine-tuning."""
+"""Checkpoints: asynchronous saves with a digest, verified restores, and partial restores for fine-tuning.
+
+What lives here: a run's own checkpoints (`manager`), what makes one sound (`digest`), reading them (`reading`), and
+taking over another run's parameters, strictly (`partial`).
+What may come in: other ways to keep and to select.
+What must not: what a run is beyond its arrays and their step."""
 
 from jaxformer.checkpoint.digest import finished_steps, stored_shapes
 from jaxformer.checkpoint.manager import CheckpointConfig, Checkpoints, save_params
 from jaxformer.checkpoint.partial import RestoreTable, restore_params
-from jaxformer.checkpoint.reading import read_params_in_groups, restore_named
+from jaxformer.checkpoint.reading import read_params_in_groups
 
 __all__ = [
     "CheckpointConfig",
@@ -11,7 +16,6 @@ __all__ = [
     "RestoreTable",
     "finished_steps",
     "read_params_in_groups",
-    "restore_named",
     "restore_params",
     "save_params",
     "stored_shapes",

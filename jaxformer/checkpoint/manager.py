@@ -27,8 +27,8 @@ from jaxformer.checkpoint.digest import (
     write_digest,
 )
 from jaxformer.checkpoint.reading import quiet_orbax, restore_state
+from jaxformer.devices import agreed, let_speak, meet
 from jaxformer.errors import UserError, disk_errors, suggest
-from jaxformer.processes import agreed, let_speak, meet
 from jaxformer.storage import absolute, delete_tree, files_below, folders_in, is_remote, move_tree, store_errors
 
 _log = logging.getLogger(__name__)

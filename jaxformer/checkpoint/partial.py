@@ -14,7 +14,7 @@ from rich.text import Text
 from jaxformer.checkpoint.digest import PARAMS, Shape, read_digest
 from jaxformer.checkpoint.reading import difference, read_arrays, verified
 from jaxformer.errors import UserError
-from jaxformer.parameters import flatten, mask, unflatten
+from jaxformer.trees import flatten, mask, unflatten
 
 
 @dataclass(frozen=True)

@@ -11,33 +11,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxformer.checkpoint.digest import (
-    PARAMS,
-    Shape,
-    array_paths,
-    find_damage,
-    finished_steps,
-    locate,
-    read_digest,
-)
+from jaxformer.checkpoint.digest import PARAMS, Shape, array_paths, find_damage, finished_steps, locate, read_digest
+from jaxformer.devices import agreed, is_first, let_speak, meet
 from jaxformer.errors import UserError
-from jaxformer.parameters import flatten, unflatten
-from jaxformer.processes import agreed, is_first, let_speak, meet
+from jaxformer.trees import flatten, unflatten
 
 _MOST_ROWS = 30  # of a difference shown in an error
-
-
-def restore_named(path: Path, target: Any) -> tuple[int, Any]:
-    """Restore (step, state) from the checkpoint that the user names: its directory, or a run for its newest one.
-
-    `target` is a tree of arrays or `jax.ShapeDtypeStruct`s; their dtypes and shardings (none: the first device) are
-    what comes back. Nothing is renamed.
-
-    Raises:
-      UserError: there is none, it is damaged, or it does not fit `target`.
-    """
-    folder = verified(path)
-    return read_digest(folder).step, restore_state(folder, target)
 
 
 def verified(path: Path) -> Path:

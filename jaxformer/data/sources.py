@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxformer.checks import read_members
 from jaxformer.data.files import JSONLines, Parquet, Text
 from jaxformer.data.records import Record, Source, digest, first_line
 from jaxformer.errors import UserError, suggest
-from jaxformer.members import read_members
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

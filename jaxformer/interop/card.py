@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from jaxformer.models.model import count_parameters
+from jaxformer.models import count_parameters
 from jaxformer.report import read_run
-from jaxformer.run import OpenRun
+from jaxformer.runs import OpenRun
 
 _FAMILIES = {
     "decoder_only": "A decoder-only", "encoder_only": "An encoder-only", "encoder_decoder": "An encoder-decoder",

@@ -8,8 +8,7 @@ from typing import Any
 from jaxformer.errors import UserError, suggest
 from jaxformer.interop.layouts import Layout
 from jaxformer.interop.tables import LAYOUTS
-from jaxformer.models.config import TransformerConfig
-from jaxformer.models.presets import PRESETS
+from jaxformer.models import PRESETS, TransformerConfig
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -13,11 +13,11 @@ from jaxformer.interop.configs import find_layout, write_config
 from jaxformer.interop.folders import check_new, whole_or_not_at_all
 from jaxformer.interop.layouts import Layout, Piece, pieces
 from jaxformer.interop.weights import SHARD_BYTES, Shape, TensorWriter
-from jaxformer.models.model import Model
-from jaxformer.parameters import flatten
-from jaxformer.run import OpenRun, open_run
+from jaxformer.models import Model
+from jaxformer.runs import OpenRun, open_run
 from jaxformer.storage import store_errors
 from jaxformer.tokenizers import Tokenizer
+from jaxformer.trees import flatten
 
 # What their tokenizer files call the roles of our special tokens.
 _SPECIAL = {

@@ -8,20 +8,18 @@ from typing import Any
 import numpy as np
 
 from jaxformer import config as configs
-from jaxformer.build import bind, build_model
 from jaxformer.checkpoint import save_params
+from jaxformer.devices import prepare_process
 from jaxformer.errors import UserError
 from jaxformer.interop.configs import layout_of, read_config, read_json
 from jaxformer.interop.folders import check_new, source_folder, whole_or_not_at_all
 from jaxformer.interop.layouts import Layout, Piece, pieces
 from jaxformer.interop.weights import Shape, StoredTensor, as_float32, check_dtype, listed, stored_tensors
-from jaxformer.models.config import TransformerConfig
-from jaxformer.models.model import Model, Params, count_parameters
-from jaxformer.parameters import flatten, unflatten
-from jaxformer.run import IMPORT, write_record
-from jaxformer.runtime import prepare_process
+from jaxformer.models import Model, Params, TransformerConfig, count_parameters
+from jaxformer.runs import IMPORT, bind, build_model, write_record
 from jaxformer.storage import store_errors
 from jaxformer.tokenizers import Tokenizer, load_tokenizer
+from jaxformer.trees import flatten, unflatten
 
 
 @store_errors()

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from jaxformer.errors import UserError
-from jaxformer.models.config import TransformerConfig
-from jaxformer.models.presets import PRESETS
+from jaxformer.models import PRESETS, TransformerConfig
 
 # Fields that change how a model is trained or run, not what it computes from given parameters.
 _NEUTRAL = (

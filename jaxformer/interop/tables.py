@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from jaxformer.interop.layouts import Layout, Modules
-from jaxformer.models.config import TransformerConfig
+from jaxformer.models import TransformerConfig
 
 ATTENTION = ("query", "key", "value", "output")
 

@@ -1,1 +1,25 @@
-"""The three Transformer families over one body of layers. Everything outside this package sees `Model` only."""
+"""The three Transformer families over one body of layers. The rest of the house sees `Model` only.
+
+What lives here: wirings (`families`), layers, attention, positions, heads; sizes and house styles as data (`config`,
+`presets`).
+What may come in: a value of a slot, a preset, a wiring that the papers draw.
+What must not: anything that knows a batch's origin, a loss, or a device beyond named constraints."""
+
+from jaxformer.models.attention import IMPLEMENTATIONS
+from jaxformer.models.config import FAMILIES, Execution, TransformerConfig
+from jaxformer.models.model import Model, Params, count_parameters
+from jaxformer.models.presets import PRESETS, SYSTEMS
+from jaxformer.models.stack import REMAT_POLICIES
+
+__all__ = [
+    "Execution",
+    "FAMILIES",
+    "IMPLEMENTATIONS",
+    "Model",
+    "PRESETS",
+    "Params",
+    "REMAT_POLICIES",
+    "SYSTEMS",
+    "TransformerConfig",
+    "count_parameters",
+]

@@ -7,10 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxformer.devices import constrain
 from jaxformer.models.attention import wide
 from jaxformer.models.config import Execution, TransformerConfig
 from jaxformer.models.layers import ACTIVATIONS, Linear, Norm, dropout, initializer
-from jaxformer.sharding import constrain
 
 
 class TokenTable(nn.Module):

@@ -11,10 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxformer.devices import constrain
 from jaxformer.models.attention import attend, wide
 from jaxformer.models.config import Execution, TransformerConfig
 from jaxformer.models.positions import Rotation, rotated, sinusoids
-from jaxformer.sharding import constrain
 
 Initializer = Callable[..., jax.Array]
 

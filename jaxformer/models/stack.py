@@ -9,11 +9,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxformer.devices import constrain
 from jaxformer.models.attention import visibility_mask
 from jaxformer.models.config import Execution, TransformerConfig
 from jaxformer.models.layers import Block, Inputs, Norm, dropout, initializer
 from jaxformer.models.positions import relative_buckets, rotations
-from jaxformer.sharding import constrain
 
 Cache = dict[str, Any]  # {"layers": [per layer {"key", "value", "cross_key", "cross_value"}], "segment_ids": [B, S]}
 

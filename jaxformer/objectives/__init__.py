@@ -1,5 +1,10 @@
-"""What a model is pretrained on: pure numpy functions from a row of tokens to the arrays of one example."""
+"""What a model is pretrained on: pure numpy functions from a row of tokens to the arrays of one example.
 
+What lives here: the objectives of the papers by their names, and the protocol that tasks meet, too.
+What may come in: another objective, and a line in OBJECTIVES.
+What must not: JAX, text, files."""
+
+from jaxformer.objectives.arrays import FLOAT, INT, Shapes, padded, row_arrays
 from jaxformer.objectives.causal_lm import CausalLM
 from jaxformer.objectives.corruption import (
     BertStyle,
@@ -20,8 +25,27 @@ from jaxformer.objectives.denoising import (
     TokenMasking,
 )
 from jaxformer.objectives.masked_lm import MaskedLM
-from jaxformer.objectives.mixture import Mixture
+from jaxformer.objectives.mixture import Mixture, Padded, Part
+from jaxformer.objectives.objective import TOKENS, Objective, Row
 from jaxformer.objectives.parallel_text import ParallelText
+from jaxformer.objectives.text_to_text import TextToText
+
+__all__ = [
+    "FLOAT",
+    "INT",
+    "Mixture",
+    "NOT_PROVIDED",
+    "OBJECTIVES",
+    "Objective",
+    "Padded",
+    "Part",
+    "Row",
+    "Shapes",
+    "TOKENS",
+    "TextToText",
+    "padded",
+    "row_arrays",
+]
 
 OBJECTIVES: dict[str, type] = {
     CausalLM.name: CausalLM,

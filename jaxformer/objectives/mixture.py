@@ -6,8 +6,8 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
+from jaxformer.checks import read_members
 from jaxformer.errors import UserError
-from jaxformer.members import read_members
 from jaxformer.objectives.arrays import Shapes, padded
 from jaxformer.objectives.objective import TOKENS, UNSEEN, Row
 from jaxformer.tokenizers import Vocabulary

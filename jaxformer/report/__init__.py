@@ -1,12 +1,22 @@
-"""Runs in, tables and pictures out: `read_run`, the terminal table, and one page that can be sent to a colleague."""
+"""Run directories in; tables, pictures and pages out.
+
+What lives here: a run as its files tell it (`read`), the table of runs (`summary`), figures (`plots`), the page
+(`page`), and what a study of transfer shows (`transfer`).
+What may come in: further tables and figures of finished or running runs and studies.
+What must not: JAX, and anything that makes runs: a report is made where nothing can train."""
 
 from jaxformer.report.page import write_report, write_transfer_report
+from jaxformer.report.plots import COLOURS, MARKERS, SERIES, STYLE
 from jaxformer.report.read import Run, find_runs, read_run
 from jaxformer.report.summary import print_summary, summary_rows
 from jaxformer.report.transfer import equal_accuracy, payback, print_transfer
 
 __all__ = [
+    "COLOURS",
+    "MARKERS",
     "Run",
+    "SERIES",
+    "STYLE",
     "equal_accuracy",
     "find_runs",
     "payback",

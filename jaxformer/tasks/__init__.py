@@ -1,4 +1,8 @@
-"""What a model is fine-tuned on: pure numpy functions from a labelled example to the arrays of one example."""
+"""What a model is fine-tuned on: pure numpy functions from a labelled example to the arrays of one example.
+
+What lives here: classification as each family does it, and the metrics that judge it.
+What may come in: another task, as how fields are written x what is read x how it is judged; a line in TASKS.
+What must not: JAX; a shift between inputs and targets that a model would have to know."""
 
 from jaxformer.tasks.classification import (
     DecoderClassification,
@@ -6,6 +10,9 @@ from jaxformer.tasks.classification import (
     PooledClassification,
     TextToTextClassification,
 )
+from jaxformer.tasks.metrics import judge
+
+__all__ = ["TASKS", "judge"]
 
 TASKS: dict[str, type] = {
     ExtractClassification.name: ExtractClassification,

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from jaxformer.errors import UserError, suggest
-from jaxformer.metrics import METRICS
-from jaxformer.objectives.arrays import FLOAT, INT, Shapes, padded, row_arrays
+from jaxformer.objectives import FLOAT, INT, Shapes, padded, row_arrays
+from jaxformer.tasks.metrics import METRICS
 from jaxformer.tokenizers import Vocabulary
 
 Encode = Callable[[str], np.ndarray]

@@ -2,17 +2,19 @@
 
 Encoding adds no special token unless asked: objectives and tasks place them, by role. `Vocabulary` is what those need
 of a tokenizer, as plain numpy.
-"""
+
+What may come in: another kind of tokenizer or of released file.
+What must not: JAX, corpora, templates of tasks."""
 
 from jaxformer.tokenizers.loading import load_tokenizer
 from jaxformer.tokenizers.tokenizer import ROLES, SENTINEL, Tokenizer, Vocabulary
 from jaxformer.tokenizers.training import TOKENIZERS, ByteBPE, TokenizerFile, Unigram, WordPiece, train_tokenizer
 
 __all__ = [
+    "ByteBPE",
     "ROLES",
     "SENTINEL",
     "TOKENIZERS",
-    "ByteBPE",
     "Tokenizer",
     "TokenizerFile",
     "Unigram",

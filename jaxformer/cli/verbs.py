@@ -1,0 +1,253 @@
+"""What each verb of the command line does, once its words are read. Nothing heavy is imported before it is needed."""
+
+import argparse
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from jaxformer.errors import UserError
+from jaxformer.storage import local_path, location
+
+
+def default_workdir(spec: str) -> Path:
+    """Return runs/NAME[-ARG] for a config NAME[:ARG] or FILE[:ARG]."""
+    name, _, arg = Path(spec).name.partition(":")
+    return Path("runs") / re.sub(r"[^\w.-]+", "-", "-".join(part for part in (name.removesuffix(".py"), arg) if part))
+
+
+def train(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer import config as configs
+    from jaxformer.devices import is_first
+    from jaxformer.runs import Display, train
+
+    config = configs.load(args.config, overrides)
+    workdir = location(args.workdir) if args.workdir else default_workdir(args.config)
+    with Display(quiet=args.quiet) as display:
+        results = train(
+            config, workdir, allow_config_change=args.allow_config_change, display=display, profile=args.profile
+        )
+        words = "  ".join(f"{name} {value:.4g}" for name, value in results.items())
+        if is_first():
+            display.note(f"done: {workdir}  {words}")
+    return 0
+
+
+def evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer.runs import evaluate_run
+
+    metrics = evaluate_run(location(args.workdir), args.split, overrides)
+    if args.json:
+        print(json.dumps(metrics))
+    else:
+        for name, value in metrics.items():
+            print(f"{name:24} {value:.6g}")
+    return 0
+
+
+def generate(args: argparse.Namespace, overrides: list[str]) -> int:
+    import dataclasses
+
+    from jaxformer.runs import load
+
+    run = load(args.workdir)
+    given = {"temperature": args.temperature, "max_new_tokens": args.max_new_tokens, "seed": args.seed}
+    generation = dataclasses.replace(run.config.generation, **{k: v for k, v in given.items() if v is not None})
+    prompts = args.prompts or [line.rstrip("\n") for line in sys.stdin]
+    for prompt, answer in zip(prompts, run.generate(prompts, generation), strict=True):
+        continues = run.config.model.family == "decoder_only"
+        print(json.dumps({"prompt": prompt, "text": answer}) if args.json else prompt + answer if continues else answer)
+    return 0
+
+
+def report(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer import report
+
+    folders, output = [location(run) for run in args.runs], local_path(args.output, "--output")
+    runs = [report.read_run(folder) for folder in folders]
+    if args.json:
+        print(json.dumps(report.summary_rows(runs)))
+        return 0
+    page = report.write_report(folders, output)
+    report.print_summary(runs)
+    print(f"report: {page}")
+    return 0
+
+
+def import_weights(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer.interop import import_run
+
+    tokenizer = location(args.tokenizer) if args.tokenizer else None
+    count = import_run(args.source, location(args.workdir), tokenizer, revision=args.revision)
+    print(f"{args.workdir}: {count:,} parameters of {args.source}")
+    return 0
+
+
+def export_weights(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer.interop import export_run
+
+    name = export_run(location(args.workdir), location(args.out))
+    print(f"{args.out}: {name}.from_pretrained loads it")
+    return 0
+
+
+def tokenizer_train(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer import config as configs
+    from jaxformer.data import corpus_tokenizer
+    from jaxformer.errors import disk_errors
+    from jaxformer.runs import Display
+
+    output = local_path(args.output, "--output")
+    config = configs.load(args.config, overrides)
+    with Display() as display:
+        tokenizer = corpus_tokenizer(config.tokenizer, config.data, config.supervision, display.progress)
+    with disk_errors(args.output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(output)
+    print(f"{args.output}: {tokenizer.vocab_size} tokens, fingerprint {tokenizer.fingerprint}")
+    return 0
+
+
+def _tokenizer(where: str) -> Any:
+    from jaxformer.tokenizers import load_tokenizer
+
+    return load_tokenizer(where)
+
+
+def tokenizer_encode(args: argparse.Namespace, overrides: list[str]) -> int:
+    tokenizer = _tokenizer(args.tokenizer)
+    for text in args.texts:
+        ids = tokenizer.encode(text).tolist()
+        print(json.dumps({"ids": ids, "tokens": tokenizer.tokens(ids)}) if args.json else " ".join(map(str, ids)))
+    return 0
+
+
+def tokenizer_decode(args: argparse.Namespace, overrides: list[str]) -> int:
+    tokenizer = _tokenizer(args.tokenizer)
+    outside = [number for number in args.ids if not 0 <= number < tokenizer.vocab_size]
+    if outside:
+        raise UserError(f"id {outside[0]}: the tokenizer has ids 0 to {tokenizer.vocab_size - 1}")
+    text = tokenizer.decode(args.ids, skip_special=False)
+    print(json.dumps({"text": text}) if args.json else text)
+    return 0
+
+
+def tokenizer_show(args: argparse.Namespace, overrides: list[str]) -> int:
+    tokenizer = _tokenizer(args.tokenizer)
+    vocabulary = tokenizer.vocabulary
+    facts = {
+        "vocab_size": tokenizer.vocab_size,
+        "fingerprint": tokenizer.fingerprint,
+        "special": {role: f"{number} {tokenizer.tokens([number])[0]}" for role, number in vocabulary.special.items()},
+        "sentinels": len(vocabulary.sentinels),
+    }
+    if args.json:
+        print(json.dumps(facts))
+        return 0
+    for name, value in facts.items():
+        for key, entry in value.items() if isinstance(value, dict) else [("", value)]:
+            print(f"{name:12} {key:10} {entry}" if key else f"{name:12} {entry}")
+    return 0
+
+
+def models(args: argparse.Namespace, overrides: list[str]) -> int:
+    # Counting computes nothing: an accelerator would take seconds to start, or be somebody else's.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from jaxformer.explain import catalog
+
+    picture = None if args.plot is None else local_path(args.plot, "--plot")
+    if picture:
+        catalog.check_format(picture)
+    entries = catalog.entries()
+    if picture:
+        catalog.plot(entries, picture)
+    if args.json:
+        print(json.dumps(entries))
+    elif picture:
+        print(f"plot: {picture}")
+    else:
+        catalog.print_table(entries)
+    return 0
+
+
+def objectives(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer.explain import compatibility
+
+    if args.json:
+        print(json.dumps(compatibility.entries()))
+    else:
+        compatibility.print_table()
+    return 0
+
+
+def objectives_show(args: argparse.Namespace, overrides: list[str]) -> int:
+    # Nothing is computed: an accelerator would take seconds to start, or be somebody else's.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from jaxformer.explain import draw_examples, showing
+
+    shown = draw_examples(
+        local_path(args.text, "--text"), args.name, config=args.config,
+        tokenizer=location(args.tokenizer) if args.tokenizer else None,
+        family=args.family, visibility=args.visibility, count=args.examples, length=args.length, seed=args.seed,
+        overrides=overrides,
+    )  # fmt: skip
+    if args.json:
+        print(json.dumps(showing.as_json(shown)))
+    else:
+        showing.print_examples(shown)
+    return 0
+
+
+def plan(args: argparse.Namespace, overrides: list[str]) -> int:
+    # Nothing is computed: an accelerator would take seconds to start, or be somebody else's.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from jaxformer import config as configs
+    from jaxformer.planning import plan
+
+    config = configs.load(args.config, overrides)
+    made = plan.make_plan(
+        config, num_devices=args.devices, chip=args.chip, utilisation=args.utilisation, watts=args.watts
+    )
+    if args.json:
+        print(json.dumps(made))
+    else:
+        plan.print_plan(made)
+    return 0
+
+
+def launch(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer import config as configs
+    from jaxformer.launch import places
+
+    inner = args.inner
+    workdir = getattr(inner, "workdir", None) or (str(default_workdir(inner.config)) if inner.verb == "train" else "")
+    job, options = places.described(args.place, args.command, workdir, vars(args))
+    if inner.verb == "train":  # what is wrong with the config shows here, before machines are paid for
+        configs.load(inner.config, inner.overrides)
+    if args.dry_run:
+        print(places.PLACES[args.place].dry_run(job, options), end="")
+        return 0
+    return places.launch(args.place, job, options, getattr(args, "detach", False))
+
+
+def launch_status(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer.launch import places
+
+    places.show(args.name, args.lines, args.json)
+    return 0
+
+
+def launch_act(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer.launch import places
+
+    places.act(args.action, args.name)
+    return 0
+
+
+def demo(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer.studies import run_demo
+
+    run_demo(args.family, local_path(args.output, "--output"))
+    return 0

@@ -1,0 +1,113 @@
+"""From a config's data section to what the batches draw from: sources, token stores, row indexes, mixtures."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxformer.data.batches import Member
+from jaxformer.data.records import Source
+from jaxformer.data.rows import build_rows
+from jaxformer.data.sources import Mixture as Mixed
+from jaxformer.data.store import build_examples, build_pairs, build_store
+from jaxformer.errors import UserError
+from jaxformer.objectives import Mixture, Objective, Padded, Part
+from jaxformer.storage import cache_folder
+from jaxformer.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+
+Progress = Callable[[str, int, int], None]
+
+
+def weighted_sources(source: Source) -> list[tuple[Source, float]]:
+    """Return a mixture's members with their weights; any other source is its own only member."""
+    return source.sources() if isinstance(source, Mixed) else [(source, 1.0)]
+
+
+def parts_of(supervision: Any) -> list[Part]:
+    """Return a mixture's objectives with their shares; any other objective, or a task, is its own only part."""
+    return supervision.mixed() if isinstance(supervision, Mixture) else [Part(supervision, 1.0, ())]
+
+
+def corpus_tokenizer(config: Any, source: Source, supervision: Any, progress: Progress | None = None) -> Tokenizer:
+    """Return the tokenizer that `config` asks for, trained on the training text unless that was done before."""
+    if not hasattr(config, "vocab_size"):
+        return load_tokenizer(config.path)
+    fingerprints = [[corpus.fingerprint("train"), *fields] for corpus, fields in _read(source, supervision)]
+    key = json.dumps([type(config).__name__, dataclasses.asdict(config), fingerprints])
+    path = cache_folder() / "tokenizers" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    if not path.exists():
+        if progress:
+            progress("training the tokenizer", 0, 0)
+        train_tokenizer(config, training_texts(source, supervision)).save(path)
+    return load_tokenizer(path)
+
+
+def training_texts(source: Source, supervision: Any) -> Iterator[str]:
+    """Yield every text of the training split that an objective or a task reads, once."""
+    for corpus, fields in _read(source, supervision):
+        yield from corpus.texts("train", fields)
+
+
+def _read(source: Source, supervision: Any) -> list[tuple[Source, tuple[str, ...]]]:
+    """Return the corpora that are read and which fields of each; none: its documents, of which a task's are parts."""
+    corpora = [corpus for corpus, _ in weighted_sources(source)]
+    read = dict.fromkeys(
+        (number, getattr(part.objective, "fields", ()) if isinstance(part.objective, Objective) else ())
+        for part in parts_of(supervision)
+        for number in part.corpora or range(len(corpora))
+        if 0 <= number < len(corpora)
+    )
+    return [(corpora[number], fields) for number, fields in read]
+
+
+def prepare(
+    source: Source, supervision: Any, tokenizer: Tokenizer, split: str, *, seed: int, progress: Progress | None = None,
+    cache: Path | None = None,
+) -> list[Member]:  # fmt: skip
+    """Return the rows of an objective, or the examples of a task, of one split: a member for each corpus of a mixture
+    and for each objective that reads it. Stores are kept in `cache` (None: where all of them are).
+
+    Raises UserError for malformed data, an empty split, and a number of a corpus that there is not.
+    """
+    corpora, parts = weighted_sources(source), parts_of(supervision)
+    cache = cache or cache_folder()
+    members: list[Member] = []
+    for number, part in enumerate(parts):
+        wanted = part.corpora or range(len(corpora))
+        if outside := [corpus for corpus in wanted if not 0 <= corpus < len(corpora)]:
+            raise UserError(
+                f"objective.members[{number}].corpora: there is no data.members[{outside[0]}]; "
+                f"their numbers are 0 to {len(corpora) - 1}"
+            )
+        found = [
+            _rows(corpora[corpus][0], part.objective, tokenizer, split, seed, cache, progress)
+            if corpus in wanted
+            else []
+            for corpus in range(len(corpora))
+        ]
+        sizes = [len(rows) for rows in found]
+        rates = source.rates(sizes) if isinstance(source, Mixed) else [1.0]
+        total = sum(rates[corpus] for corpus in wanted)
+        transform = Padded(part.objective, supervision.shapes) if len(parts) > 1 else part.objective
+        for corpus in wanted:
+            name = "-".join(
+                [*([f"{part.objective.name}{number}"] if len(parts) > 1 else []),
+                 *([f"data{corpus}"] if len(corpora) > 1 else [])]
+            )  # fmt: skip
+            members.append(Member(found[corpus], transform, part.weight * rates[corpus] / total, name))
+    return members
+
+
+def _rows(
+    source: Source, supervision: Any, tokenizer: Tokenizer, split: str, seed: int, cache: Path,
+    progress: Progress | None,
+) -> Any:  # fmt: skip
+    if hasattr(supervision, "labels"):
+        return build_examples(source, split, tokenizer, supervision.fields, cache, progress)
+    if hasattr(supervision, "fields"):
+        store = build_pairs(source, split, tokenizer, supervision.fields, cache, progress)
+    else:
+        store = build_store(source, split, tokenizer, cache, progress)
+    return build_rows(store, supervision, seed)

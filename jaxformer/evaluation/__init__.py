@@ -1,0 +1,9 @@
+"""How good a model is.
+
+What lives here: loss, perplexity, token accuracy and a task's own metrics over held-out batches (`held_out`).
+What may come in: scoring of texts and choices, zero- and few-shot evaluation.
+What must not: run directories: what is judged comes as a model, parameters and batches."""
+
+from jaxformer.evaluation.held_out import EvaluationConfig, combined, evaluate
+
+__all__ = ["EvaluationConfig", "combined", "evaluate"]

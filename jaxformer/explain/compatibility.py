@@ -1,0 +1,103 @@
+"""Which objective trains which family of models, and why not where it does not. Follows from the objectives alone."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from jaxformer.models import FAMILIES
+from jaxformer.objectives import NOT_PROVIDED, OBJECTIVES, TextToText
+
+Entry = dict[str, Any]
+_KINDS: Mapping[str, Any] = OBJECTIVES
+
+IN_ONE_ROW = "*: source and target in one row, of which the target is predicted"
+
+
+def entries() -> list[Entry]:
+    """Return the objectives in their order, then those that are not provided: {family: None or why it cannot}."""
+    provided = [
+        {
+            "name": name,
+            "paper": kind.paper,
+            "families": {family: None if family in kind.families else kind.refusals[family] for family in FAMILIES},
+            "provided": True,
+        }
+        for name, kind in _KINDS.items()
+    ]
+    missing = [
+        {"name": name, "paper": paper, "families": dict.fromkeys(FAMILIES, reason), "provided": False}
+        for name, (paper, reason) in NOT_PROVIDED.items()
+    ]
+    return provided + missing
+
+
+def refusals() -> dict[tuple[str, str], list[str]]:
+    """Return {(family, reason): objectives that it keeps from this family}, of those that are provided."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for entry in entries():
+        for family, reason in entry["families"].items():
+            if entry["provided"] and reason:
+                groups.setdefault((family, reason), []).append(entry["name"])
+    return groups
+
+
+def print_table(console: Console | None = None) -> None:
+    """Print the table, the reasons and what is not provided; 80 characters wide."""
+    console = console or Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 120)  # lines of a file are for programs to cut
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    table.add_column("Objective", no_wrap=True)
+    for family in FAMILIES:
+        table.add_column(family.replace("_", "\n"), no_wrap=True, min_width=7)
+    table.add_column("Paper")
+    for name, kind in _KINDS.items():
+        table.add_row(name, *marks(kind).values(), kind.paper)
+    console.print(table)
+    console.print(Text(IN_ONE_ROW, "dim"))
+    refused = {f"{family}: {reason}": names for (family, reason), names in refusals().items()}
+    missing = {f"{name}: {reason}": [paper] for name, (paper, reason) in NOT_PROVIDED.items()}
+    _print_groups(console, "Cannot train", refused)
+    _print_groups(console, "Not provided", missing)
+
+
+def _print_groups(console: Console, title: str, groups: Mapping[str, list[str]]) -> None:
+    """Print headings with what stands below each, indented."""
+    console.print(Text(f"\n{title}", "bold"))
+    for heading, names in groups.items():
+        for text, indent in ((heading, 2), (", ".join(names), 6)):
+            if console.is_terminal:
+                console.print(Padding(Text(text), (0, 0, 0, indent), expand=False))
+            else:
+                console.print(Text(" " * indent + text), soft_wrap=True)
+
+
+def marks(kind: Any) -> dict[str, str]:
+    """Return {family: ✓, ✓* or –} of a class of OBJECTIVES."""
+    one_row = {"decoder_only"} if issubclass(kind, TextToText) else set()
+    carried = {family: "✓*" if family in one_row else "✓" for family in kind.families}
+    return {family: carried.get(family, "–") for family in FAMILIES}
+
+
+def markdown_table() -> str:
+    """Return the table and the reasons as the README has them."""
+    lines = [
+        f"| objective | {' | '.join(family.replace('_', '-') for family in FAMILIES)} | paper |",
+        f"| --- |{' :-: |' * len(FAMILIES)} --- |",
+    ]
+    lines += [
+        f"| `{name}` | {' | '.join(mark.replace('*', chr(92) + '*') for mark in marks(kind).values())} | {kind.paper} |"
+        for name, kind in _KINDS.items()
+    ]
+    lines += ["", IN_ONE_ROW.replace("*", r"\*", 1) + ". What is not possible, and why:", ""]
+    lines += [
+        f"- {family.replace('_', '-')}: {reason} ({', '.join(f'`{name}`' for name in names)})"
+        for (family, reason), names in refusals().items()
+    ]
+    lines += [f"- not provided: {name}, {paper}: {reason}" for name, (paper, reason) in NOT_PROVIDED.items()]
+    return "\n".join(lines) + "\n"

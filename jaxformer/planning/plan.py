@@ -1,0 +1,280 @@
+"""What a run will need, before it touches an accelerator: parameters, FLOPs, bytes per device, hours, energy, CO2eq.
+
+Parameters, optimizer state and gradients are exact, activations an estimate: memory.py says how. Of several phases the
+largest activations count, and FLOPs and tokens are those of each phase's steps. FLOPs are those of training/flops.py
+(no recomputation); `utilisation` is the share of the chip's peak that they reach (MFU).
+
+    hours   = FLOPs of the run / (devices x peak x utilisation) / 3600
+    kWh     = hours x devices x (watts of the chip x 1.1) x PUE / 1000
+    kgCO2eq = kWh x carbon intensity
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jaxformer.config import Config
+from jaxformer.devices import axis_sizes, check_batches, placements
+from jaxformer.errors import UserError
+from jaxformer.footprint import CHIPS, Chip, carbon_intensity, chip_named
+from jaxformer.models import Execution, Model, count_parameters
+from jaxformer.planning.memory import activation_bytes, optimizer_bytes, parameter_bytes
+from jaxformer.runs import build_model, check_teacher, label_names, open_run, teacher_model
+from jaxformer.storage import location
+from jaxformer.training import Phase, step_flops
+
+Plan = dict[str, Any]
+
+# What must stay free: XLA's own, fragments between buffers, collectives. JAX itself takes only 75 % of a GPU's memory
+# unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+ROOM = 0.9
+# CPU, memory, network and fans of the host, as a share of the chip's own power: GPT-3's V100s of 300 W drew 330 W each
+# in all (Patterson et al. 2021, arXiv:2104.10350, table 4).
+HOST_SHARE = 0.1
+
+
+def make_plan(
+    config: Config, *, num_devices: int | None = None, chip: str = "", utilisation: float = 0.4,
+    watts: float | None = None,
+) -> Plan:  # fmt: skip
+    """Return everything that `jaxformer plan` prints, as plain values: bytes, hours, kWh, kg.
+
+    `num_devices` None is as many as the mesh asks for; `watts` replaces the chip's. Raises UserError for an unknown
+    chip, too few devices, batches that they cannot share and a utilisation outside (0, 1].
+    """
+    if not 0.0 < utilisation <= 1.0:
+        raise UserError(f"--utilisation={utilisation:g}: must be above 0 and at most 1 (0.4 is 40 % of the peak)")
+    if num_devices is not None and num_devices < 1:
+        raise UserError(f"--devices={num_devices}: must be at least 1")
+    if watts is not None and not watts > 0:
+        raise UserError(f"--watts={watts:g}: must be above 0")
+    device = chip_named(chip) if chip else None
+    sharding = config.sharding
+    sizes = axis_sizes(sharding, num_devices or max(sharding.data, 1) * sharding.fsdp * sharding.tensor)
+    check_batches(sizes, config.batch_sizes)
+    notes: list[str] = []
+    supervision = _labelled(config, notes)
+    teacher = _teacher(config, notes)
+    model = build_model(config, supervision)
+    dtype = config.training.compute_dtype
+    if dtype == "auto":
+        dtype = "bfloat16"
+        notes.append("training.compute_dtype auto is bfloat16, as on accelerators")
+    model = dataclasses.replace(model, execution=dataclasses.replace(model.execution, dtype=dtype))
+
+    # Layers in a scan are traced once, however many there are; the parameters are the same.
+    shapes = dataclasses.replace(model, execution=Execution(unroll=1)).shapes
+    placed = placements(shapes, sizes, model.config.head_dim)
+    parameters = parameter_bytes(shapes, placed, sizes)
+    bytes_ = {
+        "parameters": sum(entry["bytes_per_device"] for entry in parameters),
+        "optimizer": optimizer_bytes(config, model, shapes, placed, sizes),
+    }
+    bytes_["gradients"] = bytes_["parameters"]
+    if teacher is not None:
+        teacher = dataclasses.replace(teacher, execution=model.execution)
+        theirs = dataclasses.replace(teacher, execution=Execution(unroll=1)).shapes
+        their_placed = placements(theirs, sizes, teacher.config.head_dim)
+        bytes_["teacher"] = sum(entry["bytes_per_device"] for entry in parameter_bytes(theirs, their_placed, sizes))
+    # Of phases that differ in their batch alone, the one of the largest micro-batch.
+    largest: dict[str, Phase] = {}
+    for phase in config.phases:
+        key = f"{sorted(phase.changes.items())} {phase.accumulation_steps > 1}"
+        largest[key] = max(largest.get(key, phase), phase, key=lambda one: one.batch_size / one.accumulation_steps)
+    bytes_["activations"] = max(
+        activation_bytes(config, model, phase.of(supervision), phase, sizes, teacher) for phase in largest.values()
+    )
+    bytes_["total"] = sum(bytes_.values())
+
+    flops, tokens = _work(config, model, supervision, teacher)
+    last = config.phases[-1].of(supervision)
+    row_flops = (
+        step_flops(config.phases, model, supervision, teacher)(config.phases[-1].first + 1) / config.training.batch_size
+    )
+    plan: Plan = {
+        "config": config.name,
+        "model": config.selected["model"],
+        "num_parameters": count_parameters(dataclasses.replace(model, execution=Execution(unroll=1))),
+        "flops_per_token": row_flops / _tokens(last),
+        "tokens": tokens,
+        "flops": flops,
+        "steps": config.training.num_steps,
+        "devices": math.prod(sizes.values()),
+        "strategy": sharding.strategy,
+        "mesh": sizes,
+        "dtype": dtype,
+        "bytes_per_device": bytes_,
+        "parameters": parameters,
+        "notes": notes,
+        "utilisation": utilisation,
+    }
+    if device is not None:
+        plan |= {"chip": chip.lower(), **_judged(plan, device, watts, config)}
+    return plan
+
+
+def _judged(plan: Plan, chip: Chip, watts: float | None, config: Config) -> Plan:
+    """Return what depends on the chip: whether the run fits, and the estimate."""
+    devices, total = plan["devices"], plan["bytes_per_device"]["total"]
+    hours = plan["flops"] / (devices * chip.peak * plan["utilisation"]) / 3600
+    grams, where = carbon_intensity(config.footprint.country_iso_code)
+    power = watts or chip.watts
+    kwh = None if power is None else hours * devices * power * (1 + HOST_SHARE) * config.footprint.pue / 1000
+    return {
+        "peak": chip.peak,
+        "memory": chip.memory,
+        "source": chip.source,
+        "fits": total <= ROOM * chip.memory,
+        "hours": hours,
+        "watts": power,
+        "host_share": HOST_SHARE,
+        "pue": config.footprint.pue,
+        "kwh": kwh,
+        "grams_per_kwh": grams,
+        "electricity": where,
+        "kg_co2eq": None if kwh is None else kwh * grams / 1000,
+    }
+
+
+def _labelled(config: Config, notes: list[str]) -> Any:
+    """Return the objective, or the task with the labels of its data; where those cannot be read, with two."""
+    if config.task is None:
+        return config.objective
+    try:
+        labels = label_names(config)
+    except (UserError, OSError) as error:
+        notes.append(f"the labels of the data cannot be read, two are counted ({error})")
+        labels = ("0", "1")
+    return dataclasses.replace(config.task, labels=labels)
+
+
+def _teacher(config: Config, notes: list[str]) -> Model | None:
+    """Return the model of a distillation's teacher, or None, with a note, where its run cannot be read.
+
+    Raises UserError for one whose arrays are not those that the student is compared with.
+    """
+    if config.distillation is None:
+        return None
+    try:
+        run = open_run(location(config.distillation.teacher))
+    except (UserError, OSError) as error:
+        notes.append(f"the teacher, its parameters and its FLOPs are left out: {error}")
+        return None
+    check_teacher(config, run)
+    return teacher_model(config, run)
+
+
+def _tokens(supervision: Any) -> int:
+    """Return how many tokens one example has, those of both stacks."""
+    return sum(shape[0] for name, (shape, _) in supervision.shapes.items() if name.endswith("inputs"))
+
+
+def _work(config: Config, model: Model, supervision: Any, teacher: Model | None) -> tuple[float, int]:
+    """Return the FLOPs and the tokens of the whole run, phase by phase."""
+    flops_of, steps = step_flops(config.phases, model, supervision, teacher), config.training.num_steps
+    flops, tokens = 0.0, 0
+    for phase in config.phases:
+        last = steps if phase.last is None else min(phase.last, steps)
+        count = max(last - phase.first, 0)
+        flops += count * flops_of(phase.first + 1)
+        tokens += count * phase.batch_size * _tokens(phase.of(supervision))
+    return flops, tokens
+
+
+def print_plan(plan: Plan, console: Console | None = None) -> None:
+    """Print the summary, bytes per device, the estimate with its formulas, and the table of placement."""
+    console = console or Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 120)  # lines of a file are for programs to cut
+    mesh = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
+    on = f"{plan['devices']:,} x {plan['chip']}" if "chip" in plan else _devices(plan)
+    console.print(Text.assemble((plan["config"], "bold"), f" ({plan['model']}) on {on}: {plan['strategy']}, {mesh}, "
+                                f"{plan['dtype']}"))  # fmt: skip
+    console.print(f"parameters        {plan['num_parameters']:,}", highlight=False)
+    console.print(f"FLOPs per token   {plan['flops_per_token']:.4g}  (forward and backward)", highlight=False)
+    console.print(
+        f"run               {plan['steps']:,} steps, {plan['tokens']:.4g} tokens, {plan['flops']:.4g} FLOPs\n",
+        highlight=False,
+    )
+    _print_bytes(plan, console)
+    _print_estimate(plan, console)
+    _print_placement(plan, console)
+    for note in plan["notes"]:
+        console.print(Text(f"note: {note}", "dim"))
+
+
+def _devices(plan: Plan) -> str:
+    return f"{plan['devices']:,} device{'' if plan['devices'] == 1 else 's'}"
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    for heading in headings:
+        is_number = heading.startswith(("GB", "Bytes", "of "))
+        table.add_column(heading, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
+    return table
+
+
+def _print_bytes(plan: Plan, console: Console) -> None:
+    memory = plan.get("memory")
+    table = _table("Per device", "Bytes", "GB", *([f"of {memory / 1e9:.4g} GB"] if memory else []))
+    for name, size in plan["bytes_per_device"].items():
+        share = [f"{100 * size / memory:.1f} %"] if memory else []
+        table.add_row(name, f"{size:,}", f"{size / 1e9:,.3f}", *share, style="bold" if name == "total" else "")
+    console.print(table)
+    if memory:
+        word = "fits" if plan["fits"] else "does not fit"
+        total = plan["bytes_per_device"]["total"]
+        why = f"{total / 1e9:,.4g} GB against {ROOM:.0%} of {memory / 1e9:.4g} GB (the rest is XLA's own)"
+        console.print(Text.assemble((word, "bold green" if plan["fits"] else "bold red"), f": {why}"))
+        if not plan["fits"]:
+            console.print(
+                "less: training.accumulation_steps, training.remat=full with unroll_layers=1, training.logits_chunk; "
+                "more devices: sharding.fsdp, sharding.tensor",
+                highlight=False,
+            )
+        console.print()
+    else:
+        console.print(f"--chip=NAME says whether it fits, and how long it takes: {', '.join(CHIPS)}\n", highlight=False)
+
+
+def formulas(plan: Plan) -> dict[str, str]:
+    """Return the estimate's formulas with their numbers: {"hours": …, "kWh": …, "kgCO2eq": …}."""
+    hours = (
+        f"{plan['flops']:.4g} FLOPs / ({_devices(plan)} x {plan['peak']:.4g} FLOP/s x "
+        f"{plan['utilisation']:g}) / 3600 = {plan['hours']:,.4g}"
+    )
+    if plan["kwh"] is None:
+        missing = f"the vendor does not publish the power of {plan['chip']}; give --watts=W"
+        return {"hours": hours, "kWh": missing, "kgCO2eq": missing}
+    kwh = (
+        f"{plan['hours']:,.4g} h x {_devices(plan)} x ({plan['watts']:g} W x {1 + plan['host_share']:g} for "
+        f"the host) x PUE {plan['pue']:g} / 1000 = {plan['kwh']:,.4g}"
+    )
+    kg = f"{plan['kwh']:,.4g} kWh x {plan['grams_per_kwh']:g} g/kWh / 1000 = {plan['kg_co2eq']:,.4g}"
+    return {"hours": hours, "kWh": kwh, "kgCO2eq": f"{kg}; {plan['electricity']}"}
+
+
+def _print_estimate(plan: Plan, console: Console) -> None:
+    if "chip" not in plan:
+        return
+    for name, formula in formulas(plan).items():
+        console.print(Text.assemble((f"{name:8}", "bold"), formula), soft_wrap=not console.is_terminal)
+    console.print(Text(f"{plan['chip']}: {plan['source']}\n", "dim"))
+
+
+def _print_placement(plan: Plan, console: Console) -> None:
+    """Print every parameter's path, shape, partition spec and bytes per device, and why a dimension is not split."""
+    table = _table("Parameter", "Shape", "Split by", "Bytes per device")
+    for entry in plan["parameters"]:
+        axes = ", ".join(axis or "-" for axis in entry["spec"]) or "-"
+        table.add_row(entry["path"], " x ".join(map(str, entry["shape"])), axes, f"{entry['bytes_per_device']:,}")
+    console.print(table)
+    for entry in plan["parameters"]:
+        for note in entry["notes"]:
+            console.print(f"{entry['path']} is not split: {note}", highlight=False)

@@ -1,0 +1,98 @@
+"""What learns in a run: the model, who teaches it, the mesh that they live on, and the compiled functions."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxformer.config import Config
+from jaxformer.devices import activations_mesh, place
+from jaxformer.models import Model, Params, count_parameters
+from jaxformer.runs.data import Data
+from jaxformer.runs.judging import judge
+from jaxformer.runs.loading import build_model
+from jaxformer.runs.opened import OpenedRun
+from jaxformer.runs.teacher import Teacher, open_teacher
+from jaxformer.training import Metrics, Phase, StepSettings, Steps, Teaching, TrainState, compiled_steps, losses_of, schedule, step_flops, without_schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """What learns. `rngs` are those of the run: for fresh parameters, and for dropout."""
+
+    config: Config
+    data: Data
+    model: Model
+    mesh: Mesh
+    teacher: Teacher | None
+    rngs: tuple[jax.Array, jax.Array]
+    _compiled: dict[int, Steps] = dataclasses.field(default_factory=dict)
+
+    def steps(self, phase: Phase) -> Steps:
+        """Return the compiled functions of a phase of the run."""
+        if phase.first not in self._compiled:
+            taught = self.teacher and self.teacher.teaching
+            settings = step_settings(self.config, self.data.supervision, phase, taught)
+            self._compiled[phase.first] = compiled_steps(self.model, settings, self.mesh)
+        return self._compiled[phase.first]
+
+    @property
+    def last(self) -> Steps:
+        """The compiled functions of the last phase; how a state is made and judged is the same in all."""
+        return self.steps(self.config.phases[-1])
+
+    @functools.cached_property
+    def learning_rate(self) -> Callable[[int], float]:
+        """The learning rate as a function of the number of updates done."""
+        return schedule(self.config.optimizer, self.config.training.num_steps)
+
+    @functools.cached_property
+    def flops(self) -> Callable[[int], float]:
+        """The FLOPs of a step as a function of its number."""
+        taught = self.teacher and self.teacher.teaching.model
+        return step_flops(self.config.phases, self.model, self.data.supervision, taught)
+
+    @functools.cached_property
+    def num_parameters(self) -> int:
+        return count_parameters(self.model)
+
+    def step(
+        self, number: int, phase: Phase, state: TrainState, batch: Mapping[str, np.ndarray]
+    ) -> tuple[TrainState, Metrics]:
+        """Take step `number` on this process's rows of its batch; return at once, the device goes on. The old state is
+        used up."""
+        rate, taught = self.learning_rate(number - 1), () if self.teacher is None else (self.teacher.params,)
+        return self.steps(phase).train_step(state, place(self.mesh, batch), self.rngs[1], rate, *taught)
+
+    def judge(self, params: Params) -> dict[str, float]:
+        """Return the metrics of parameters on the held-out rows; none where there are no such rows."""
+        return judge(self.config, self.data, self.model, self.last.eval_step, params, self.mesh)
+
+
+def build_learner(run: OpenedRun, data: Data) -> Learner:
+    """Return what learns in a run. Parameters are made, or read, by `start_state`; a teacher's are read here."""
+    config, mesh = run.config, run.mesh
+    model = build_model(config, data.supervision, activations_mesh(config.sharding, mesh))
+    teacher = open_teacher(config, data.teacher, mesh)
+    init_rng, dropout_rng = jax.random.split(jax.random.key(config.seed))
+    learner = Learner(config, data, model, mesh, teacher, (init_rng, dropout_rng))
+    devices = f"{mesh.size} {jax.devices()[0].device_kind} device{'s' * (mesh.size > 1)}"
+    run.display.note(f"{config.name}: {learner.num_parameters:,} parameters on {devices}")
+    return learner
+
+
+def step_settings(config: Config, supervision: Any, phase: Phase, teaching: Teaching | None = None) -> StepSettings:
+    """Return what decides the compiled step of a phase of a run."""
+    return StepSettings(
+        losses=losses_of(supervision),
+        optimizer=without_schedule(config.optimizer),
+        trainable=config.training.trainable,
+        accumulation_steps=phase.accumulation_steps,
+        strategy=config.sharding.strategy,
+        skips=config.training.skip_non_finite > 0,
+        teaching=teaching,
+    )

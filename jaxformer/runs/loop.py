@@ -1,0 +1,138 @@
+"""Training, told from beginning to end: open the run, prepare what it reads, build what learns, find where it starts,
+then step, log, evaluate and save."""
+
+import contextlib
+import signal
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from jaxformer.config import Config
+from jaxformer.devices import agreed, meet
+from jaxformer.errors import Interrupted
+from jaxformer.runs.data import Data, prepare_data, training_batches
+from jaxformer.runs.learner import Learner, build_learner
+from jaxformer.runs.instruments import Instruments, watching
+from jaxformer.runs.opened import OpenedRun, opened_run
+from jaxformer.runs.progress import Display
+from jaxformer.runs.start import start_state
+from jaxformer.storage import store_errors
+from jaxformer.training import TrainState
+
+
+@store_errors()
+def train(
+    config: Config, workdir: Path, *, allow_config_change: bool = False, display: Display | None = None,
+    profile: bool = False,
+) -> dict[str, float]:  # fmt: skip
+    """Train to `training.num_steps` and return the last held-out metrics ("eval/…") and the last "train/loss".
+
+    Precedence: resume the run's own workdir, else start from `init_from`, else start fresh. With `profile` a trace of a
+    few steps is written into the run directory. Raises UserError for what the user can fix, and Interrupted, after
+    saving, on SIGTERM or Ctrl-C.
+    """
+    opening = opened_run(
+        config, workdir, allow_config_change=allow_config_change, display=display, profiles=profile
+    )  # fmt: skip
+    with opening as run:
+        data = prepare_data(run)
+        run.footprint.start()  # not before: TFDS, while it loads itself, patches the import of all threads
+        learner = build_learner(run, data)
+        state = start_state(run, learner)
+        return loop(run, learner, state)
+
+
+def loop(run: OpenedRun, learner: Learner, state: TrainState) -> dict[str, float]:
+    """Step from `state` to the end of the run: log, evaluate and save when it is time. Returns what `train` does."""
+    training, start = run.config.training, int(state.step)
+    batches = training_batches(run.config, learner.data.training, run.mesh, start)
+    results: dict[str, float] = {}
+    with watching(run, learner, start) as watch, contextlib.closing(batches):
+        run.signals.steps = True
+        if _owes_evaluation(run, watch, start):
+            results = evaluate(run, learner, watch, state)
+        pending: dict[str, jax.Array] | None = None  # of the newest step, whose numbers are not read yet
+        for step in range(start + 1, training.num_steps + 1):
+            watch.before(step)
+            with watch.meter.waiting_for_data():
+                phase, batch = next(batches)
+            with watch.meter.stepping(phase):
+                state, metrics = learner.step(step, phase, state, batch)
+            if pending is not None:  # the device is already at the next step while this one's numbers are read
+                watch.meter.read(step - 1, pending)
+            pending = metrics
+            watch.profiler.after(step, state)
+            due = what_is_due(run.config, step, stop=run.signals.after(step))
+            if not (due.evaluates or due.saves):
+                continue
+            # A state is judged or saved only once its own loss is known to be finite.
+            watch.meter.read(step, pending, always=True)
+            pending = None
+            if due.evaluates:
+                results = evaluate(run, learner, watch, state)
+            if due.saves and (due.must_save or not watch.meter.consecutive_non_finite):
+                save(run, watch, state, results if due.evaluates else {})
+            if due.stop:
+                stop(run, step, due.stop)
+        run.checkpoints.wait()
+        meet()
+    return {"train/loss": watch.meter.loss, **results}
+
+
+class Due(NamedTuple):
+    """What is to be done after a step. `stop` is the signal that asks the run to stop, or 0."""
+
+    evaluates: bool
+    saves: bool
+    must_save: bool  # also where the newest steps were not finite: they go on being counted where the run resumes
+    stop: int
+
+
+def what_is_due(config: Config, step: int, stop: int = 0) -> Due:
+    """Return what is to be done after `step`: a run that is asked to stop saves and does nothing else."""
+    must_save = step == config.training.num_steps or bool(stop)
+    every = config.checkpoint.every
+    saves = must_save or (every > 0 and step % every == 0)
+    return Due(is_evaluated(config, step) and not stop, saves, must_save, stop)
+
+
+def is_evaluated(config: Config, step: int) -> bool:
+    """Say whether a run is evaluated after this step."""
+    every = config.training.eval_every
+    return step == config.training.num_steps or (every > 0 and step > 0 and step % every == 0)
+
+
+def _owes_evaluation(run: OpenedRun, watch: Instruments, start: int) -> bool:
+    """Say whether the state that a run starts from is to be evaluated: that of a finished run is, for whoever asks;
+    else a stop may have left no time for it."""
+    if not is_evaluated(run.config, start):
+        return False
+    return start == run.config.training.num_steps or not agreed(watch.log.evaluated(start))
+
+
+def evaluate(run: OpenedRun, learner: Learner, watch: Instruments, state: TrainState) -> dict[str, float]:
+    """Judge a state on the held-out rows; log and show the metrics, and return them as "eval/…"."""
+    with watch.meter.paused():
+        step = int(state.step)
+        found = {f"eval/{name}": value for name, value in learner.judge(state.params).items()}
+        if found and not watch.log.evaluated(step):
+            watch.log.write(step, found)
+            words = "  ".join(f"{name} {value:.4g}" for name, value in found.items())
+            run.display.note(f"step {step}: {words}")
+    return found
+
+
+def save(run: OpenedRun, watch: Instruments, state: TrainState, metrics: dict[str, float]) -> None:
+    """Start to save a checkpoint; `metrics` are those of an evaluation of this very state."""
+    with watch.meter.saving():
+        run.checkpoints.save(int(state.step), state, metrics)
+        run.footprint.flush()
+
+
+def stop(run: OpenedRun, step: int, number: int) -> None:
+    """Wait until what is saved is complete, on all processes, and raise Interrupted."""
+    run.checkpoints.wait()
+    meet()  # process 0 may still be hashing; on the way out JAX waits for it for some minutes only
+    what = f"stopped by {signal.Signals(number).name} and saved {run.workdir} at step {step}"
+    raise Interrupted(f"{what}; run the same command to go on", code=130 if number == signal.SIGINT else 75)

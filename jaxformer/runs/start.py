@@ -1,0 +1,73 @@
+"""Where a run's parameters come from: its own checkpoint, another run, the layers of a teacher, or chance."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from jaxformer.checkpoint import restore_params
+from jaxformer.devices import is_first, placed
+from jaxformer.models import Params
+from jaxformer.runs.learner import Learner
+from jaxformer.runs.opened import OpenedRun
+from jaxformer.runs.record import compare_with_base, write_record
+from jaxformer.runs.teacher import begin_with_layers
+from jaxformer.storage import location
+from jaxformer.training import TrainState
+
+
+def start_state(run: OpenedRun, learner: Learner) -> TrainState:
+    """Return the state to go on from: the newest good checkpoint, else `init_from` with fresh embeddings for the tokens
+    that it has not learnt, else layers of a teacher, else fresh.
+
+    A new run's record and tokenizer are written here and no sooner: what failed until now has left no run that a
+    corrected command must resume.
+    """
+    state = _resumed(run, learner) if run.resumes else None
+    if state is None:
+        state = learner.last.make_state(learner.rngs[0])
+        params = _from_another(run, learner, state.params)
+        state = state if params is None else state._replace(params=params)
+    if not run.resumes and is_first():
+        learner.data.tokenizer.save(run.folder / "tokenizer.json")
+        write_record(run.folder, run.config, learner.data.labels, learner.num_parameters, run.started)
+    run.staging.sync()  # config.json is there before the first checkpoint
+    return state
+
+
+def _resumed(run: OpenedRun, learner: Learner) -> TrainState | None:
+    steps = learner.last
+    shapes = jax.eval_shape(steps.make_state, learner.rngs[0])
+    found = run.checkpoints.restore_latest(placed(shapes, steps.shardings))
+    if found is None:
+        return None
+    run.display.note(f"resuming {run.workdir} at step {found[0]}")
+    return found[1]
+
+
+def _from_another(run: OpenedRun, learner: Learner, fresh: Params) -> Params | None:
+    """Return the parameters that come from another run, or None where all are fresh."""
+    config, teacher = run.config, learner.teacher
+    if config.init_from:
+        params, table = restore_params(
+            location(config.init_from), fresh, skip=config.checkpoint.init_skip, new=config.checkpoint.init_new
+        )
+        run.display.note(table.render())
+        for line in compare_with_base(config, learner.data.labels, table.restored):
+            run.display.note(f"note: {line}")
+        return _with_fresh_tokens(params, fresh, learner.data.supervision.new_token_ids)
+    if teacher is not None and teacher.teaching.config.layers:
+        params, table = begin_with_layers(config, teacher, fresh)
+        run.display.note(table.render())
+        return params
+    return None
+
+
+def _with_fresh_tokens(params: Params, fresh: Params, ids: Sequence[int]) -> Params:
+    """Return parameters with the fresh embeddings of these tokens, which the other run has not learnt."""
+    if not ids:
+        return params
+    rows = np.array(ids)
+    table_VD, fresh_VD = params["embedding"]["tokens"], fresh["embedding"]["tokens"]
+    take = jax.jit(lambda table, fresh: table.at[rows].set(fresh[rows]), out_shardings=table_VD.sharding)
+    return params | {"embedding": params["embedding"] | {"tokens": take(table_VD, fresh_VD)}}

@@ -1,0 +1,49 @@
+"""Pure functions below the config: from (state, batch, rng) to (state, metrics).
+
+What lives here: the step (`step`) and the losses, distillation, optimizers and schedules that it is made of; phases of
+a run (`phases`); the compiled functions on a mesh (`compiled`); FLOPs (`flops`).
+What may come in: another optimizer, loss or way to teach.
+What must not: files, run directories, displays."""
+
+from jaxformer.training.compiled import Steps, StepSettings, compiled_steps, without_schedule
+from jaxformer.training.distillation import DistillationConfig
+from jaxformer.training.flops import step_flops
+from jaxformer.training.optimizers import OPTIMIZERS, freeze, make_optimizer, schedule
+from jaxformer.training.phases import Phase, read_phases
+from jaxformer.training.step import (
+    Losses,
+    Metrics,
+    Teaching,
+    TrainingConfig,
+    TrainState,
+    execution,
+    init_state,
+    losses_of,
+    make_eval_step,
+    make_train_step,
+)
+
+__all__ = [
+    "DistillationConfig",
+    "Losses",
+    "Metrics",
+    "OPTIMIZERS",
+    "Phase",
+    "StepSettings",
+    "Steps",
+    "Teaching",
+    "TrainState",
+    "TrainingConfig",
+    "compiled_steps",
+    "execution",
+    "freeze",
+    "init_state",
+    "losses_of",
+    "make_eval_step",
+    "make_optimizer",
+    "make_train_step",
+    "read_phases",
+    "schedule",
+    "step_flops",
+    "without_schedule",
+]

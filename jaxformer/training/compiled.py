@@ -1,0 +1,99 @@
+"""The compiled functions of a run: its step, its evaluation, and how its state is made, on a mesh of devices."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, PartitionSpec
+
+from jaxformer.devices import replicated, split, state_shardings
+from jaxformer.models import Model
+from jaxformer.training.optimizers import Optimizer, freeze, make_optimizer
+from jaxformer.training.step import Losses, Teaching, TrainState, init_state, make_eval_step, make_train_step
+
+
+class Steps(NamedTuple):
+    """The compiled functions of a run, and where the arrays of its state live."""
+
+    make_state: Any  # (rng) -> state, every array made where it lives
+    train_step: Any  # (state, batch, rng, learning_rate[, teacher_params]) -> (state, metrics); the state is donated
+    eval_step: Any  # (params, batch) -> (sums, predictions)
+    shardings: Any  # of the state
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSettings:
+    """What decides a compiled step beside the model and the mesh. Equal ones share it."""
+
+    losses: Losses
+    optimizer: Optimizer  # its learning rate and schedule are not read: see `without_schedule`
+    trainable: tuple[str, ...] = (".*",)
+    accumulation_steps: int = 1
+    strategy: str = "mesh"
+    skips: bool = False
+    teaching: Teaching | None = None
+
+
+@functools.lru_cache(maxsize=8)
+def compiled_steps(model: Model, settings: StepSettings, mesh: Mesh) -> Steps:
+    """Return the jitted (or pmapped) functions of a run on a mesh.
+
+    Runs of one shape in one process, as sweeps and fine-tunings have many, share them, and are traced and compiled
+    once.
+    """
+    update = freeze(make_optimizer(settings.optimizer, model.shapes), settings.trainable, model.shapes)
+    everywhere = replicated(mesh)
+
+    def make_state(rng: jax.Array) -> TrainState:
+        return init_state(model, update, rng)
+
+    placed = state_shardings(mesh, jax.eval_shape(make_state, jax.random.key(0)), model.config.head_dim)
+    step = functools.partial(
+        make_train_step, model, settings.losses, update, settings.accumulation_steps, settings.teaching,
+        skips=settings.skips,
+    )  # fmt: skip
+    if settings.strategy == "pmap":
+        train_step = _pmapped(step(axis="data"), mesh)
+    else:
+        keep = functools.partial(jax.lax.with_sharding_constraint, shardings=placed.params)
+        train_step = jax.jit(
+            step(keep=keep) if mesh.size > 1 else step(), donate_argnums=0, out_shardings=(placed, everywhere)
+        )
+    eval_step = jax.jit(make_eval_step(model, settings.losses))
+    return Steps(jax.jit(make_state, out_shardings=placed), train_step, eval_step, placed)
+
+
+def _pmapped(step: Any, mesh: Mesh) -> Any:
+    """Return the step under `jax.pmap`, as a function of the same global arrays as the jitted one."""
+    count, copies = mesh.size, PartitionSpec()
+    mapped = jax.pmap(
+        step, axis_name="data", in_axes=(None, 0, None, None, None), out_axes=None, donate_argnums=0,
+        devices=list(mesh.devices.ravel()),
+    )  # fmt: skip
+    by_device = jax.jit(
+        lambda batch: jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch), out_shardings=split(mesh)
+    )
+
+    def train_step(
+        state: TrainState, batch: Any, rng: jax.Array, learning_rate: jax.Array | float, teacher_params: Any = None
+    ) -> Any:
+        rate = jnp.asarray(learning_rate, float)
+        if jax.process_count() == 1:
+            return mapped(state, by_device(batch), rng, rate, teacher_params)
+        # Each process gives pmap its own part of what is global, and gets its own part back.
+        state, teacher_params = multihost_utils.global_array_to_host_local_array((state, teacher_params), mesh, copies)
+        rows = multihost_utils.global_array_to_host_local_array(by_device(batch), mesh, PartitionSpec("data"))
+        results = mapped(state, rows, rng, rate, teacher_params)
+        return multihost_utils.host_local_array_to_global_array(results, mesh, copies)
+
+    return train_step
+
+
+def without_schedule(optimizer: Optimizer) -> Optimizer:
+    """Return an optimizer's config without what only its schedule reads: what is left decides the compiled step."""
+    return dataclasses.replace(
+        optimizer, learning_rate=1.0, schedule="constant", warmup_steps=0, decay_steps=0, final_fraction=0.0
+    )
