@@ -2,7 +2,7 @@
 
 import sys
 
-from jaxformer.cli import main
+from jaxformer.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

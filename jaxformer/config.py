@@ -32,6 +32,7 @@ from jaxformer.tasks import TASKS
 from jaxformer.tokenizers import TOKENIZERS
 from jaxformer.training import OPTIMIZERS, DistillationConfig, Phase, TrainingConfig, read_phases, schedule
 
+_EXPERIMENTS = "jaxformer.experiments"
 # A section is one dataclass, or a dict of them of which the section's `name` selects one.
 SECTIONS: dict[str, Any] = {
     "model": TransformerConfig,
@@ -200,10 +201,17 @@ def _split(spec: str) -> tuple[str, str]:
     return match[1], match[2] or ""
 
 
+def experiments() -> list[str]:
+    """Return the names of the package's experiments; those in a folder bear its name: `finetune/area`."""
+    path = importlib.import_module(_EXPERIMENTS).__path__
+    found = [module.name for module in pkgutil.walk_packages(path, f"{_EXPERIMENTS}.") if not module.ispkg]
+    names = [name.removeprefix(f"{_EXPERIMENTS}.").replace(".", "/") for name in found]
+    return sorted(name for name in names if Path(name).name != "common")
+
+
 def _experiment(name: str) -> Callable[[str], Any]:
     """Return `get_config` of an experiment of the package or of a file: the only dynamic import of the project."""
-    package = importlib.import_module("jaxformer.experiments")
-    choices = sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name != "common")
+    choices = experiments()
     if name.endswith(".py"):
         if not Path(name).is_file():
             raise UserError(f"--config: no file {name}")
@@ -217,7 +225,7 @@ def _experiment(name: str) -> Callable[[str], Any]:
             module.__file__ = name
             exec(compile(Path(name).read_text(encoding="utf-8"), name, "exec"), vars(module))
         else:
-            module = importlib.import_module(f"jaxformer.experiments.{name}")
+            module = importlib.import_module(f"{_EXPERIMENTS}.{name.replace('/', '.')}")
     except Exception as error:  # whatever a user's own file raises
         raise UserError(f"--config: {name} does not load: {_summary(error)}") from error
     if not hasattr(module, "get_config"):

@@ -15,9 +15,9 @@ EXPERIMENTS = ROOT / "experiments"
 
 # Top to bottom. A room imports only from rooms that stand after it; inside a room imports are free.
 ORDER = (
-    "__main__", "__init__", "cli", "studies", "interop", "planning", "explain", "report", "runs", "config", "evaluation",
-    "generation", "training", "data", "tasks", "objectives", "models", "checkpoint", "launch", "tokenizers", "footprint",
-    "devices", "storage", "trees", "checks", "errors",
+    "__main__", "__init__", "cli", "studies", "interop", "planning", "explain", "report", "runs", "config",
+    "evaluation", "generation", "training", "data", "tasks", "objectives", "models", "checkpoint", "launch",
+    "tokenizers", "footprint", "devices", "storage", "trees", "checks", "errors",
 )  # fmt: skip
 PLACE = {room: place for place, room in enumerate(ORDER)}
 
@@ -152,17 +152,22 @@ def test_other_frameworks_are_absent() -> None:
 
 def test_experiments_are_data() -> None:
     """Experiments import ml_collections and their siblings, by relative imports."""
-    names = {path.stem for path in sources(EXPERIMENTS)}
+    names = {".".join(path.relative_to(EXPERIMENTS).with_suffix("").parts) for path in sources(EXPERIMENTS)}
     for path in sources(EXPERIMENTS):
+        here = path.relative_to(EXPERIMENTS).parts[:-1]
         for node in ast.walk(parse(path)):
             if isinstance(node, ast.Import):
                 modules = {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level:
+                start = (*here[: len(here) + 1 - node.level], *filter(None, [node.module]))
+                modules = {".".join(start)} if node.module else {".".join((*start, alias.name)) for alias in node.names}
+                assert node.level <= len(here) + 1 and modules <= names, f"{path.name}:{node.lineno}"
+                continue
             elif isinstance(node, ast.ImportFrom):
-                modules = {f".{node.module or alias.name}" if node.level else str(node.module) for alias in node.names}
+                modules = {str(node.module)}
             else:
                 continue
-            allowed = {"ml_collections", *(f".{name}" for name in names)}
-            assert modules <= allowed, f"{path.name}:{node.lineno} imports {sorted(modules - allowed)}"
+            assert modules <= {"ml_collections"}, f"{path.name}:{node.lineno} imports {sorted(modules)}"
 
 
 def test_one_module_imports_by_name() -> None:
@@ -183,8 +188,13 @@ def test_files_stay_readable() -> None:
 def test_every_package_is_installed() -> None:
     """The list of packages in pyproject.toml is written by hand: a new folder must be on it, and so must its data."""
     build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
-    folders = {f"jaxformer.{path.parent.name}" for path in PACKAGE.glob("*/__init__.py")}
-    assert set(build["packages"]) == folders | {"jaxformer", "jaxformer.experiments", "jaxformer.launch"}
+    rooms = {f"jaxformer.{path.parent.name}" for path in PACKAGE.glob("*/__init__.py")}
+    outside = {
+        ".".join(("jaxformer", *path.parent.relative_to(ROOT).parts))
+        for folder in (EXPERIMENTS, ROOT / "launch")
+        for path in folder.rglob("__init__.py")
+    }
+    assert set(build["packages"]) == {"jaxformer"} | rooms | outside
     data = {
         path.relative_to(root)
         for root in (PACKAGE, ROOT)
@@ -199,7 +209,9 @@ def test_experiments_are_found_where_the_wheel_has_them() -> None:
     spec = importlib.util.find_spec("jaxformer.experiments")
     assert spec is not None and spec.submodule_search_locations
     found = Path(next(iter(spec.submodule_search_locations)))
-    assert {path.name for path in found.glob("*.py")} == {path.name for path in EXPERIMENTS.glob("*.py")}
+    assert {path.relative_to(found) for path in found.rglob("*.py")} == {
+        path.relative_to(EXPERIMENTS) for path in EXPERIMENTS.rglob("*.py")
+    }
 
 
 BINARY = {".pyc", ".png", ".npz", ".safetensors"}

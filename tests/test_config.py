@@ -6,7 +6,7 @@ import difflib
 import importlib
 import json
 import os
-import pkgutil
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 
-import jaxformer.experiments
 from jaxformer import config as configs
-from jaxformer.config import SCALARS, SECTIONS, SELECTORS, Config, flat, load, resolve
+from jaxformer.config import SCALARS, SECTIONS, SELECTORS, Config, experiments, flat, load, resolve
 from jaxformer.data.sources import Mixture
 from jaxformer.errors import UserError
 from jaxformer.models.presets import PRESETS
@@ -30,10 +29,10 @@ UPDATES = bool(os.environ.get("JAXFORMER_UPDATE_GOLDEN"))
 def specs() -> list[str]:
     """Every experiment in every size, its default size also as smoke and small; fine-tuning once per family."""
     found = []
-    for name in sorted(module.name for module in pkgutil.iter_modules(jaxformer.experiments.__path__)):
-        if name == "common":
+    for name in experiments():
+        module = importlib.import_module(f"jaxformer.experiments.{name.replace('/', '.')}")
+        if name == "finetune_area":  # another name of finetune/area
             continue
-        module = importlib.import_module(f"jaxformer.experiments.{name}")
         if hasattr(module, "FAMILIES"):
             args = [f"{family},smoke" for family in module.FAMILIES]
         else:
@@ -46,7 +45,14 @@ SPECS = specs()
 
 
 def golden_file(spec: str) -> Path:
-    return GOLDEN / f"{spec.replace(':', '-').replace(',', '-')}.txt"
+    return GOLDEN / f"{re.sub('[:,/]', '-', spec)}.txt"
+
+
+def test_folders_are_part_of_a_name_and_the_former_name_is_still_known() -> None:
+    assert {"bert", "finetune/area"} <= set(experiments()) and not [name for name in experiments() if "common" in name]
+    assert load("finetune_area:gpt,smoke").to_text() == load("finetune/area:gpt,smoke").to_text()
+    with pytest.raises(UserError, match="did you mean 'finetune/area'"):
+        load("finetune/aria:bert")
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -217,14 +223,14 @@ def test_every_section_is_a_field_of_the_config() -> None:
 # Mistakes. Each is one line that has all the words beside it; every one is also read where no device can be found.
 
 TYPOS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
-    "experiment": ("brt", (), ("'brt'", "did you mean 'bert'?", "finetune_area, gpt", "FILE.py")),
+    "experiment": ("brt", (), ("'brt'", "did you mean 'bert'?", "finetune/area, finetune_area, gpt", "FILE.py")),
     "what experiments share": ("common", (), ("no experiment 'common'",)),
     "file": ("nowhere/mine.py:smoke", (), ("no file nowhere/mine.py",)),
     "arg": ("bert:smok", (), ("bert:smok", "'smok'", "tiny, mini, medium, base, large", "smoke, small")),
     "two sizes": ("bert:tiny,base", (), ("'tiny,base'", "at most one")),
     "two scales": ("bert:smoke,small", (), ("'smoke,small'", "at most one of smoke, small")),
-    "family": ("finetune_area:brt", (), ("'brt'", "gpt, bert, t5")),
-    "arg of the family": ("finetune_area:bert,smok", (), ("'smok'", "smoke, small")),
+    "family": ("finetune/area:brt", (), ("'brt'", "gpt, bert, t5")),
+    "arg of the family": ("finetune/area:bert,smok", (), ("'smok'", "smoke, small")),
     "section": ("gpt", ("trainin.num_steps=3",), ("trainin", "did you mean 'training'?")),
     "key": ("gpt", ("training.num_step=3",), ("training.num_step:", "did you mean 'num_steps'?", "batch_size")),
     "key of the chosen": (
@@ -236,7 +242,7 @@ TYPOS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "source": ("gpt", ("data.name=json_line",), ("data.name", "did you mean 'json_lines'?")),
     "slot": ("gpt", ("model.norm=layernorm",), ("model.norm:", "'layernorm'", "did you mean 'layer_norm'?")),
     "choice": ("gpt", ("training.compute_dtype=bfloat",), ("training.compute_dtype", "did you mean 'bfloat16'?")),
-    "metric": ("finetune_area:bert", ("task.metrics=acuracy",), ("task.metrics", "did you mean 'accuracy'?")),
+    "metric": ("finetune/area:bert", ("task.metrics=acuracy",), ("task.metrics", "did you mean 'accuracy'?")),
     "schedule": ("gpt", ("optimizer.schedule=linaer",), ("optimizer.schedule", "linaer", "linear, ")),
     "split": ("gpt", ("evaluation.split=tset",), ("evaluation.split", "'tset'", "validation, test")),
     "whole number": ("gpt", ("training.num_steps=many",), ("training.num_steps", "'many'", "a whole number")),
@@ -257,15 +263,15 @@ TYPOS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "missing": ("gpt", ("tokenizer.name=file",), ("tokenizer.path", "missing", "--config.tokenizer.path=")),
     "out of range": ("gpt", ("training.num_steps=0",), ("training.num_steps", "0", "at least 1")),
     "two kinds of supervision": ("gpt", ("task.name=pooled_classification",), ("task.name", "'objective'", "'task'")),
-    "and the other way": ("finetune_area:bert", ("objective.name=masked_lm",), ("objective.name", "'task'")),
+    "and the other way": ("finetune/area:bert", ("objective.name=masked_lm",), ("objective.name", "'task'")),
     "masked_lm on a decoder": (
         "gpt", ("objective.name=masked_lm",), ("objective.name", "masked_lm", "decoder_only", "both its sides"),
     ),
     "a task of another family": (
-        "finetune_area:t5", ("task.name=pooled_classification",), ("task.name", "encoder_only", "t5_base"),
+        "finetune/area:t5", ("task.name=pooled_classification",), ("task.name", "encoder_only", "t5_base"),
     ),
     "learned positions": ("gpt", ("model.max_length=128",), ("model.max_length", "128", "512")),
-    "positions of a task": ("finetune_area:bert", ("task.sequence_length=513",), ("model.max_length", "512", "513")),
+    "positions of a task": ("finetune/area:bert", ("task.sequence_length=513",), ("model.max_length", "512", "513")),
     "segments without types": ("bert", ("model.token_types=0",), ("next_sentence", "model.token_types")),
     "cudnn with dropout": (
         "gpt", ("training.attention=cudnn",), ("training.attention", "'cudnn'", "model.attention_dropout=0"),

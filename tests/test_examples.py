@@ -225,7 +225,7 @@ def test_prefix_lm_asks_for_the_visibility_that_it_needs(text: Path) -> None:
         pytest.param(["masked_lm", "--text=fields.jsonl"], "fields.jsonl:1: no field 'text'", id="no text field"),
         pytest.param(["parallel_text", "--text=broken.jsonl"], "broken.jsonl:1: not JSON", id="no JSON"),
         pytest.param(["--config=t5:smok"], "--config=t5:smok: ", id="experiment"),
-        pytest.param(["--config=finetune_area:bert,smoke"], "it has a task, not an objective", id="task"),
+        pytest.param(["--config=finetune/area:bert,smoke"], "it has a task, not an objective", id="task"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(

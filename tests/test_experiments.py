@@ -80,7 +80,7 @@ def test_a_smoke_run_learns_more_than_how_often_tokens_come(family: str, smoke: 
 @pytest.mark.parametrize("family", FINE_TUNED)
 def test_a_smoke_run_can_be_fine_tuned(family: str, smoke: Any, run_cli: Any, tmp_path: Path) -> None:
     base = smoke(family, run_cli)
-    config = f"finetune_area:{family},smoke"
+    config = f"finetune/area:{family},smoke"
     done = run_cli("train", f"--config={config}", f"--config.init_from={base}", "--workdir=tuned", timeout=900)
     assert done.returncode == 0, done.stderr
     # Ten areas, the largest of them a fifth of the corpus.

@@ -63,7 +63,7 @@ def test_what_cannot_be_is_refused_by_name(phase: dict[str, Any], message: str) 
 
 def test_a_phase_of_a_task_must_keep_its_loss_too() -> None:
     with pytest.raises(UserError, match="language_model_weight would change it"):
-        phases_of([{"steps": 3, "language_model_weight": 0.9}], "finetune_area:gpt,smoke")
+        phases_of([{"steps": 3, "language_model_weight": 0.9}], "finetune/area:gpt,smoke")
 
 
 def test_without_phases_there_is_one() -> None:

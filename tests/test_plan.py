@@ -170,6 +170,6 @@ def test_labels_are_those_of_the_data(tmp_path: Path) -> None:
         (kernel,) = (e for e in make_plan(config)["parameters"] if e["path"] == "row_heads/label/kernel")
         return kernel["shape"][1]
 
-    assert classes(load("finetune_area:bert,smoke")) == 10
-    missing = load("finetune_area:bert,smoke", ["data.name=json_lines", f"data.path={tmp_path}/none.jsonl"])
+    assert classes(load("finetune/area:bert,smoke")) == 10
+    missing = load("finetune/area:bert,smoke", ["data.name=json_lines", f"data.path={tmp_path}/none.jsonl"])
     assert classes(missing) == 2 and any("labels" in note for note in make_plan(missing)["notes"])

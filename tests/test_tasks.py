@@ -179,8 +179,8 @@ def test_a_left_to_right_encoder_is_classified_at_its_last_token():
     with pytest.raises(UserError, match="task.pooled_at: 'lst' is not first or last; did you mean 'last'"):
         PooledClassification(pooled_at="lst")
     with pytest.raises(UserError, match="task.pooled_at: the first token sees nothing"):
-        load("finetune_area:bert,smoke", ["model.visibility=causal"])
-    load("finetune_area:bert,smoke", ["model.visibility=causal", "task.pooled_at=last"])
+        load("finetune/area:bert,smoke", ["model.visibility=causal"])
+    load("finetune/area:bert,smoke", ["model.visibility=causal", "task.pooled_at=last"])
 
 
 def test_text_to_text_by_hand():

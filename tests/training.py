@@ -55,7 +55,7 @@ def fine_tuning(family: str, corpus: Path, workdir: Path, base: Path, **override
     # So small a classifier hardly moves the body while the language model pulls at it.
     keys |= {"task.language_model_weight": 0.1} if family == "gpt" else {}
     keys |= {"footprint.enabled": False}
-    return arguments("train", f"finetune_area:{family},smoke", workdir, keys | overrides)
+    return arguments("train", f"finetune/area:{family},smoke", workdir, keys | overrides)
 
 
 def arguments(verb: str, config: str, workdir: Path, keys: dict[str, object]) -> list[str]:

@@ -14,7 +14,10 @@ from jaxformer.storage import local_path, location
 
 def default_workdir(spec: str) -> Path:
     """Return runs/NAME[-ARG] for a config NAME[:ARG] or FILE[:ARG]."""
-    name, _, arg = Path(spec).name.partition(":")
+    file = re.match(
+        r"(.*\.py)(:|$)", spec
+    )  # of a file the folders are left out, of an experiment's name they are a part
+    name, _, arg = (Path(spec).name if file else spec).partition(":")
     return Path("runs") / re.sub(r"[^\w.-]+", "-", "-".join(part for part in (name.removesuffix(".py"), arg) if part))
 
 

@@ -162,7 +162,7 @@ def _fine_tuning(
         overrides += [f"init_from={base}", *(["checkpoint.init_new=row_heads/.*"] if family != "t5" else [])]
     else:
         overrides += ["tokenizer.name=file", f"tokenizer.path={base / 'tokenizer.json'}"]
-    return configs.load(f"finetune_area:{family},smoke", overrides)
+    return configs.load(f"finetune/area:{family},smoke", overrides)
 
 
 def _train_once(config: Config, workdir: Path, display: Display) -> dict[str, float]:
