@@ -8,18 +8,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rooms import (
+    FILES,
+    LIST,
+    ORDER,
+    PACKAGE,
+    PICTURE,
+    PLACE,
+    ROOT,
+    drawn,
+    imports,
+    listed,
+    parse,
+    room_of,
+    rooms_read,
+    sources,
+)
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = ROOT / "jaxformer"
 EXPERIMENTS = ROOT / "experiments"
-
-# Top to bottom. A room imports only from rooms that stand after it; inside a room imports are free.
-ORDER = (
-    "__main__", "__init__", "cli", "studies", "interop", "planning", "explain", "report", "runs", "config",
-    "evaluation", "generation", "training", "data", "tasks", "objectives", "models", "checkpoint", "launch",
-    "tokenizers", "footprint", "devices", "storage", "trees", "checks", "errors",
-)  # fmt: skip
-PLACE = {room: place for place, room in enumerate(ORDER)}
 
 # What makes runs, and what needs it: reports are made where nothing can train.
 MAKES_RUNS = set(ORDER[: PLACE["checkpoint"] + 1])
@@ -29,54 +35,11 @@ JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 NEVER = {"tensorflow", "torch", "transformers", "keras"}
 
 
-def room_of(path: Path) -> str:
-    """Return the room of a file of the package: `models` for models/layers.py, `config` for config.py."""
-    return path.relative_to(PACKAGE if path.is_relative_to(PACKAGE) else ROOT).with_suffix("").parts[0]
-
-
-def imports(tree: ast.AST, package: str = "") -> Iterator[tuple[int, str, tuple[str, ...]]]:
-    """Yield (line, module, names) of every import, also those inside functions; `package` resolves relative ones."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name, ()) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            start = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            module = ".".join([*start, *([node.module] if node.module else [])])
-            yield node.lineno, module, tuple(alias.name for alias in node.names)
-
-
-def parse(path: Path) -> ast.AST:
-    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-
-
-def rooms_read(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line, room) for every room of the package that a file imports from; `__init__` for the package's own."""
-    for line, module, names in imports(parse(path), package="jaxformer"):
-        first, *rest = module.split(".")
-        if first != "jaxformer":
-            continue
-        if rest:
-            yield line, rest[0]
-        else:
-            yield from (
-                (line, name if name in PLACE else "__init__")
-                for name in names or ("__init__",)
-                if name != "__version__"
-            )
-
-
 def libraries(path: Path) -> Iterator[tuple[int, str]]:
     """Yield (line, full name) of what a file imports: `from jax import numpy` is `jax.numpy`."""
     for line, module, names in imports(parse(path)):
         yield line, module
         yield from ((line, f"{module}.{name}") for name in names)
-
-
-def sources(folder: Path) -> list[Path]:
-    return sorted(folder.rglob("*.py"))
-
-
-FILES = [*sources(PACKAGE), *sources(ROOT / "launch")]
 
 
 def offences(found: Iterator[tuple[Path, int, str]]) -> list[str]:
@@ -98,6 +61,13 @@ def test_imports_run_strictly_downward() -> None:
         if read != room_of(path) and PLACE[read] <= PLACE[room_of(path)]
     )
     assert offences(upward) == []
+
+
+def test_readers_are_shown_the_rooms_as_they_are() -> None:
+    hint = "python tests/rooms.py draws and lists them anew"
+    for name in ("README.md", "CONTRIBUTING.md"):
+        assert LIST.findall((ROOT / name).read_text(encoding="utf-8")) == [listed()], f"{name}: {hint}"
+    assert PICTURE.read_text(encoding="utf-8") == drawn(), hint
 
 
 def test_report_imports_nothing_that_makes_runs() -> None:
