@@ -1,9 +1,9 @@
 """Where run directories lie, in local folders or on gs:// (Google Cloud Storage), and their files.
 
-The store is reached through gcsfs and `etils.epath`. Paths there are `epath.Path`s, which most code takes for local ones. They differ in this: a folder is no more than the
-beginning of its objects' names, so it cannot be renamed, and objects are written whole, never appended to. And nobody
-but `location` may turn a string into a path: `Path(path)`, `path.absolute()` and `path.resolve()` silently make a local
-path of one on gs://.
+The store is reached through gcsfs and `etils.epath`, whose paths most code takes for local ones. They differ in this: a
+folder is no more than the beginning of its objects' names, so it cannot be renamed, and objects are written whole,
+never appended to. And nobody but `location` may turn a string into a path: `Path(path)`, `path.absolute()` and
+`path.resolve()` silently make a local path of one on gs://.
 """
 
 import contextlib

@@ -101,13 +101,14 @@ def drawn() -> str:
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
     ]
     for place, room in enumerate(SHOWN):
+        said = escape(sentence(room).partition(":")[0])
         y, x = top + row * place + row // 2, left + row * place + row // 2
         if place % 2 == 0:
             lines.append(f'<rect x="0" y="{y - row // 2}" width="{width}" height="{row}" fill="#f4f5f7"/>')
         lines.append(f'<rect x="{x - 12}" y="{y - 12}" width="24" height="24" fill="#dfe2e7"/>')
         lines.append(f'<text x="12" y="{y + 4}" font-weight="bold">{room}</text>')
         lines.append(f'<text x="{x + 4}" y="{top - 8}" transform="rotate(-60 {x + 4} {top - 8})">{room}</text>')
-        lines.append(f'<text x="{left + words}" y="{y + 4}" fill="#6a717c">{escape(sentence(room))}</text>')
+        lines.append(f'<text x="{left + words}" y="{y + 4}" fill="#6a717c">{said}</text>')
     for (reader, read), count in sorted(counts.items()):
         if reader != read:
             x, y = left + row * SHOWN.index(read) + row // 2, top + row * SHOWN.index(reader) + row // 2
