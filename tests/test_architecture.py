@@ -155,6 +155,24 @@ def test_files_stay_readable() -> None:
     assert {name: lines for name, lines in long.items() if lines > 420} == {}
 
 
+def test_what_a_run_does_reads_like_a_story() -> None:
+    """Functions of `runs` fit on a screen and are told what they need in a few values."""
+    functions = [
+        (path, node)
+        for path in sources(PACKAGE / "runs")
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.FunctionDef)
+    ]
+    long = ((path, node.lineno, node.name) for path, node in functions if node.end_lineno - node.lineno >= 60)
+    assert offences(long) == []
+    many = (
+        (path, node.lineno, node.name)
+        for path, node in functions
+        if len([arg for arg in (*node.args.args, *node.args.kwonlyargs) if arg.arg != "self"]) > 6
+    )
+    assert offences(many) == []
+
+
 def test_every_package_is_installed() -> None:
     """The list of packages in pyproject.toml is written by hand: a new folder must be on it, and so must its data."""
     build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
