@@ -14,4 +14,19 @@ from jaxformer.runs.progress import Display
 from jaxformer.runs.record import IMPORT, check_resumable, write_record
 from jaxformer.runs.teacher import check_teacher, teacher_model
 
-__all__ = ["Display", "IMPORT", "OpenRun", "bind", "build_model", "check_resumable", "check_teacher", "evaluate_run", "label_names", "load", "open_run", "teacher_model", "train", "write_record"]
+__all__ = [
+    "Display",
+    "IMPORT",
+    "OpenRun",
+    "bind",
+    "build_model",
+    "check_resumable",
+    "check_teacher",
+    "evaluate_run",
+    "label_names",
+    "load",
+    "open_run",
+    "teacher_model",
+    "train",
+    "write_record",
+]

@@ -17,7 +17,19 @@ from jaxformer.runs.judging import judge
 from jaxformer.runs.loading import build_model
 from jaxformer.runs.opened import OpenedRun
 from jaxformer.runs.teacher import Teacher, open_teacher
-from jaxformer.training import Metrics, Phase, StepSettings, Steps, Teaching, TrainState, compiled_steps, losses_of, schedule, step_flops, without_schedule
+from jaxformer.training import (
+    Metrics,
+    Phase,
+    Steps,
+    StepSettings,
+    Teaching,
+    TrainState,
+    compiled_steps,
+    losses_of,
+    schedule,
+    step_flops,
+    without_schedule,
+)
 
 
 @dataclasses.dataclass(frozen=True)

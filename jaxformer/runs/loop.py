@@ -11,9 +11,9 @@ import jax
 from jaxformer.config import Config
 from jaxformer.devices import agreed, meet
 from jaxformer.errors import Interrupted
-from jaxformer.runs.data import Data, prepare_data, training_batches
-from jaxformer.runs.learner import Learner, build_learner
+from jaxformer.runs.data import prepare_data, training_batches
 from jaxformer.runs.instruments import Instruments, watching
+from jaxformer.runs.learner import Learner, build_learner
 from jaxformer.runs.opened import OpenedRun, opened_run
 from jaxformer.runs.progress import Display
 from jaxformer.runs.start import start_state

@@ -118,7 +118,9 @@ class Meter:
         self.display.progress("training", step, self.training.num_steps, brief)
 
     def _stop(self, step: int, values: Mapping[str, float]) -> None:
-        before = f" after {self.consecutive_non_finite - 1} skipped ones in a row" if self.consecutive_non_finite > 1 else ""
+        before = (
+            f" after {self.consecutive_non_finite - 1} skipped ones in a row" if self.consecutive_non_finite > 1 else ""
+        )
         raise UserError(
             f"step {step}: the loss is {values['loss']} and the gradient norm {values['grad_norm']}; stopped{before}, "
             f"and checkpoints before it are intact; lower optimizer.learning_rate, "
