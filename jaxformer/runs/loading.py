@@ -1,4 +1,4 @@
-"""Reading a run: its model, tokenizer and config, and with the parameters of a checkpoint all that one needs to use it."""
+"""Reading a run: its model, tokenizer and config, and with the parameters of a checkpoint what one needs to use it."""
 
 import dataclasses
 import functools

@@ -32,9 +32,7 @@ def train(
     few steps is written into the run directory. Raises UserError for what the user can fix, and Interrupted, after
     saving, on SIGTERM or Ctrl-C.
     """
-    opening = opened_run(
-        config, workdir, allow_config_change=allow_config_change, display=display, profiles=profile
-    )  # fmt: skip
+    opening = opened_run(config, workdir, allow_config_change=allow_config_change, display=display, profiles=profile)
     with opening as run:
         data = prepare_data(run)
         run.footprint.start()  # not before: TFDS, while it loads itself, patches the import of all threads

@@ -55,8 +55,8 @@ def opened_run(
 
     Opening takes over the signals, connects the processes of the run, and fetches its small files where it lies on
     gs://; closing waits for the last checkpoint and copies the files back. Energy is charged from here on, and measured
-    once `footprint.start()` is called. Raises UserError for a run that this config cannot resume, and for batches that do
-    not divide among the devices.
+    once `footprint.start()` is called. Raises UserError for a run that this config cannot resume, and for batches that
+    do not divide among the devices.
     """
     started = datetime.datetime.now(datetime.UTC)
     resumes = is_run(workdir)
@@ -65,7 +65,8 @@ def opened_run(
     prepare_process()
     with Signals() as signals, staged(workdir) as staging:  # signals first: before JAX has its own for SIGTERM
         connect()
-        mesh = make_mesh(config.sharding, config.batch_sizes)  # what does not divide is refused before data is touched
+        # What does not divide is refused before data is touched.
+        mesh = make_mesh(config.sharding, config.batch_sizes)
         resumes = bool(agreed(resumes))
         if display is None or not is_first():
             display = Display(quiet=True)
