@@ -1,13 +1,58 @@
-"""Members of a mixture: dicts of keys in a config, each read into the dataclass that its `name` chooses."""
+"""Checks of what a config says: values out of range or not among their choices, and the members of a mixture.
+
+Every message names the key as the user writes it, the value and what is allowed, in one phrasing wherever the key is.
+"""
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+import operator
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from jaxformer.errors import UserError, suggest
 
-_KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+# What a value has to be, in words.
+KINDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    dict: "keys and values",
+}
+
+
+def check_range(
+    key: str,
+    value: float,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+) -> None:
+    """Raise UserError unless `value`, that of `key` ("training.num_steps"), keeps every limit given; NaN keeps none."""
+    limits = (
+        ("at least", at_least, operator.ge),
+        ("above", above, operator.gt),
+        ("at most", at_most, operator.le),
+        ("below", below, operator.lt),
+    )
+    given = [(words, limit, keeps) for words, limit, keeps in limits if limit is not None]
+    if not all(keeps(value, limit) for _, limit, keeps in given):
+        raise UserError(f"{key}: {value} must be {' and '.join(f'{words} {limit}' for words, limit, _ in given)}")
+
+
+def check_choice(key: str, value: str, choices: Collection[str]) -> None:
+    """Raise UserError unless `value`, that of `key` ("model.norm"), is one of `choices`; it tells the nearest one."""
+    if value not in choices:
+        raise UserError(f"{key}: {value!r} is not one of {', '.join(choices)}{suggest(str(value), choices)}")
+
+
+def check_kind(key: str, value: Any, kind: Any) -> None:
+    """Raise UserError unless `value`, that of `key`, has the type `kind`; a float may be whole, but not inf or NaN."""
+    kinds = (int, float) if kind is float else (kind,)
+    if type(value) not in kinds or (kind is float and not abs(value) <= sys.float_info.max):
+        raise UserError(f"{key}: {value!r} is not {KINDS.get(kind, kind)}")
 
 
 def read_members(
@@ -33,8 +78,8 @@ def _read(
     name, weight = keys.pop("name", None), keys.pop("weight", 1.0)
     if name not in choices:
         raise UserError(f"{where}.name: no '{name}'{suggest(str(name), choices)}; there are {', '.join(choices)}")
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
-        raise UserError(f"{where}.weight: {weight!r} must be a number above 0")
+    check_kind(f"{where}.weight", weight, float)
+    check_range(f"{where}.weight", weight, above=0)
     options = {key: keys.pop(key, default) for key, default in own.items()}
     check_keys(where, keys, choices[name], name, tuple(own))
     try:
@@ -59,6 +104,4 @@ def check_keys(where: str, keys: Mapping[str, Any], kind: type, name: str, own: 
         if key not in fields:
             known = sorted([*fields, *own])
             raise UserError(f"{where}.{key}: no such key{suggest(key, known)}; {name} has {', '.join(known)}")
-        kinds: tuple[Any, ...] = (int, float) if fields[key] is float else (fields[key],)
-        if type(value) not in kinds:
-            raise UserError(f"{where}.{key}: {value!r} is not {_KINDS.get(fields[key], fields[key])}")
+        check_kind(f"{where}.{key}", value, fields[key])

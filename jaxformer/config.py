@@ -22,6 +22,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxformer.checkpoint import CheckpointConfig
+from jaxformer.checks import KINDS
 from jaxformer.data import SOURCES
 from jaxformer.devices import ShardingConfig
 from jaxformer.errors import UserError, suggest
@@ -353,8 +354,7 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         finite = isinstance(number, (int, float)) and abs(number) <= sys.float_info.max
         if finite and (kind is float or number == int(number)):
             return kind(number)
-    expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "keys and values"}
-    raise UserError(f"{where}: {value!r} is not {expected[kind] if kind in expected else kind}")
+    raise UserError(f"{where}: {value!r} is not {KINDS.get(kind, kind)}")
 
 
 def _literal(text: str) -> Any:

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxformer.checks import check_range
 from jaxformer.errors import UserError
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")  # Kubernetes adds to it, and ends at 63 characters
@@ -61,8 +62,7 @@ class Job:
         if not self.command:
             raise UserError("nothing to run: give a verb behind --, as in: launch local -- train --config=gpt:smoke")
         for field, least in (("hosts", 1), ("slices", 1), ("restarts", 0), ("backoff", 0)):
-            if not getattr(self, field) >= least:
-                raise UserError(f"--{field}: {getattr(self, field)} must be at least {least}")
+            check_range(f"--{field}", getattr(self, field), at_least=least)
         if self.spot and self.reserved:
             raise UserError("--spot and --reserved exclude each other: capacity is one or the other")
         for word in (*self.command, *self.environment.values(), *self.mounts, *self.mounts.values(), self.reserved):

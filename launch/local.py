@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any, TextIO
 
-from jaxformer.errors import UserError
+from jaxformer.checks import check_range
 from jaxformer.launch.job import COORDINATOR_PORT, Job, exports, option
 from jaxformer.launch.output import printer, say
 from jaxformer.launch.policy import Outcome, judge, supervise
@@ -33,8 +33,7 @@ class Options:
     processes: int = option("processes, connected over loopback", 1, "N")
 
     def __post_init__(self) -> None:
-        if self.processes < 1:
-            raise UserError(f"--processes: {self.processes} must be at least 1")
+        check_range("--processes", self.processes, at_least=1)
 
 
 def check(job: Job, options: Options) -> None:

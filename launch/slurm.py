@@ -9,6 +9,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from jaxformer.checks import check_range
 from jaxformer.errors import UserError
 from jaxformer.launch.accelerators import gpus
 from jaxformer.launch.commands import ToolError, here_document, run, script
@@ -90,8 +91,7 @@ class Options:
         for word in self.sbatch:
             if not checked("--sbatch", word).startswith("--"):
                 raise UserError(f"--sbatch: '{word}' is no option of sbatch; write --sbatch=--exclusive and the like")
-        if self.tasks_per_node < 1:
-            raise UserError(f"--tasks-per-node: {self.tasks_per_node} must be at least 1")
+        check_range("--tasks-per-node", self.tasks_per_node, at_least=1)
 
 
 def check(job: Job, options: Options) -> None:

@@ -256,8 +256,8 @@ def test_a_label_that_the_tokenizer_rewrites_is_still_that_label(asked: dict[str
 def test_evaluation_values_are_checked() -> None:
     for key, value, words in (
         ("split", "train", "evaluation.split: 'train' is not one of validation, test"),
-        ("batch_size", -1, "evaluation.batch_size: -1 must be 0 or more"),
-        ("max_examples", -1, "evaluation.max_examples: -1 must be 0 or more"),
+        ("batch_size", -1, "evaluation.batch_size: -1 must be at least 0"),
+        ("max_examples", -1, "evaluation.max_examples: -1 must be at least 0"),
     ):
         with pytest.raises(UserError, match=words):
             EvaluationConfig(**{key: value})

@@ -281,9 +281,9 @@ def test_a_torn_file_is_counted_and_left_out(tmp_path, content):
         ({"country_iso_code": "XYZ"}, "footprint.country_iso_code: no country 'XYZ'; give three letters"),
         ({"country_iso_code": "fra"}, "did you mean 'FRA'?"),
         ({"country_iso_code": "France"}, "did you mean 'FRA'?"),
-        ({"pue": 0.5}, "footprint.pue must be at least 1.0"),
-        ({"pue": float("nan")}, "footprint.pue must be at least 1.0"),
-        ({"measure_power_secs": 0}, "footprint.measure_power_secs must be above 0"),
+        ({"pue": 0.5}, "footprint.pue: 0.5 must be at least 1"),
+        ({"pue": float("nan")}, "footprint.pue: nan must be at least 1"),
+        ({"measure_power_secs": 0}, "footprint.measure_power_secs: 0 must be above 0"),
         ({"tracking_mode": "machin"}, "did you mean 'machine'?"),
     ],
 )

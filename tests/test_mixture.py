@@ -169,7 +169,7 @@ def test_the_only_corpus_is_number_zero(tmp_path):
         ((SHORT | {"corpora": [0, 0]},), r"objective.members\[0\].corpora: \[0, 0\] names a corpus twice"),
         ((SHORT | {"corpora": ["a"]},), r"objective.members\[0\].corpora: \['a'\] is not a list"),
         ((SHORT | {"corpora": [True]},), r"objective.members\[0\].corpora: \[True\] is not a list"),
-        ((SHORT, LONG | {"weight": 0}), r"objective.members\[1\].weight: 0 must be a number above 0"),
+        ((SHORT, LONG | {"weight": 0}), r"objective.members\[1\].weight: 0 must be above 0"),
         ((SHORT | {"noise_density": 2.0},), r"objective.members\[0\].noise_density: 2.0 must be"),
         ((SHORT | {"sequence_lenth": 8},), r"members\[0\].sequence_lenth: no such key; did you mean 'sequence_length'"),
         ((SHORT | {"vocabulary": None},), r"objective.members\[0\].vocabulary: no such key"),

@@ -44,8 +44,8 @@ def test_a_phase_changes_the_objective_and_nothing_else() -> None:
     ("phase", "message"),
     [
         ({"batch_size": 8}, r"training.phases\[0\].steps: missing"),
-        ({"steps": 0}, r"training.phases\[0\].steps: 0 must be a whole number of at least 1"),
-        ({"steps": 2, "batch_size": 1.5}, r"phases\[0\].batch_size: 1.5 must be"),
+        ({"steps": 0}, r"training.phases\[0\].steps: 0 must be at least 1"),
+        ({"steps": 2, "batch_size": 1.5}, r"phases\[0\].batch_size: 1.5 is not a whole number"),
         ({"steps": 2, "sequence_lenght": 64}, r"sequence_lenght: no such key; did you mean 'sequence_length'"),
         ({"steps": 2, "sequence_length": "64"}, r"phases\[0\].sequence_length: '64' is not a whole number"),
         ({"steps": 2, "sequence_length": 4096}, r"model.max_length: 128 positions, but rows are 4096"),

@@ -118,9 +118,9 @@ def test_a_chip_of_unknown_power_asks_for_it() -> None:
         (["--devices=2", "--config.sharding.fsdp=4"], "need 4 devices; there are 2"),
         (["--devices=2", "--config.sharding.data=4"], "4 devices wanted"),
         (["--devices=3"], "do not divide among 3 devices"),
-        (["--devices=0"], "--devices=0"),
-        (["--utilisation=1.5"], "--utilisation=1.5"),
-        (["--chip=l4", "--watts=0"], "--watts=0"),
+        (["--devices=0"], "--devices: 0 must be at least 1"),
+        (["--utilisation=1.5"], "--utilisation: 1.5 must be above 0 and at most 1"),
+        (["--chip=l4", "--watts=0"], "--watts: 0.0 must be above 0"),
         (["--config.sharding.fdsp=2"], "did you mean 'fsdp'"),
     ],
 )

@@ -357,7 +357,11 @@ def remove(name: str, folder: Path) -> None:
         ("fairseq", partial(replace, "dict.txt", "\n7 ", "\nmadeupword0009 "), "1 ids of .* are missing, first 7"),
         ("t5", partial(put, "spiece.model", ""), "damaged or no SentencePiece model"),
         ("t5", partial(put, "spiece.model", "garbage, no model"), "damaged or no SentencePiece model"),
-        ("t5", partial(put, "tokenizer_config.json", '{"extra_ids": -1}'), "must be 0 or more, not -1"),
+        (
+            "t5",
+            partial(put, "tokenizer_config.json", '{"extra_ids": -1}'),
+            "tokenizer_config.json: extra_ids: -1 must be at least 0",
+        ),
     ],
 )
 def test_files_that_do_not_fit_are_refused_in_one_line(

@@ -528,8 +528,8 @@ def test_a_mixture_knows_its_members_and_weights(tmp_path: Path) -> None:
         ({"name": "text", "path": 3}, r"data.members\[1\].path: 3 is not text"),
         ({"name": "text", "path": "a", "workers": 2}, r"data.members\[1\].workers: no such key"),
         ({"name": "text", "path": "a", "weight": 0}, r"data.members\[1\].weight: 0 must be"),
-        ({"name": "text", "path": "a", "weight": float("nan")}, r"data.members\[1\].weight: nan must be"),
-        ({"name": "text", "path": "a", "weight": "1"}, r"data.members\[1\].weight: '1' must be"),
+        ({"name": "text", "path": "a", "weight": float("nan")}, r"data.members\[1\].weight: nan is not a number"),
+        ({"name": "text", "path": "a", "weight": "1"}, r"data.members\[1\].weight: '1' is not a number"),
         ("text", r"data.members\[1\]: 'text' is not a dict"),
     ],
 )

@@ -176,7 +176,7 @@ def test_a_left_to_right_encoder_is_classified_at_its_last_token():
     arrays = task(example(3), np.random.default_rng(0))
     check(arrays, inputs=[3, 30, 31, 32, 4, 0, 0, 0], label_positions=4)
     assert set(arrays) == set(task.shapes)
-    with pytest.raises(UserError, match="task.pooled_at: 'lst' is not first or last; did you mean 'last'"):
+    with pytest.raises(UserError, match="task.pooled_at: 'lst' is not one of first, last; did you mean 'last'"):
         PooledClassification(pooled_at="lst")
     with pytest.raises(UserError, match="task.pooled_at: the first token sees nothing"):
         load("finetune/area:bert,smoke", ["model.visibility=causal"])

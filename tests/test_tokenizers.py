@@ -375,7 +375,9 @@ def test_a_vocabulary_too_small_for_its_base_is_refused(config: Any) -> None:
 
 
 def test_special_tokens_of_no_known_kind_are_refused() -> None:
-    with pytest.raises(UserError, match="tokenizer.special: 'brt' is not gpt or bart; did you mean 'bart'") as caught:
+    with pytest.raises(
+        UserError, match="tokenizer.special: 'brt' is not one of gpt, bart; did you mean 'bart'"
+    ) as caught:
         ByteBPE(special="brt")
     assert one_line(caught)
 

@@ -27,8 +27,9 @@ from jaxformer.checkpoint.digest import (
     write_digest,
 )
 from jaxformer.checkpoint.reading import quiet_orbax, restore_state
+from jaxformer.checks import check_choice, check_range
 from jaxformer.devices import agreed, let_speak, meet
-from jaxformer.errors import UserError, disk_errors, suggest
+from jaxformer.errors import UserError, disk_errors
 from jaxformer.storage import absolute, delete_tree, files_below, folders_in, is_remote, move_tree, store_errors
 
 _log = logging.getLogger(__name__)
@@ -61,11 +62,8 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         for key in ("every", "keep_last", "keep_every_hours"):
-            if getattr(self, key) < 0:
-                raise UserError(f"checkpoint.{key}: {getattr(self, key)} must be 0 or more")
-        if self.best_mode not in ("min", "max"):
-            hint = suggest(self.best_mode, ("min", "max"))
-            raise UserError(f"checkpoint.best_mode: '{self.best_mode}' is not one of min, max{hint}")
+            check_range(f"checkpoint.{key}", getattr(self, key), at_least=0)
+        check_choice("checkpoint.best_mode", self.best_mode, ("min", "max"))
 
 
 class Checkpoints:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
+from jaxformer.checks import check_choice
 from jaxformer.data.records import Record, Source, digest, first_line
 from jaxformer.errors import UserError
 
@@ -60,9 +61,7 @@ class Text(Files):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choices = ("blank_line", "line", "file")
-        if self.document not in choices:
-            raise UserError(f"data.document: '{self.document}' is not one of {', '.join(choices)}")
+        check_choice("data.document", self.document, ("blank_line", "line", "file"))
 
     def rows(self, file: Path) -> Iterator[tuple[str, Record]]:
         kept: list[str] = []

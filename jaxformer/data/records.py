@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from jaxformer.checks import check_range
 from jaxformer.errors import UserError, suggest
 
 Record = Mapping[str, Any]
@@ -26,11 +27,9 @@ class Source:
     label_field: str = "label"
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.validation_share < 1.0:
-            raise UserError(f"data.validation_share: {self.validation_share} must lie between 0 and 1")
+        check_range("data.validation_share", self.validation_share, above=0, below=1)
         for key in ("max_examples", "workers"):
-            if getattr(self, key) < 0:
-                raise UserError(f"data.{key}: {getattr(self, key)} must be 0 or more")
+            check_range(f"data.{key}", getattr(self, key), at_least=0)
 
     def records(self, split: str, labelled: bool) -> Iterator[tuple[str, Record]]:
         """Yield (where it stands, record) of a split. Fields of a record are text or labels."""

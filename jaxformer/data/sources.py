@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxformer.checks import read_members
+from jaxformer.checks import check_choice, check_kind, check_range, read_members
 from jaxformer.data.files import JSONLines, Parquet, Text
 from jaxformer.data.records import Record, Source, digest, first_line
 from jaxformer.errors import UserError, suggest
@@ -147,17 +147,12 @@ class Mixture(Source):
         for field in dataclasses.fields(Source):
             if field.name not in own and getattr(self, field.name) != field.default:
                 raise UserError(f"data.{field.name}: a mixture has no such key of its own; set it in data.members")
-        if self.mixing not in MIXINGS:
-            raise UserError(
-                f"data.mixing: '{self.mixing}' is not {' or '.join(MIXINGS)}{suggest(self.mixing, MIXINGS)}"
-            )
-        if self.cap < 0:
-            raise UserError(f"data.cap: {self.cap} must be 0 or more")
-        if not self.temperature > 0:
-            raise UserError(f"data.temperature: {self.temperature} must be above 0")
+        check_choice("data.mixing", self.mixing, MIXINGS)
+        check_range("data.cap", self.cap, at_least=0)
+        check_range("data.temperature", self.temperature, above=0)
         for number, (_, _, options) in enumerate(self._read):
-            if type(options["cap"]) is not int or options["cap"] < 0:
-                raise UserError(f"data.members[{number}].cap: {options['cap']!r} must be a whole number, 0 or more")
+            check_kind(f"data.members[{number}].cap", options["cap"], int)
+            check_range(f"data.members[{number}].cap", options["cap"], at_least=0)
 
     @functools.cached_property
     def _read(self) -> list[tuple[Source, float, dict[str, Any]]]:

@@ -17,7 +17,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxformer.errors import UserError, suggest
+from jaxformer.checks import check_choice, check_range
+from jaxformer.errors import UserError
 from jaxformer.trees import LAYERS, flatten
 
 AXES = ("data", "fsdp", "tensor")
@@ -64,12 +65,9 @@ class ShardingConfig:
     slices: int = 0  # groups of devices with a slow network between them; 0: as the devices say (TPU slices)
 
     def __post_init__(self) -> None:
-        if self.strategy not in STRATEGIES:
-            hint = suggest(self.strategy, STRATEGIES)
-            raise UserError(f"sharding.strategy: '{self.strategy}' is not one of {', '.join(STRATEGIES)}{hint}")
+        check_choice("sharding.strategy", self.strategy, STRATEGIES)
         for axis, least in (("data", 0), ("fsdp", 1), ("tensor", 1), ("slices", 0)):
-            if getattr(self, axis) < least:
-                raise UserError(f"sharding.{axis}: {getattr(self, axis)} must be at least {least}")
+            check_range(f"sharding.{axis}", getattr(self, axis), at_least=least)
         if self.strategy == "pmap" and self.fsdp * self.tensor * max(self.slices, 1) > 1:
             raise UserError("sharding.strategy: pmap copies everything to every device; set fsdp, tensor, slices to 1")
 

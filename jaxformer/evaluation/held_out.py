@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxformer.checks import check_choice, check_range
 from jaxformer.devices import gathered
-from jaxformer.errors import UserError
 from jaxformer.generation import GenerationConfig, generate
 from jaxformer.models import Model, Params
 from jaxformer.tasks import judge
@@ -26,11 +26,9 @@ class EvaluationConfig:
     split: str = "validation"
 
     def __post_init__(self) -> None:
-        if self.split not in ("validation", "test"):
-            raise UserError(f"evaluation.split: '{self.split}' is not one of validation, test")
+        check_choice("evaluation.split", self.split, ("validation", "test"))
         for key in ("max_examples", "batch_size"):
-            if getattr(self, key) < 0:
-                raise UserError(f"evaluation.{key}: {getattr(self, key)} must be 0 or more")
+            check_range(f"evaluation.{key}", getattr(self, key), at_least=0)
 
 
 def evaluate(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxformer import config as configs
+from jaxformer.checks import check_choice, check_range
 from jaxformer.config import Config
 from jaxformer.data import parts_of, prepare, train_batches, training_texts
 from jaxformer.errors import UserError, suggest
@@ -66,8 +67,7 @@ def draw_examples(
     What is not given is the experiment's; without one, the first family and visibility that carry the objective, rows
     of 64 tokens, seed 0, and a tokenizer trained on the text. Raises UserError for all that the user can mend.
     """
-    if count < 1:
-        raise UserError(f"--examples={count}: must be 1 or more")
+    check_range("--examples", count, at_least=1)
     if not text.is_file():
         raise UserError(f"--text={text}: no such file")
     given = [f"seed={seed}"] if seed is not None else []
@@ -120,8 +120,8 @@ def _carried(name: str, family: str, data: Mapping[str, Any], overrides: Sequenc
     if name not in OBJECTIVES:
         said = f"no objective '{name}'{suggest(name, OBJECTIVES)}" if name else "give NAME or --config"
         raise UserError(f"{said}; there are {', '.join(OBJECTIVES)}")
-    if family and family not in FAMILIES:
-        raise UserError(f"--family={family}: not one of {', '.join(FAMILIES)}{suggest(family, FAMILIES)}")
+    if family:
+        check_choice("--family", family, FAMILIES)
     if name == "mixture" and not any(override.startswith("objective.members=") for override in overrides):
         raise UserError(
             "mixture: it needs members; give --config.objective.members="

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from jaxformer.errors import UserError, suggest
+from jaxformer.checks import check_choice, check_range
+from jaxformer.errors import UserError
 from jaxformer.footprint.electricity import countries
 from jaxformer.footprint.emissions import FOLDER, next_segment
 from jaxformer.storage import absolute
@@ -72,15 +73,9 @@ class FootprintConfig:
                         else "give three letters such as 'USA', or '' for the world"
                     )
                 )
-        if not self.pue >= 1.0:
-            raise UserError(f"footprint.pue must be at least 1.0 (1.0 is no overhead), not {self.pue}")
-        if not self.measure_power_secs > 0:
-            raise UserError(f"footprint.measure_power_secs must be above 0, not {self.measure_power_secs}")
-        if self.tracking_mode not in _TRACKING_MODES:
-            raise UserError(
-                f"footprint.tracking_mode must be one of {', '.join(_TRACKING_MODES)}, not '{self.tracking_mode}'"
-                f"{suggest(self.tracking_mode, _TRACKING_MODES)}"
-            )
+        check_range("footprint.pue", self.pue, at_least=1)  # 1 is no overhead
+        check_range("footprint.measure_power_secs", self.measure_power_secs, above=0)
+        check_choice("footprint.tracking_mode", self.tracking_mode, _TRACKING_MODES)
 
 
 class Footprint:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxformer.checks import check_range
 from jaxformer.devices import gathered
 from jaxformer.errors import UserError
 from jaxformer.models import Model, Params
@@ -27,10 +28,8 @@ class GenerationConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise UserError(f"generation.max_new_tokens: {self.max_new_tokens} must be at least 1")
-        if self.temperature < 0.0:
-            raise UserError(f"generation.temperature: {self.temperature} must be 0 (greedy) or more")
+        check_range("generation.max_new_tokens", self.max_new_tokens, at_least=1)
+        check_range("generation.temperature", self.temperature, at_least=0)
 
 
 def generate(

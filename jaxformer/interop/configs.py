@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxformer.checks import check_choice
 from jaxformer.errors import UserError, suggest
 from jaxformer.interop.layouts import Layout
 from jaxformer.interop.tables import LAYOUTS
@@ -92,8 +93,7 @@ def read_config(
 def _value(name: str, value: Any, layout: Layout, where: Path) -> Any:
     """Return the value of our field `name`, checked for its type: config.json is another's file."""
     if name == "activation":
-        if not isinstance(value, str) or value not in layout.activations:
-            raise UserError(f"{where}: activation '{value}' is not one of {', '.join(layout.activations)}")
+        check_choice(f"{where}: activation", str(value), layout.activations)
         return layout.activations[value]
     if name == "embedding_scale":
         return "sqrt_d_model" if value else "none"

@@ -6,7 +6,8 @@ Imports neither jax nor flax, so presets and experiment configs can be read anyw
 import dataclasses
 from typing import Any
 
-from jaxformer.errors import UserError, suggest
+from jaxformer.checks import check_choice, check_range
+from jaxformer.errors import UserError
 
 FAMILIES = ("decoder_only", "encoder_only", "encoder_decoder")
 
@@ -76,30 +77,23 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         for slot, choices in SLOTS.items():
-            value = getattr(self, slot)
-            if value not in choices:
-                raise UserError(
-                    f"model.{slot}: '{value}' is not one of {', '.join(choices)}{suggest(str(value), choices)}"
-                )
+            check_choice(f"model.{slot}", getattr(self, slot), choices)
         sizes = ("vocab_size", "d_model", "d_ff", "num_heads", "head_dim", "num_layers", "max_length", "vocab_multiple")
         for size in sizes:
-            if getattr(self, size) < 1:
-                raise UserError(f"model.{size}: {getattr(self, size)} must be at least 1")
+            check_range(f"model.{size}", getattr(self, size), at_least=1)
         for rate in ("dropout", "attention_dropout", "attention_output_dropout", "hidden_dropout", "final_dropout"):
-            if getattr(self, rate) is not None and not 0.0 <= getattr(self, rate) < 1.0:
-                raise UserError(f"model.{rate}: {getattr(self, rate)} must be in [0, 1)")
-        for size in ("position_offset", "token_types"):
-            if getattr(self, size) < 0:
-                raise UserError(f"model.{size}: {getattr(self, size)} must be 0 or more")
-        if not self.norm_epsilon >= 0:
-            raise UserError(f"model.norm_epsilon: {self.norm_epsilon} must be 0 or more")
+            if getattr(self, rate) is not None:
+                check_range(f"model.{rate}", getattr(self, rate), at_least=0, below=1)
+        for size in ("position_offset", "token_types", "norm_epsilon"):
+            check_range(f"model.{size}", getattr(self, size), at_least=0)
         if self.position == "relative":
+            check_range("model.relative_buckets", self.relative_buckets, at_least=4)
             # An encoder has half of the buckets for each direction, and half of those for exact distances.
             exact = self.relative_buckets // 2
-            if self.relative_buckets < 4 or self.relative_max_distance <= exact:
+            if not self.relative_max_distance > exact:
                 raise UserError(
                     f"model.relative_max_distance: {self.relative_max_distance} must exceed half of "
-                    f"model.relative_buckets, {self.relative_buckets}, of which there are at least 4"
+                    f"model.relative_buckets, {self.relative_buckets}"
                 )
         if self.position == "rotary" and self.head_dim % 2:
             raise UserError(f"model.head_dim: {self.head_dim} must be even for rotary positions")

@@ -1,4 +1,4 @@
-"""What objectives and tasks share: shapes, padding, positions, checks of config values."""
+"""What objectives and tasks share: shapes, padding, positions."""
 
 import numpy as np
 
@@ -30,20 +30,6 @@ def positions(segment_ids: np.ndarray) -> np.ndarray:
     index = np.arange(len(segment_ids))
     starts = np.diff(segment_ids, prepend=-1) != 0
     return index - np.maximum.accumulate(np.where(starts, index, 0))
-
-
-def check_at_least(minimum: float, **values: float) -> None:
-    """Raise UserError for a config value of the objective below `minimum`."""
-    for key, value in values.items():
-        if value < minimum:
-            raise UserError(f"objective.{key}: {value} must be at least {minimum}")
-
-
-def check_share(**values: float) -> None:
-    """Raise UserError for a config value of the objective outside [0, 1]."""
-    for key, value in values.items():
-        if not 0 <= value <= 1:
-            raise UserError(f"objective.{key}: {value} must lie between 0 and 1")
 
 
 def check_word_starts(vocabulary: Vocabulary, key: str) -> None:

@@ -5,8 +5,9 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from jaxformer.errors import UserError, suggest
-from jaxformer.objectives.arrays import INT, Shapes, check_at_least, positions
+from jaxformer.checks import check_choice, check_range
+from jaxformer.errors import UserError
+from jaxformer.objectives.arrays import INT, Shapes, positions
 from jaxformer.objectives.objective import Objective, Row, Written, put_in, row_shapes, target_shapes
 from jaxformer.tokenizers import Vocabulary
 
@@ -37,10 +38,8 @@ class CausalLM(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(1, sequence_length=self.sequence_length)
-        if self.packing not in PACKINGS:
-            choices = " or ".join(PACKINGS)
-            raise UserError(f"objective.packing: '{self.packing}' is not {choices}{suggest(self.packing, PACKINGS)}")
+        check_range("objective.sequence_length", self.sequence_length, at_least=1)
+        check_choice("objective.packing", self.packing, PACKINGS)
 
     def carried_by(self, family: str, visibility: str) -> Self:
         """Return a copy for a model of this family. Raises UserError when the model sees what it predicts."""

@@ -10,8 +10,8 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from jaxformer.errors import UserError, suggest
-from jaxformer.objectives.arrays import check_at_least, check_share
+from jaxformer.checks import check_choice, check_range
+from jaxformer.errors import UserError
 from jaxformer.objectives.noise import (
     bernoulli_noise_mask,
     first_runs,
@@ -67,18 +67,13 @@ class Corruption(TextToText):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(3, sequence_length=self.sequence_length)  # one token, one sentinel, EOS
-        check_at_least(1, mean_span_length=self.mean_span_length)
-        check_at_least(0, max_target_length=self.max_target_length)
-        check_share(random_share=self.random_share)
+        check_range("objective.sequence_length", self.sequence_length, at_least=3)  # one token, one sentinel, EOS
+        check_range("objective.mean_span_length", self.mean_span_length, at_least=1)
+        check_range("objective.max_target_length", self.max_target_length, at_least=0)
+        check_range("objective.random_share", self.random_share, at_least=0, at_most=1)
+        check_range("objective.noise_density", self.noise_density, above=0, at_most=0.9)
         for key, choices in {"noise": NOISES, "inputs": INPUTS, "targets": TARGETS}.items():
-            if getattr(self, key) not in choices:
-                value = getattr(self, key)
-                raise UserError(
-                    f"objective.{key}: '{value}' is not one of {', '.join(choices)}{suggest(value, choices)}"
-                )
-        if not 0 < self.noise_density <= 0.9:
-            raise UserError(f"objective.noise_density: {self.noise_density} must be above 0 and at most 0.9")
+            check_choice(f"objective.{key}", getattr(self, key), choices)
 
     def bind(self, vocabulary: Vocabulary) -> Self:
         """Return a copy that knows the ids. Raises UserError when EOS, padding or enough sentinels are lacking."""

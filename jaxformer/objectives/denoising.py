@@ -6,8 +6,8 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from jaxformer.errors import UserError, suggest
-from jaxformer.objectives.arrays import check_at_least, check_share, check_word_starts
+from jaxformer.checks import check_choice, check_range
+from jaxformer.objectives.arrays import check_word_starts
 from jaxformer.objectives.noise import infilling_spans, inserted, permuted_sentences, rotated
 from jaxformer.objectives.objective import Row, put_in
 from jaxformer.objectives.text_to_text import TextToText
@@ -47,19 +47,12 @@ class Denoising(TextToText):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(3, sequence_length=self.sequence_length)
-        check_share(
-            masking_rate=self.masking_rate,
-            random_share=self.random_share,
-            permute_share=self.permute_share,
-            insert_rate=self.insert_rate,
-            rotate_probability=self.rotate_probability,
-        )
+        check_range("objective.sequence_length", self.sequence_length, at_least=3)
+        for key in ("masking_rate", "random_share", "permute_share", "insert_rate", "rotate_probability"):
+            check_range(f"objective.{key}", getattr(self, key), at_least=0, at_most=1)
         if self.mean_span_length != 0:  # of shorter ones next to all are empty
-            check_at_least(0.1, mean_span_length=self.mean_span_length)
-        if self.replace not in REPLACES:
-            hint = suggest(self.replace, REPLACES)
-            raise UserError(f"objective.replace: '{self.replace}' is not one of {', '.join(REPLACES)}{hint}")
+            check_range("objective.mean_span_length", self.mean_span_length, at_least=0.1)
+        check_choice("objective.replace", self.replace, REPLACES)
 
     def bind(self, vocabulary: Vocabulary) -> Self:
         """Return a copy that knows the ids. Raises UserError when the tokenizer lacks a token that is needed, or words

@@ -5,8 +5,9 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from jaxformer.errors import UserError, suggest
-from jaxformer.objectives.arrays import FLOAT, INT, Shapes, check_at_least, check_share, check_word_starts
+from jaxformer.checks import check_choice, check_range
+from jaxformer.errors import UserError
+from jaxformer.objectives.arrays import FLOAT, INT, Shapes, check_word_starts
 from jaxformer.objectives.objective import Objective, Row, Written, one_segment, put_in, row_shapes, target_shapes
 from jaxformer.tokenizers import Vocabulary
 
@@ -53,20 +54,16 @@ class MaskedLM(Objective):
     def __post_init__(self) -> None:
         super().__post_init__()
         # Two tokens for the shortest pair of sentences, one for the shortest window.
-        check_at_least(5 if self.next_sentence else 3, sequence_length=self.sequence_length)
-        check_at_least(1, max_predictions=self.max_predictions, dupe_factor=self.dupe_factor)
-        check_at_least(0, frequency_smoothing=self.frequency_smoothing)
-        check_share(
-            masking_rate=self.masking_rate,
-            mask_share=self.mask_share,
-            random_share=self.random_share,
-            short_sequence_probability=self.short_sequence_probability,
-        )
+        check_range("objective.sequence_length", self.sequence_length, at_least=5 if self.next_sentence else 3)
+        for key in ("max_predictions", "dupe_factor"):
+            check_range(f"objective.{key}", getattr(self, key), at_least=1)
+        check_range("objective.frequency_smoothing", self.frequency_smoothing, at_least=0)
+        for key in ("masking_rate", "mask_share", "random_share", "short_sequence_probability"):
+            check_range(f"objective.{key}", getattr(self, key), at_least=0, at_most=1)
+        check_choice("objective.masks", self.masks, MASKS)
         if self.mask_share + self.random_share > 1 + 1e-9:
             total = self.mask_share + self.random_share
             raise UserError(f"objective.random_share: mask_share and random_share sum to {total:g}, more than 1")
-        if self.masks not in MASKS:
-            raise UserError(f"objective.masks: '{self.masks}' is not {' or '.join(MASKS)}{suggest(self.masks, MASKS)}")
         if self.whole_word and self.frequency_smoothing:
             raise UserError("objective.frequency_smoothing: whole words have no frequency of their own; set it to 0")
 

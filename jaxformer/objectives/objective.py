@@ -11,8 +11,9 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from jaxformer.checks import check_range
 from jaxformer.errors import UserError
-from jaxformer.objectives.arrays import FLOAT, INT, Shapes, check_at_least, check_share, padded
+from jaxformer.objectives.arrays import FLOAT, INT, Shapes, padded
 from jaxformer.tokenizers import Vocabulary
 
 Row = Mapping[str, Any]
@@ -46,8 +47,8 @@ class Objective:
     family: str = dataclasses.field(default="", metadata=UNSEEN)  # of the model; "": the objective's own
 
     def __post_init__(self) -> None:
-        check_share(label_smoothing=self.label_smoothing)
-        check_at_least(0, z_loss=self.z_loss)
+        check_range("objective.label_smoothing", self.label_smoothing, at_least=0, at_most=1)
+        check_range("objective.z_loss", self.z_loss, at_least=0)
         if not self.family:
             object.__setattr__(self, "family", self.families[0])
 

@@ -5,8 +5,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from jaxformer.checks import check_range
 from jaxformer.errors import UserError
-from jaxformer.objectives.arrays import check_at_least, positions
+from jaxformer.objectives.arrays import positions
 from jaxformer.objectives.objective import Row, Written, put_in
 from jaxformer.objectives.text_to_text import TextToText
 
@@ -32,7 +33,8 @@ class ParallelText(TextToText):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(2, source_length=self.source_length, target_length=self.target_length)
+        for key in ("source_length", "target_length"):
+            check_range(f"objective.{key}", getattr(self, key), at_least=2)
         if self.source_field == self.target_field:
             raise UserError(f"objective.target_field: '{self.target_field}' is the source already; name another field")
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jaxformer.checks import check_range
 from jaxformer.config import Config
 from jaxformer.devices import axis_sizes, check_batches, placements
 from jaxformer.errors import UserError
@@ -47,12 +48,11 @@ def make_plan(
     `num_devices` None is as many as the mesh asks for; `watts` replaces the chip's. Raises UserError for an unknown
     chip, too few devices, batches that they cannot share and a utilisation outside (0, 1].
     """
-    if not 0.0 < utilisation <= 1.0:
-        raise UserError(f"--utilisation={utilisation:g}: must be above 0 and at most 1 (0.4 is 40 % of the peak)")
-    if num_devices is not None and num_devices < 1:
-        raise UserError(f"--devices={num_devices}: must be at least 1")
-    if watts is not None and not watts > 0:
-        raise UserError(f"--watts={watts:g}: must be above 0")
+    check_range("--utilisation", utilisation, above=0, at_most=1)
+    if num_devices is not None:
+        check_range("--devices", num_devices, at_least=1)
+    if watts is not None:
+        check_range("--watts", watts, above=0)
     device = chip_named(chip) if chip else None
     sharding = config.sharding
     sizes = axis_sizes(sharding, num_devices or max(sharding.data, 1) * sharding.fsdp * sharding.tensor)

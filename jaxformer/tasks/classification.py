@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from jaxformer.errors import UserError, suggest
+from jaxformer.checks import check_choice, check_range
+from jaxformer.errors import UserError
 from jaxformer.objectives import FLOAT, INT, Shapes, padded, row_arrays
 from jaxformer.tasks.metrics import METRICS
 from jaxformer.tokenizers import Vocabulary
@@ -46,14 +47,11 @@ class _Classification:
     labels: tuple[str, ...] = dataclasses.field(default=(), metadata=BOUND)
 
     def __post_init__(self) -> None:
-        if self.sequence_length < 8:
-            raise UserError(f"task.sequence_length: {self.sequence_length} must be at least 8")
+        check_range("task.sequence_length", self.sequence_length, at_least=8)
         if len(self.text_fields) not in (1, 2):
             raise UserError(f"task.text_fields: {len(self.text_fields)} fields, but one text or two can be classified")
         for metric in self.metrics:
-            if metric not in METRICS:
-                choices = ", ".join(METRICS)
-                raise UserError(f"task.metrics: '{metric}' is not one of {choices}{suggest(metric, METRICS)}")
+            check_choice("task.metrics", metric, METRICS)
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -114,9 +112,8 @@ class ExtractClassification(_Classification):
         super().__post_init__()
         if not self.special_tokens and len(self.text_fields) > 1:
             raise UserError("task.special_tokens: two texts need a delimiter between them; set it to true")
-        if self.language_model_weight < 0:
-            raise UserError(f"task.language_model_weight: {self.language_model_weight} must not be negative")
-        _check_dropout(self.head_dropout)
+        check_range("task.language_model_weight", self.language_model_weight, at_least=0)
+        check_range("task.head_dropout", self.head_dropout, at_least=0, below=1)
 
     def bind(self, vocabulary: Vocabulary, labels: tuple[str, ...], encode: Encode) -> Self:
         """Return a copy that knows ids and labels. Raises UserError when the tokenizer lacks GPT's special tokens."""
@@ -185,7 +182,7 @@ class _LabelAlone(_Classification):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_dropout(self.head_dropout)
+        check_range("task.head_dropout", self.head_dropout, at_least=0, below=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -203,8 +200,7 @@ class PooledClassification(_LabelAlone):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pooled_at not in PLACES:
-            raise UserError(f"task.pooled_at: '{self.pooled_at}' is not first or last{suggest(self.pooled_at, PLACES)}")
+        check_choice("task.pooled_at", self.pooled_at, PLACES)
 
     def bind(self, vocabulary: Vocabulary, labels: tuple[str, ...], encode: Encode) -> Self:
         """Return a copy that knows ids and labels. Raises UserError when the tokenizer lacks [PAD], [CLS] or [SEP]."""
@@ -291,12 +287,9 @@ class TextToTextClassification(_Classification):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.target_length < 2:
-            raise UserError(f"task.target_length: {self.target_length} must be at least 2")
-        if not 0 <= self.label_smoothing <= 1:
-            raise UserError(f"task.label_smoothing: {self.label_smoothing} must lie between 0 and 1")
-        if self.z_loss < 0:
-            raise UserError(f"task.z_loss: {self.z_loss} must not be negative")
+        check_range("task.target_length", self.target_length, at_least=2)
+        check_range("task.label_smoothing", self.label_smoothing, at_least=0, at_most=1)
+        check_range("task.z_loss", self.z_loss, at_least=0)
 
     def bind(self, vocabulary: Vocabulary, labels: tuple[str, ...], encode: Encode) -> Self:
         """Return a copy that knows ids, labels and their tokens.
@@ -353,8 +346,3 @@ class TextToTextClassification(_Classification):
                 "weights": padded(np.full(len(target), label >= 0), length, FLOAT),
             }
         )
-
-
-def _check_dropout(rate: float) -> None:
-    if not 0 <= rate < 1:
-        raise UserError(f"task.head_dropout: {rate} must lie between 0 and 1")

@@ -7,6 +7,7 @@ from typing import Any
 import tokenizers as hf
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from jaxformer.checks import check_range
 from jaxformer.errors import UserError
 from jaxformer.tokenizers.files import companions, read_bytes, special_token
 from jaxformer.tokenizers.templates import t5_template
@@ -38,8 +39,7 @@ def t5(path: Path) -> hf.Tokenizer:
     special = [name for name, kind in types.items() if kind in (_UNKNOWN, _CONTROL) or _is_sentinel(name)]
     if not any(map(_is_sentinel, names)):
         count = beside.setting("extra_ids", int, 100)
-        if count < 0:
-            raise UserError(f"{path.parent}: extra_ids in tokenizer_config.json must be 0 or more, not {count}")
+        check_range(f"{path.parent / 'tokenizer_config.json'}: extra_ids", count, at_least=0)
         special += [SENTINEL.format(number) for number in reversed(range(count))]
     tokens = {name: hf.AddedToken(name, normalized=False) for name, kind in types.items() if kind == _USER_DEFINED}
     tokens |= {name: special_token(name) for name in special}

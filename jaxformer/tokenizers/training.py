@@ -8,7 +8,8 @@ from typing import Any
 import tokenizers as hf
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from jaxformer.errors import UserError, suggest
+from jaxformer.checks import check_choice, check_range
+from jaxformer.errors import UserError
 from jaxformer.tokenizers.templates import bart_template, bert_template, t5_template
 from jaxformer.tokenizers.tokenizer import SENTINEL, Tokenizer
 
@@ -32,9 +33,7 @@ class ByteBPE:
     special: str = "gpt"
 
     def __post_init__(self) -> None:
-        if self.special not in BYTE_BPE_SPECIAL:
-            hint = suggest(self.special, BYTE_BPE_SPECIAL)
-            raise UserError(f"tokenizer.special: '{self.special}' is not {' or '.join(BYTE_BPE_SPECIAL)}{hint}")
+        check_choice("tokenizer.special", self.special, BYTE_BPE_SPECIAL)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +54,9 @@ class Unigram:
     vocab_size: int = 8192
     num_sentinels: int = 100
     lowercase: bool = False
+
+    def __post_init__(self) -> None:
+        check_range("tokenizer.num_sentinels", self.num_sentinels, at_least=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -162,8 +164,6 @@ def _wordpiece(config: WordPiece, texts: Iterable[str]) -> hf.Tokenizer:
 
 def _unigram(config: Unigram, texts: Iterable[str]) -> hf.Tokenizer:
     special = ["<pad>", "</s>", "<unk>"]
-    if config.num_sentinels < 0:
-        raise UserError(f"tokenizer.num_sentinels: {config.num_sentinels} must be 0 or more")
     _room(config, len(special) + config.num_sentinels)
     tokenizer = hf.Tokenizer(models.Unigram())
     steps = [normalizers.NFKC(), normalizers.Replace(hf.Regex(r"\s+"), " "), normalizers.Strip()]

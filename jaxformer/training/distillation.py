@@ -8,7 +8,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxformer.errors import UserError, suggest
+from jaxformer.checks import check_choice, check_range
+from jaxformer.errors import UserError
 from jaxformer.training.losses import weighted
 
 POSITIONS = ("all", "predicted")
@@ -36,16 +37,12 @@ class DistillationConfig:
     def __post_init__(self) -> None:
         if not self.teacher:
             raise UserError("distillation.teacher: give the run directory of the teacher")
-        if not self.temperature > 0:
-            raise UserError(f"distillation.temperature: {self.temperature} must be above 0")
+        check_range("distillation.temperature", self.temperature, above=0)
         for key in ("soft_weight", "hard_weight", "cosine_weight"):
-            if getattr(self, key) < 0:
-                raise UserError(f"distillation.{key}: {getattr(self, key)} must not be negative")
+            check_range(f"distillation.{key}", getattr(self, key), at_least=0)
         if self.soft_weight + self.cosine_weight == 0:
             raise UserError("distillation.soft_weight: with it and cosine_weight 0 the teacher teaches nothing")
-        if self.positions not in POSITIONS:
-            hint = suggest(self.positions, POSITIONS)
-            raise UserError(f"distillation.positions: '{self.positions}' is not {' or '.join(POSITIONS)}{hint}")
+        check_choice("distillation.positions", self.positions, POSITIONS)
         if list(self.layers) != sorted({layer for layer in self.layers if layer >= 0}):
             raise UserError(f"distillation.layers: {self.layers} must be numbers of layers from 0 on, in rising order")
 

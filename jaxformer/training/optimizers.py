@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxformer.errors import UserError, suggest
+from jaxformer.checks import check_choice, check_range
+from jaxformer.errors import UserError
 from jaxformer.trees import flatten, mask, num_layers, unflatten
 
 BIASES_AND_NORMS = ("(.*/)?bias", ".*norm/.*")
@@ -49,12 +50,10 @@ class Optimizer:
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
-            choices = f"one of {', '.join(SCHEDULES)}{suggest(self.schedule, SCHEDULES)}"
-            raise UserError(f"optimizer.schedule: '{self.schedule}' is not {choices}")
+        check_choice("optimizer.schedule", self.schedule, SCHEDULES)
         for key in ("learning_rate", "warmup_steps", "decay_steps", "clip_norm"):
-            _require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
-        _require(0 <= self.final_fraction <= 1, "final_fraction", self.final_fraction, "between 0 and 1")
+            check_range(f"optimizer.{key}", getattr(self, key), at_least=0)
+        check_range("optimizer.final_fraction", self.final_fraction, at_least=0, at_most=1)
 
 
 @dataclass(frozen=True)
@@ -75,11 +74,11 @@ class AdamW(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(0 <= self.beta1 < 1, "beta1", self.beta1, "at least 0 and below 1")
-        _require(0 <= self.beta2 < 1, "beta2", self.beta2, "at least 0 and below 1")
-        _require(self.epsilon >= 0, "epsilon", self.epsilon, "0 or more")
-        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
-        _require(self.moment_dtype in _MOMENTS, "moment_dtype", self.moment_dtype, f"one of {', '.join(_MOMENTS)}")
+        for key in ("beta1", "beta2"):
+            check_range(f"optimizer.{key}", getattr(self, key), at_least=0, below=1)
+        for key in ("epsilon", "weight_decay"):
+            check_range(f"optimizer.{key}", getattr(self, key), at_least=0)
+        check_choice("optimizer.moment_dtype", self.moment_dtype, _MOMENTS)
 
 
 @dataclass(frozen=True)
@@ -105,9 +104,9 @@ class Adafactor(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(0 <= self.beta1 < 1, "beta1", self.beta1, "at least 0 and below 1")
+        check_range("optimizer.beta1", self.beta1, at_least=0, below=1)
         for key in ("decay_exponent", "clip_threshold", "epsilon1", "epsilon2", "factor_min_dim"):
-            _require(getattr(self, key) > 0, key, getattr(self, key), "above 0")
+            check_range(f"optimizer.{key}", getattr(self, key), above=0)
 
 
 OPTIMIZERS = {"adamw": AdamW, "adafactor": Adafactor}
@@ -373,8 +372,3 @@ SCHEDULES = {
 }
 _MOMENTS = ("float32", "bfloat16")
 _DECAYING = ("linear", "linear_product", "linear_from_peak", "cosine")
-
-
-def _require(valid: bool, key: str, value: Any, wanted: str) -> None:
-    if not valid:
-        raise UserError(f"optimizer.{key}: {value} must be {wanted}")

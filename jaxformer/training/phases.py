@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxformer.checks import check_keys
+from jaxformer.checks import check_keys, check_kind, check_range
 from jaxformer.errors import UserError
 from jaxformer.training.step import losses_of
 
@@ -50,8 +50,8 @@ def read_phases(
         changes = {key: value for key, value in phase.items() if key not in OWN}
         check_keys(where, changes, type(supervision), name, OWN)
         for key, value in own.items():
-            if type(value) is not int or value < 1:
-                raise UserError(f"{where}.{key}: {value!r} must be a whole number of at least 1")
+            check_kind(f"{where}.{key}", value, int)
+            check_range(f"{where}.{key}", value, at_least=1)
         if "steps" not in own:
             raise UserError(f"{where}.steps: missing; say for how many steps the phase lasts")
         size, pieces = own.get("batch_size", batch_size), own.get("accumulation_steps", accumulation_steps)

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxformer.errors import UserError, suggest
+from jaxformer.checks import check_choice, check_range
+from jaxformer.errors import UserError
 from jaxformer.models import IMPLEMENTATIONS, REMAT_POLICIES, Execution, Model, Params
 from jaxformer.training.distillation import DistillationConfig, cosine_loss, soft_loss
 from jaxformer.training.losses import cross_entropy, in_chunks, weighted
@@ -43,24 +44,16 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for key in ("num_steps", "batch_size", "accumulation_steps", "log_every"):
-            if getattr(self, key) < 1:
-                raise UserError(f"training.{key}: {getattr(self, key)} must be at least 1")
+            check_range(f"training.{key}", getattr(self, key), at_least=1)
         for key in ("unroll_layers", "logits_chunk", "eval_every", "skip_non_finite", "stuck_seconds"):
-            if getattr(self, key) < 0:
-                raise UserError(f"training.{key}: {getattr(self, key)} must be 0 or more")
+            check_range(f"training.{key}", getattr(self, key), at_least=0)
         if self.batch_size % self.accumulation_steps:
             raise UserError(
                 f"training.batch_size: {self.batch_size} is no multiple of accumulation_steps {self.accumulation_steps}"
             )
-        choices = {
-            "compute_dtype": ("auto", "float32", "bfloat16"),
-            "remat": ("none", *REMAT_POLICIES),
-            "attention": IMPLEMENTATIONS,
-        }
-        for key, values in choices.items():
-            if getattr(self, key) not in values:
-                value = getattr(self, key)
-                raise UserError(f"training.{key}: '{value}' is not one of {', '.join(values)}{suggest(value, values)}")
+        check_choice("training.compute_dtype", self.compute_dtype, ("auto", "float32", "bfloat16"))
+        check_choice("training.remat", self.remat, ("none", *REMAT_POLICIES))
+        check_choice("training.attention", self.attention, IMPLEMENTATIONS)
 
 
 class Supervision(Protocol):
