@@ -152,15 +152,16 @@ def test_a_teacher_takes_part(tmp_path: Path) -> None:
     taught = [
         f"model.vocab_size={tokenizer_of('wordpiece').vocab_size}",
         "distillation.cosine_weight=0",
+        "objective.sequence_length=64",
         f"distillation.teacher={make_run('bert', tmp_path / 'teacher')}",
     ]
-    with_one, without = make_plan(load("distilbert:smoke", taught)), make_plan(load("distilbert:smoke", taught[:2]))
+    with_one, without = make_plan(load("distilbert:smoke", taught)), make_plan(load("distilbert:smoke", taught[:3]))
     stored = json.loads((tmp_path / "teacher" / "config.json").read_text())["config"]["model"]
     stored.pop("preset")
     model = Model(TransformerConfig(**stored), Execution(unroll=1))
     assert with_one["bytes_per_device"]["teacher"] == 4 * count(model.shapes)
     assert with_one["bytes_per_device"]["activations"] > without["bytes_per_device"]["activations"]
-    with pytest.raises(UserError, match="another vocab_size, d_model"):
+    with pytest.raises(UserError, match="another vocabulary"):
         make_plan(load("distilbert:smoke", taught[2:]))
     assert with_one["flops"] > without["flops"] and not any("teacher" in note for note in with_one["notes"])
 

@@ -101,7 +101,8 @@ class Footprint:
 
     def start(self) -> Self:
         """Begin to measure, in a thread, and return this object, since whose making the run is charged."""
-        if self._config.enabled:
+        config = self._config
+        if config.enabled:
             # Not a daemon: the interpreter must not be torn down in the middle of an import.
             self._thread = threading.Thread(target=self._start, name="footprint")
             self._thread.start()
