@@ -1,0 +1,17 @@
+"""The life of a run, above the config.
+
+What lives here: a run opened for training (`opened`), what it reads (`data`), what learns (`learner`, `teacher`), where
+it starts (`start`), and the story of its steps (`loop`), watched by `instruments` (`log`, `monitor`); what of it stays
+on disk (`record`, `staging`); and how it is used afterwards (`loading`, `judging`).
+What may come in: another verb that needs what a run consists of.
+What must not: how a step computes (training), what batches hold (data), how results are drawn (report)."""
+
+from jaxformer.runs.data import label_names
+from jaxformer.runs.judging import evaluate_run
+from jaxformer.runs.loading import OpenRun, bind, build_model, load, open_run
+from jaxformer.runs.loop import train
+from jaxformer.runs.progress import Display
+from jaxformer.runs.record import IMPORT, check_resumable, write_record
+from jaxformer.runs.teacher import check_teacher, teacher_model
+
+__all__ = ["Display", "IMPORT", "OpenRun", "bind", "build_model", "check_resumable", "check_teacher", "evaluate_run", "label_names", "load", "open_run", "teacher_model", "train", "write_record"]

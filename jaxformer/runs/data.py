@@ -1,0 +1,143 @@
+"""What a run reads: its tokenizer, its labels, its objective or task with both, and rows to train on and to judge."""
+
+import contextlib
+import dataclasses
+from collections.abc import Generator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxformer.checkpoint import finished_steps
+from jaxformer.config import Config
+from jaxformer.data import Member, corpus_tokenizer, prepare, train_batches, weighted_sources
+from jaxformer.devices import check_same, first_alone, own_rows
+from jaxformer.errors import EmptySplit, UserError
+from jaxformer.runs.loading import OpenRun, bind
+from jaxformer.runs.opened import OpenedRun
+from jaxformer.runs.progress import Display
+from jaxformer.runs.teacher import fitting_teacher
+from jaxformer.storage import location
+from jaxformer.tokenizers import Tokenizer, load_tokenizer
+from jaxformer.training import Phase
+
+
+class Data(NamedTuple):
+    """What a run reads. `training` has the members of the mixture (or the only one) for each of its phases."""
+
+    tokenizer: Tokenizer
+    labels: tuple[str, ...]  # of a task; () for an objective
+    supervision: Any  # the objective or task, bound to both
+    training: list[list[Member]]
+    held_out: list[Member]
+    teacher: OpenRun | None = None  # the run that teaches, whose parameters are not read yet
+
+
+def prepare_data(run: OpenedRun) -> Data:
+    """Return what a training run reads, prepared by process 0 first and found done by the others.
+
+    Raises UserError for data that cannot be used as the config says, and for a teacher that does not fit: before any
+    text is tokenised.
+    """
+    config = run.config
+    tokenizer = first_alone(lambda: choose_tokenizer(run))
+    teacher = fitting_teacher(config, tokenizer)
+    labels = label_names(config)
+    supervision = bind(config, tokenizer, labels)
+    training = first_alone(lambda: training_members(config, tokenizer, labels, run.display))
+    held_out = first_alone(lambda: held_out_members(config, supervision, tokenizer, run.display))
+    check_same("the tokenizer", tokenizer.fingerprint)
+    check_same("the data", str([[len(member.rows) for member in drawn] for drawn in (*training, held_out)]))
+    return Data(tokenizer, labels, supervision, training, held_out, teacher)
+
+
+def choose_tokenizer(run: OpenedRun) -> Tokenizer:
+    """Return the run's own tokenizer when it resumes, that of `init_from` or of a teacher when it starts from there,
+    else the config's.
+
+    Raises UserError when such a base is no run, or another tokenizer is named than the checkpoint's.
+    """
+    config, own = run.config, run.folder / "tokenizer.json"
+    if run.resumes and own.exists():
+        return load_tokenizer(own)
+    bases = {"init_from": config.init_from}
+    if config.distillation is not None:
+        bases["distillation.teacher"] = config.distillation.teacher
+    found: dict[str, Tokenizer] = {}
+    for key, base in bases.items():
+        if base:
+            if not finished_steps(location(base) / "checkpoints"):  # said now, before a corpus is tokenised
+                raise UserError(f"{key}: {base} is not a run with a checkpoint; give a folder that `train` wrote")
+            found[f"{key} {base}"] = load_tokenizer(location(base) / "tokenizer.json")
+    if config.selected["tokenizer"] == "file":
+        found[f"tokenizer.path {config.tokenizer.path}"] = load_tokenizer(config.tokenizer.path)
+    if not found:
+        return corpus_tokenizer(config.tokenizer, config.data, config.supervision, run.display.progress)
+    (first, tokenizer), *others = found.items()
+    for where, other in others:
+        if other.fingerprint != tokenizer.fingerprint:
+            raise UserError(
+                f"{where}: its tokenizer is not that of {first} (fingerprints {other.fingerprint}, "
+                f"{tokenizer.fingerprint}); all must have one vocabulary (leave tokenizer.path out to use a run's own)"
+            )
+    return tokenizer
+
+
+def label_names(config: Config) -> tuple[str, ...]:
+    """Return a task's label names, which every member of a mixture must share; () for an objective."""
+    if config.task is None:
+        return ()
+    names = {member.label_names() for member, _ in weighted_sources(config.data)}
+    if len(names) > 1:
+        found = " / ".join(map(str, sorted(names)))
+        raise UserError(f"data: the members of the mixture have different labels: {found}")
+    return names.pop()
+
+
+def training_members(
+    config: Config, tokenizer: Tokenizer, labels: Sequence[str], display: Display
+) -> list[list[Member]]:
+    """Return what the batches of every phase draw from; phases with the same rows share them."""
+    members: list[list[Member]] = []
+    for number, phase in enumerate(config.phases):
+        same = [other for other in range(number) if config.phases[other].changes == phase.changes]
+        if same:
+            members.append(members[same[0]])
+            continue
+        section = "task" if config.objective is None else "objective"
+        changed = dataclasses.replace(config, **{section: phase.of(config.supervision)})
+        drawn = prepare(
+            config.data, bind(changed, tokenizer, labels), tokenizer, "train", seed=config.seed,
+            progress=display.progress,
+        )  # fmt: skip
+        members.append(drawn)
+    return members
+
+
+def training_batches(
+    config: Config, members: Sequence[Sequence[Member]], mesh: Mesh, start: int
+) -> Generator[tuple[Phase, dict[str, np.ndarray]]]:
+    """Yield (phase, this process's rows of the batch) of every step after `start`, endlessly; close it in the end."""
+    for phase, drawn in zip(config.phases, members, strict=True):
+        if phase.last is not None and phase.last <= start:
+            continue
+        done = max(start, phase.first)
+        batches = train_batches(
+            drawn, seed=config.seed, batch_size=phase.batch_size, first_example=phase.example(done),
+            rows=own_rows(mesh, phase.batch_size), workers=config.data.workers,
+        )  # fmt: skip
+        with contextlib.closing(batches):
+            while phase.last is None or done < phase.last:
+                yield phase, next(batches)
+                done += 1
+
+
+def held_out_members(config: Config, supervision: Any, tokenizer: Tokenizer, display: Display) -> list[Member]:
+    """Return the held-out rows of every member, or none, with a note, where one has none."""
+    try:
+        return prepare(
+            config.data, supervision, tokenizer, config.evaluation.split, seed=config.seed, progress=display.progress
+        )
+    except EmptySplit as error:
+        display.note(f"no evaluation during this run: {error}")
+        return []

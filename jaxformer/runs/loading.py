@@ -1,0 +1,127 @@
+"""Reading a run: its model, tokenizer and config, and with the parameters of a checkpoint all that one needs to use it."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxformer import config as configs
+from jaxformer.checkpoint import restore_params
+from jaxformer.config import Config
+from jaxformer.devices import prepare_process
+from jaxformer.errors import UserError
+from jaxformer.generation import GenerationConfig, generate, require_generator
+from jaxformer.models import Model, Params
+from jaxformer.storage import location, read_record, store_errors
+from jaxformer.tokenizers import Tokenizer, load_tokenizer
+from jaxformer.training import execution
+
+
+def bind(config: Config, tokenizer: Tokenizer, labels: Sequence[str]) -> Any:
+    """Return the config's objective or task with the tokenizer's ids, the labels and their texts.
+
+    Raises UserError when the tokenizer has more ids than the model's table, or lacks one that is needed.
+    """
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"model.vocab_size: {config.model.vocab_size}, but the tokenizer has {tokenizer.vocab_size} ids; "
+            "use the tokenizer that belongs to the model, or a larger vocab_size"
+        )
+    vocabulary = tokenizer.vocabulary
+    if config.model.family == "encoder_decoder":
+        vocabulary = vocabulary.starting(config.model.decoder_start)
+    if config.task is None:
+        return config.objective.bind(vocabulary)
+    return config.task.bind(vocabulary, tuple(labels), tokenizer.encode)
+
+
+def build_model(config: Config, supervision: Any, mesh: Mesh | None = None) -> Model:
+    """Return the model of a config with the heads that its objective or task asks for, its activations split over a
+    mesh where one is given."""
+    return _shared(
+        Model(
+            config.model,
+            execution(config.training, mesh),
+            heads=tuple(supervision.heads.items()),
+            head_dropout=supervision.head_dropout,
+            predicts_tokens=supervision.predicts_tokens,
+        )
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _shared(model: Model) -> Model:
+    """Return the first of equal models, which knows its shapes already."""
+    return model
+
+
+class OpenRun(NamedTuple):
+    """What a run directory says of its model, parameters apart."""
+
+    model: Model
+    tokenizer: Tokenizer
+    config: Config
+    labels: tuple[str, ...]
+
+
+@store_errors()
+def open_run(workdir: Path) -> OpenRun:
+    """Read a run directory's config and tokenizer. Raises UserError for anything missing."""
+    workdir = location(workdir)
+    record = read_record(workdir)
+    prepare_process()
+    config = configs.resolve(record["config"], name=record["name"])
+    tokenizer = load_tokenizer(workdir / "tokenizer.json")
+    labels = tuple(record["labels"])
+    return OpenRun(build_model(config, bind(config, tokenizer, labels)), tokenizer, config, labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedRun:
+    """A trained model, ready to use: `model.apply(params, batch)`, `generate(texts)`."""
+
+    model: Model
+    params: Params
+    tokenizer: Tokenizer
+    config: Config
+    labels: tuple[str, ...]
+    step: int
+
+    def generate(self, prompts: Sequence[str], generation: GenerationConfig | None = None) -> list[str]:
+        """Return what the model writes after each prompt (or, for an encoder-decoder, in answer to it)."""
+        require_generator(self.model.config.family)
+        vocabulary, reads = self.tokenizer.vocabulary, self.model.config.family == "encoder_decoder"
+        # What an encoder reads has the tokens around it that it had in training.
+        rows = [self.tokenizer.encode(prompt, special=reads) for prompt in prompts]
+        if not reads and getattr(self.config.supervision, "delimited", False):
+            # A single stack that learnt to read one text and write another: this token ended what it read.
+            rows = [np.append(row, vocabulary.id("end")).astype(np.int32) for row in rows]
+        answers = generate(
+            self.model,
+            self.params,
+            rows,
+            generation or self.config.generation,
+            end_id=vocabulary.special.get("end", -1),  # GPT's own vocabulary has no end: it writes on
+            start_id=vocabulary.id(self.model.config.decoder_start),
+        )
+        if reads:
+            return [self.tokenizer.decode(ids) for ids in answers]
+        return [self._continuation(row, ids) for row, ids in zip(rows, answers, strict=True)]
+
+    def _continuation(self, row: np.ndarray, ids: np.ndarray) -> str:
+        """Return the text of ids behind a row's: whether a space stands between the two, only both together tell."""
+        before, both = self.tokenizer.decode(row), self.tokenizer.decode(np.append(row, ids))
+        return both[len(before) :] if both.startswith(before) else self.tokenizer.decode(ids)
+
+
+@store_errors()
+def load(run: str | Path) -> LoadedRun:
+    """Load a run directory: its newest good checkpoint, tokenizer and config. Raises UserError for anything missing."""
+    workdir = location(run)
+    model, tokenizer, config, labels = open_run(workdir)
+    params, table = restore_params(workdir, model.shapes)
+    return LoadedRun(model, params, tokenizer, config, labels, table.step)

@@ -1,0 +1,68 @@
+"""`metrics.jsonl`: what a run logs, and the same scalars for TensorBoard."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TextIO
+
+from tensorboardX import SummaryWriter
+
+from jaxformer.errors import disk_errors
+from jaxformer.storage import read_metrics
+
+
+class MetricsLog:
+    """`metrics.jsonl` and the same scalars for TensorBoard. On resume, lines after the restored step are cut.
+
+    Of several processes the first alone `writes`.
+    """
+
+    def __init__(self, workdir: Path, resume_step: int, writes: bool = True) -> None:
+        self.path, self.writes = workdir / "metrics.jsonl", writes
+        self._evaluated: set[int] = set()
+        if not writes:
+            return
+        with disk_errors(self.path):
+            self._cut(resume_step)
+            for entry in read_metrics(workdir):
+                self._note(entry["step"], entry)
+            self._file: TextIO = self.path.open("a")
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+
+    def _cut(self, step: int) -> None:
+        """Keep the whole lines of steps up to `step`, so that no step stands twice."""
+        kept = [json.dumps(entry) + "\n" for entry in read_metrics(self.path.parent) if entry["step"] <= step]
+        temporary = self.path.with_name(f".metrics.{os.getpid()}")
+        temporary.write_text("".join(kept))
+        temporary.replace(self.path)
+
+    def last(self, name: str) -> float:
+        """Return the newest logged value of `name`, 0 where there is none."""
+        values = [entry[name] for entry in read_metrics(self.path.parent) if name in entry]
+        return float(values[-1]) if values else 0.0
+
+    def evaluated(self, step: int) -> bool:
+        """Say whether an evaluation of this step is logged; the process that writes knows."""
+        return step in self._evaluated
+
+    def _note(self, step: int, values: Iterable[str]) -> None:
+        if any(name.startswith("eval/") for name in values):
+            self._evaluated.add(step)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        if not self.writes:
+            return
+        with disk_errors(self.path):
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+            self._note(step, values)
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if not self.writes:
+            return
+        with disk_errors(self.path):
+            self._file.close()
+            self._board.close()
