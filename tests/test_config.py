@@ -17,7 +17,7 @@ import pytest
 import jaxformer.experiments
 from jaxformer import config as configs
 from jaxformer.config import SCALARS, SECTIONS, SELECTORS, Config, flat, load, resolve
-from jaxformer.data.sources import Mixture
+from jaxformer.data.sources import SourceMixture
 from jaxformer.errors import UserError
 from jaxformer.models.presets import PRESETS
 
@@ -80,7 +80,7 @@ def test_a_config_survives_json(spec: str) -> None:
 def test_a_mixture_survives_json() -> None:
     members = "[{'name': 'stdlib_docs', 'weight': 2.0}, {'name': 'text', 'path': 'a,b.txt'}]"
     config = load("gpt:smoke", ["data.name=mixture", f"data.members={members}"])
-    assert isinstance(config.data, Mixture)
+    assert isinstance(config.data, SourceMixture)
     assert [weight for _, weight in config.data.sources()] == [2.0, 1.0]
     assert resolve(json.loads(json.dumps(config.to_dict())), name=config.name) == config
 

@@ -114,11 +114,11 @@ def make_plan(
         "utilisation": utilisation,
     }
     if device is not None:
-        plan |= {"chip": chip.lower(), **_judged(plan, device, watts, config)}
+        plan |= {"chip": chip.lower(), **_on_chip(plan, device, watts, config)}
     return plan
 
 
-def _judged(plan: Plan, chip: Chip, watts: float | None, config: Config) -> Plan:
+def _on_chip(plan: Plan, chip: Chip, watts: float | None, config: Config) -> Plan:
     """Return what depends on the chip: whether the run fits, and the estimate."""
     devices, total = plan["devices"], plan["bytes_per_device"]["total"]
     hours = plan["flops"] / (devices * chip.peak * plan["utilisation"]) / 3600
