@@ -262,7 +262,8 @@ TYPOS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         "gpt", ("objective.name=masked_lm",), ("objective.name", "masked_lm", "decoder_only", "both its sides"),
     ),
     "a task of another family": (
-        "finetune_area:t5", ("task.name=pooled_classification",), ("task.name", "encoder_only", "t5_base"),
+        "finetune_area:t5", ("task.name=pooled_classification",),
+        ("task.name", "encoder_only", "encoder_decoder", "model.preset"),
     ),
     "learned positions": ("gpt", ("model.max_length=128",), ("model.max_length", "128", "512")),
     "positions of a task": ("finetune_area:bert", ("task.sequence_length=513",), ("model.max_length", "512", "513")),

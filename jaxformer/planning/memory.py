@@ -161,7 +161,7 @@ def _held(
     shapes = dataclasses.replace(model, execution=Execution(unroll=1)).shapes
     update = freeze(make_optimizer(config.optimizer, shapes), config.training.trainable, shapes)
     skips = config.training.skip_non_finite > 0
-    step = make_train_step(model, losses, update, teaching=teaching, keep=named, skips=skips)
+    step = make_train_step(model, losses, update, teaching=teaching, shard_gradients=named, skips=skips)
     state = jax.eval_shape(lambda: TrainState(jnp.zeros((), jnp.int32), _zeros(shapes), update.init(_zeros(shapes))))
     batch = {name: jax.ShapeDtypeStruct((rows, *shape), dtype) for name, (shape, dtype) in arrays.items()}
     theirs = None if teaching is None else dataclasses.replace(teaching.model, execution=Execution(unroll=1)).shapes

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxformer.config import Config
 from jaxformer.devices import activations_mesh, place
 from jaxformer.models import Model, Params, count_parameters
+from jaxformer.objectives import Supervision
 from jaxformer.runs.data import Data
 from jaxformer.runs.judging import judge
 from jaxformer.runs.loading import build_model
@@ -85,7 +86,7 @@ def build_learner(run: OpenedRun, data: Data) -> Learner:
     return learner
 
 
-def step_settings(config: Config, supervision: Any, phase: Phase, teaching: Teaching | None = None) -> StepSettings:
+def step_settings(config: Config, supervision: Supervision, phase: Phase, teaching: Teaching | None = None) -> StepSettings:
     """Return what decides the compiled step of a phase of a run."""
     return StepSettings(
         losses=losses_of(supervision),

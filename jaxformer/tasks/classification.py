@@ -68,7 +68,10 @@ class _Classification:
         """Return the task for a model. Raises UserError for a model of another family."""
         if model.family not in self.families:
             families = " or ".join(self.families)
-            raise UserError(f"task.name: {self.name} needs {families}, but model.family is {model.family}")
+            raise UserError(
+                f"task.name: {self.name} needs {families}, but the model is {model.family}; "
+                "choose another task or model.preset"
+            )
         return self
 
     @property
