@@ -16,13 +16,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grain
 import numpy as np
 
 from jaxformer.data.batches import Member, train_batches
-from jaxformer.data.preparing import parts_of
 from jaxformer.data.rows import build_rows
 from jaxformer.data.store import Store
 from jaxformer.models.config import FAMILIES
@@ -81,7 +81,11 @@ def objective_of(name: str, family: str) -> Any:
     visibility = {"decoder_only": "prefix", "encoder_decoder": "causal"}.get(family, "full")
     if name == "causal_lm":
         visibility = "causal"
-    return OBJECTIVES[name](**settings).carried_by(family, visibility).bind(vocabulary())
+    return (
+        OBJECTIVES[name](**settings)
+        .for_model(SimpleNamespace(family=family, visibility=visibility, token_types=2))
+        .bind(vocabulary())
+    )
 
 
 def rngs(seed: int) -> Iterator[np.random.Generator]:
@@ -134,10 +138,10 @@ class Subject:
 def subject(name: str, family: str, texts: Store, pairs: Store) -> Subject:
     """Return an objective with its rows: 1000 of them in memory, and batches as training makes them."""
     objective = objective_of(name, family)
-    parts = [part.objective for part in parts_of(objective)]
+    parts = [part.objective for part in objective.parts]
     members = []
     for part in parts:
-        rows = build_rows(pairs if hasattr(part, "fields") else texts, part, seed=0)
+        rows = build_rows(pairs if part.fields else texts, part, seed=0)
         members.append(Member(rows, Padded(part, objective.shapes) if len(parts) > 1 else part))
     drawn = [(members[number % len(members)], number) for number in np.random.default_rng(2).permutation(ROWS)]
     examples = [(member.transform, member.rows[number % len(member.rows)]) for member, number in drawn]

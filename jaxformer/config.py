@@ -30,7 +30,7 @@ from jaxformer.evaluation import EvaluationConfig
 from jaxformer.footprint import FootprintConfig
 from jaxformer.generation import GenerationConfig
 from jaxformer.models import PRESETS, TransformerConfig
-from jaxformer.objectives import OBJECTIVES
+from jaxformer.objectives import OBJECTIVES, Supervision
 from jaxformer.tasks import TASKS
 from jaxformer.tokenizers import TOKENIZERS
 from jaxformer.training import OPTIMIZERS, DistillationConfig, Phase, TrainingConfig, read_phases, schedule
@@ -82,7 +82,7 @@ class Config:
     selected: Mapping[str, str]  # section -> the chosen preset or name
 
     @property
-    def supervision(self) -> Any:
+    def supervision(self) -> Supervision:
         """The objective or the task, whichever the experiment has."""
         return self.task if self.objective is None else self.objective
 
@@ -189,8 +189,8 @@ def resolve(experiment: Mapping[str, Any], overrides: Sequence[str] = (), *, nam
         if section in SELECTORS:
             selected[section] = _select(section, keys)
         values[section] = _section(section, _dataclass(section, selected.get(section, ""), room), keys)
-    if values["objective"] is not None:
-        values["objective"] = values["objective"].carried_by(values["model"].family, values["model"].visibility)
+    learnt = "objective" if "objective" in given else "task"
+    values[learnt] = values[learnt].for_model(values["model"])
     config = Config(**values, selected=selected)
     _check(config)
     return config
@@ -366,21 +366,10 @@ def _literal(text: str) -> Any:
 
 def _check(config: Config) -> None:
     """Refuse what cannot work, with the reason."""
-    model, supervision = config.model, config.supervision
-    if model.family not in supervision.families:
-        raise UserError(
-            f"task.name: {config.selected['task']} needs {' or '.join(supervision.families)}, "
-            f"but model.preset {config.selected['model']} is {model.family}"
-        )
+    model = config.model
     if model.position == "learned" and config.longest_row > model.max_length:
         raise UserError(
             f"model.max_length: {model.max_length} positions, but rows are {config.longest_row} tokens long"
-        )
-    if getattr(supervision, "next_sentence", False) and model.token_types < 2:
-        raise UserError("objective.next_sentence: segment pairs need model.token_types of 2")
-    if getattr(supervision, "pooled_at", "") == "first" and model.visibility == "causal":
-        raise UserError(
-            "task.pooled_at: the first token sees nothing of the text under model.visibility=causal; set it to last"
         )
     if config.distillation is not None:
         if config.objective is None:

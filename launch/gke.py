@@ -17,7 +17,7 @@ from jaxformer.launch.commands import ToolError, as_lines, as_yaml, here_documen
 from jaxformer.launch.job import Job, check_words, option, require_store
 from jaxformer.launch.jobset import INDEX, RESTARTS, manifest, secret_of
 from jaxformer.launch.output import patiently, printer, say
-from jaxformer.launch.policy import PREEMPTED, judge
+from jaxformer.launch.policy import PREEMPTED, outcome_of
 from jaxformer.launch.records import DONE, FAILED, OVER, PAUSED, RUNNING, STARTING, STOPPED, Busy, Record, Status
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+(Z|[+-]\d\d:\d\d)")
@@ -161,7 +161,7 @@ def status(record: Record, lines: int) -> Status:
     code = 0 if state == DONE else None
     if state == FAILED:
         codes = [(worker, _exit_code(pod)) for worker, pod in pods.items()]
-        found = judge(codes, lambda worker: "".join(workers[worker][-1:]))
+        found = outcome_of(codes, lambda worker: "".join(workers[worker][-1:]))
         code, message = found.code or 1, message if found.code in (0, PREEMPTED) else found.message
     attempts = jobset.get("status", {}).get("restarts", 0) + 1
     record.note(state=state, attempts=attempts, message=message, code=code)

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 from jaxformer.checks import check_range
 from jaxformer.launch.job import COORDINATOR_PORT, Job, exports, option
 from jaxformer.launch.output import printer, say
-from jaxformer.launch.policy import Outcome, judge, supervise
+from jaxformer.launch.policy import Outcome, outcome_of, supervise
 from jaxformer.launch.records import RUNNING, Record, follow_files, last_line, watched_status
 
 GRACE_SECONDS = 10.0  # between the end of the first process that failed and the kill of the others
@@ -99,7 +99,7 @@ def ends(started: Sequence["subprocess.Popen[str]"], grace: float = GRACE_SECOND
 
 def wait(started: Sequence["subprocess.Popen[str]"], grace: float = GRACE_SECONDS) -> int:
     """Wait for all processes and return the exit code that they stand for together."""
-    return judge(ends(started, grace), lambda worker: "").code
+    return outcome_of(ends(started, grace), lambda worker: "").code
 
 
 def launch(job: Job, options: Options, record: Record) -> int:
@@ -160,7 +160,7 @@ def _attend(started: Sequence["subprocess.Popen[str]"], record: Record) -> Outco
     codes = ends(started)
     for reader in readers:
         reader.join(timeout=5)
-    return judge(codes, lambda worker: last_line(record.log(worker)) if readers else "")
+    return outcome_of(codes, lambda worker: last_line(record.log(worker)) if readers else "")
 
 
 status = watched_status

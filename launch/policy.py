@@ -33,7 +33,7 @@ class Outcome(NamedTuple):
     message: str = ""
 
 
-def judge(codes: Iterable[tuple[str, int | None]], last_line: Callable[[str], str]) -> Outcome:
+def outcome_of(codes: Iterable[tuple[str, int | None]], last_line: Callable[[str], str]) -> Outcome:
     """Return what the exit codes of workers say of an attempt, in the order in which they ended if that is known; None
     is a worker that was lost. `last_line` is asked for what the one that failed said last.
 

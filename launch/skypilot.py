@@ -19,7 +19,7 @@ from jaxformer.launch.commands import as_yaml, here_document, lines_of, run, scr
 from jaxformer.launch.job import COORDINATOR_PORT, Job, check_words, option, require_store
 from jaxformer.launch.output import patiently, printer, say
 from jaxformer.launch.packing import PYTHON, require_project, setup_of
-from jaxformer.launch.policy import PREEMPTED, SHELL_AGAIN, judge, shell_pause
+from jaxformer.launch.policy import PREEMPTED, SHELL_AGAIN, outcome_of, shell_pause
 from jaxformer.launch.records import (
     DONE,
     FAILED,
@@ -165,7 +165,7 @@ def status(record: Record, lines: int) -> Status:
     if state == FAILED:
         message += f": {reason}" if reason else ""
         if codes := re.search(r"exit codes? \[?([\d, ]+)", reason):  # of the nodes, in order
-            found = judge(
+            found = outcome_of(
                 [(str(rank), int(text)) for rank, text in enumerate(codes[1].split(","))],
                 lambda worker: "".join(workers.get(worker, [])[-1:]),
             )

@@ -15,7 +15,7 @@ from jaxformer.launch.accelerators import gpus
 from jaxformer.launch.commands import ToolError, here_document, run, script
 from jaxformer.launch.job import Job, check_words, checked, exports, option
 from jaxformer.launch.output import patiently, printer, say
-from jaxformer.launch.policy import PREEMPTED, SHELL_AGAIN, USER_ERROR, judge, shell_pause
+from jaxformer.launch.policy import PREEMPTED, SHELL_AGAIN, USER_ERROR, outcome_of, shell_pause
 from jaxformer.launch.records import (
     DONE,
     FAILED,
@@ -174,7 +174,7 @@ def status(record: Record, lines: int) -> Status:
         # In the order in which they ended.
         files = sorted(record.folder.glob("exit-*"), key=lambda file: file.stat().st_mtime)
         codes = [(file.name.removeprefix("exit-"), int(last_line(file) or 1)) for file in files]
-        message = judge(codes, lambda worker: last_line(record.log(worker))).message
+        message = outcome_of(codes, lambda worker: last_line(record.log(worker))).message
         code = int(ended)
         state = DONE if code == 0 else STOPPED if record.is_asked_to_stop() else FAILED
     elif not found or word in ENDED:

@@ -21,7 +21,7 @@ from jaxformer.launch.commands import ToolError, as_lines, missing_tool, piped, 
 from jaxformer.launch.job import Job, of_record, require_store
 from jaxformer.launch.output import printer, say
 from jaxformer.launch.packing import pack, require_project
-from jaxformer.launch.policy import PREEMPTED, USER_ERROR, Outcome, judge, supervise
+from jaxformer.launch.policy import PREEMPTED, USER_ERROR, Outcome, outcome_of, supervise
 from jaxformer.launch.records import RUNNING, STOPPED, Record, Status, follow_files, last_line, watched_status
 from jaxformer.launch.tpu_pod import GONE, LENT, WORKER, Options, Pod
 
@@ -283,7 +283,7 @@ def _run(pod: Pod, record: Record, number: int, fresh: bool) -> Outcome:
                 look = time.monotonic() + LOOK_SECONDS
     finally:
         _close(closing, clients)
-    return judge(codes, lambda name: last_line(record.log(name)))
+    return outcome_of(codes, lambda name: last_line(record.log(name)))
 
 
 def _close(closing: threading.Event, clients: dict[int, "subprocess.Popen[str]"]) -> None:

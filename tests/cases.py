@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -21,7 +22,7 @@ from jaxformer.objectives import (
     DropTokens,
     MaskedLM,
     MassStyle,
-    Mixture,
+    ObjectiveMixture,
     ParallelText,
     PlainLM,
     PrefixLM,
@@ -53,6 +54,11 @@ def vocabulary(without: tuple[str, ...] = (), **changes: Any) -> Vocabulary:
         "word_starts": np.arange(SIZE) % 2 == 0,  # odd ids continue a word
     }
     return Vocabulary(**(values | changes))
+
+
+def carrier(family: str, visibility: str = "causal", token_types: int = 2) -> Any:
+    """All that an objective or a task reads of a model's config."""
+    return SimpleNamespace(family=family, visibility=visibility, token_types=token_types)
 
 
 def row_of(tokens: Any, segments: Any = None, boundary: int | None = None, **values: Any) -> dict[str, Any]:
@@ -115,8 +121,8 @@ class Case(NamedTuple):
     @property
     def parts(self) -> list[tuple[Any, Any]]:
         """(What makes arrays, the objective) of each member of a mixture, or of the objective itself."""
-        if isinstance(self.objective, Mixture):
-            return [(Padded(member, self.objective.shapes), member) for member, _, _ in self.objective.mixed()]
+        if isinstance(self.objective, ObjectiveMixture):
+            return [(Padded(member, self.objective.shapes), member) for member, _, _ in self.objective.parts]
         return [(self.objective, self.objective)]
 
 
@@ -150,19 +156,19 @@ MEMBERS: list[Any] = [
     Denoising(sequence_length=16, replace="token", whole_words=False, insert_rate=0.1, rotate_probability=0.5),
     ParallelText(source_length=12, target_length=10),
     ParallelText(source_length=12, target_length=10, pack=False),
-    Mixture(
+    ObjectiveMixture(
         members=(
             {"name": "span_corruption", "weight": 2.0} | _T5 | {"sequence_length": 12},
             {"name": "prefix_lm", "sequence_length": 14, "corpora": [1]},
         )
     ),
-    Mixture(
+    ObjectiveMixture(
         members=(
             {"name": "causal_lm", "sequence_length": 12},
             {"name": "causal_lm", "sequence_length": 16, "packing": "documents"},
         )
     ),
-    Mixture(
+    ObjectiveMixture(
         members=(
             {"name": "masked_lm", "next_sentence": False, "sequence_length": 12, "max_predictions": 2},
             {"name": "masked_lm", "next_sentence": False, "sequence_length": 16, "max_predictions": 4,
@@ -185,7 +191,7 @@ def _cases() -> list[Case]:
         for family in member.families:
             for visibility in VISIBILITIES[family]:
                 try:
-                    carried = member.carried_by(family, visibility)
+                    carried = member.for_model(carrier(family, visibility))
                 except UserError:
                     continue
                 label = f"{number}-{member.name}-{family}-{visibility}"
@@ -241,14 +247,14 @@ def prepared(objective: Any, folder: Path, corpora: int = 1, seed: int = 0, **da
         return store_of(*itertools.chain.from_iterable(TEXT_PAIRS), path=path, name="pairs")
 
     members = tuple({"name": "text", "path": str(number)} for number in range(corpora))
-    source = sources.Mixture(members=members, **data) if corpora > 1 else sources.Text(path="0")
+    source = sources.SourceMixture(members=members, **data) if corpora > 1 else sources.Text(path="0")
     with mock.patch.object(preparing, "build_store", store), mock.patch.object(preparing, "build_pairs", pairs):
         tokenizer: Any = None
         return preparing.prepare(source, objective, tokenizer, "train", seed=seed)
 
 
 def members_of(case: Case, folder: Path, seed: int = 0) -> list[Member]:
-    return prepared(case.objective, folder, corpora=2 if isinstance(case.objective, Mixture) else 1, seed=seed)
+    return prepared(case.objective, folder, corpora=2 if isinstance(case.objective, ObjectiveMixture) else 1, seed=seed)
 
 
 def objective_of(member: Member) -> Any:

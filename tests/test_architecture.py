@@ -146,6 +146,20 @@ def test_one_module_imports_by_name() -> None:
     assert {path.name for path in FILES if dynamic.search(path.read_text(encoding="utf-8"))} == {"config.py"}
 
 
+def test_nothing_asks_whether_it_has_an_objective_or_a_task() -> None:
+    """Both meet one protocol, objectives/supervision.py: what one of them has, the other has."""
+    asked = re.compile(r"\b(supervision|objective|task|part|settings|OBJECTIVES|TASKS|TOKENIZERS)\b")
+    asking = (
+        (path, node.lineno, ast.unparse(node))
+        for path in FILES
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        if node.func.id == "hasattr" or (node.func.id == "getattr" and len(node.args) == 3)
+        if asked.search(ast.unparse(node.args[0]))
+    )
+    assert offences(asking) == []
+
+
 def test_there_is_no_utils_module() -> None:
     assert [path for path in FILES if path.stem in {"utils", "util", "helpers", "misc"}] == []
 

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from cases import carrier
 from rich.console import Console
 from shown import Verb, verb
 
@@ -161,7 +162,7 @@ def test_every_family_is_carried_or_refused_with_a_reason() -> None:
 def test_the_reason_is_that_of_the_error(name: str, family: str) -> None:
     (entry,) = [entry for entry in compatibility.entries() if entry["name"] == name]
     with pytest.raises(UserError, match=re.escape(entry["families"][family])):
-        OBJECTIVES[name]().carried_by(family, "causal")
+        OBJECTIVES[name]().for_model(carrier(family, "causal"))
 
 
 def test_the_piped_table_is_plain_and_whole(objectives: Verb) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from jaxformer import config as configs
 from jaxformer.config import SCALARS, SECTIONS, SELECTORS, Config, experiments, flat, load, resolve
-from jaxformer.data.sources import Mixture
+from jaxformer.data.sources import SourceMixture
 from jaxformer.errors import UserError
 from jaxformer.models.presets import PRESETS
 
@@ -86,7 +86,7 @@ def test_a_config_survives_json(spec: str) -> None:
 def test_a_mixture_survives_json() -> None:
     members = "[{'name': 'stdlib_docs', 'weight': 2.0}, {'name': 'text', 'path': 'a,b.txt'}]"
     config = load("gpt:smoke", ["data.name=mixture", f"data.members={members}"])
-    assert isinstance(config.data, Mixture)
+    assert isinstance(config.data, SourceMixture)
     assert [weight for _, weight in config.data.sources()] == [2.0, 1.0]
     assert resolve(json.loads(json.dumps(config.to_dict())), name=config.name) == config
 
@@ -268,7 +268,8 @@ TYPOS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         "gpt", ("objective.name=masked_lm",), ("objective.name", "masked_lm", "decoder_only", "both its sides"),
     ),
     "a task of another family": (
-        "finetune/area:t5", ("task.name=pooled_classification",), ("task.name", "encoder_only", "t5_base"),
+        "finetune/area:t5", ("task.name=pooled_classification",),
+        ("task.name", "encoder_only", "encoder_decoder", "model.preset"),
     ),
     "learned positions": ("gpt", ("model.max_length=128",), ("model.max_length", "128", "512")),
     "positions of a task": ("finetune/area:bert", ("task.sequence_length=513",), ("model.max_length", "512", "513")),

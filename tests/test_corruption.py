@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from cases import MASK, SENTINELS, SPECIAL, check, generator, random_row, row_of, vocabulary
+from cases import MASK, SENTINELS, SPECIAL, carrier, check, generator, random_row, row_of, vocabulary
 
 from jaxformer.objectives.corruption import (
     INPUTS,
@@ -97,7 +97,7 @@ def test_the_grid_in_two_stacks(inputs, targets, which):
 @pytest.mark.parametrize("targets", TARGETS)
 @pytest.mark.parametrize("inputs", INPUTS)
 def test_the_grid_in_one_stack(inputs, targets):
-    bound = corruption(inputs, targets).carried_by("decoder_only", "prefix").bind(vocabulary())
+    bound = corruption(inputs, targets).for_model(carrier("decoder_only", "prefix")).bind(vocabulary())
     source, target = [*WRITTEN_INPUTS[inputs][0], 1], [*WRITTEN_TARGETS[targets][0], 1]
     both, length = source + target, 12 + 10 - 1
     arrays = bound(row_of(TEXT), Draws(LAST))
@@ -300,7 +300,7 @@ def test_other_lengths_are_those_of_the_configurations():
     for kind in (BertStyle, MassStyle, Deshuffling):
         assert (kind().row_length, kind().source_length, kind().target_length) == (511, 512, 512)
     assert (PlainLM().row_length, PlainLM().source_length, PlainLM().target_length) == (511, 1, 512)
-    prefix = PrefixLM().carried_by("encoder_decoder", "causal")
+    prefix = PrefixLM().for_model(carrier("encoder_decoder", "causal"))
     assert (prefix.row_length, prefix.source_length, prefix.target_length) == (511, 512, 512)
     assert PrefixLM(sequence_length=512).row_length == 513
     assert SpanCorruption(max_target_length=77).target_length == 77

@@ -13,7 +13,7 @@ from jaxformer.data.batches import train_batches
 from jaxformer.data.preparing import corpus_tokenizer, prepare
 from jaxformer.explain.examples import draw_examples
 from jaxformer.objectives import OBJECTIVES
-from jaxformer.objectives.mixture import Mixture
+from jaxformer.objectives.mixture import ObjectiveMixture
 from jaxformer.tokenizers import ByteBPE, Unigram, WordPiece, train_tokenizer
 
 
@@ -68,14 +68,14 @@ def test_what_was_put_in_is_known(text: Path) -> None:
     for example in shown.drawn:
         real = example.arrays["encoder_segment_ids"] > 0
         np.testing.assert_array_equal(
-            example.put_in["encoder_inputs"], special[example.arrays["encoder_inputs"]] & real
+            example.inserted["encoder_inputs"], special[example.arrays["encoder_inputs"]] & real
         )
-        assert not example.put_in["encoder_inputs"][~real].any()
+        assert not example.inserted["encoder_inputs"][~real].any()
     shown = draw_examples(text, "masked_lm", count=4, overrides=["objective.mask_share=0", "objective.random_share=1"])
     for example in shown.drawn:
         own = example.arrays["weights"] > 0
-        assert example.put_in["inputs"][example.arrays["predict_positions"][own]].all()
-        assert not example.put_in["targets"].any()
+        assert example.inserted["inputs"][example.arrays["predict_positions"][own]].all()
+        assert not example.inserted["targets"].any()
 
 
 def test_the_seed_decides(text: Path) -> None:
@@ -172,13 +172,13 @@ def test_another_tokenizer(objectives: Verb, text: Path, tmp_path: Path) -> None
 
 def test_a_mixture_finds_the_family_that_carries_it(text: Path) -> None:
     shown = draw_examples(text, "mixture", overrides=[f"objective.members={MASKED_MEMBERS}"])
-    assert isinstance(shown.objective, Mixture) and shown.family == "encoder_only"
+    assert isinstance(shown.objective, ObjectiveMixture) and shown.family == "encoder_only"
 
 
 def test_members_may_have_lengths_of_their_own(text: Path) -> None:
     members = '[{"name": "span_corruption", "sequence_length": 40}, {"name": "drop_tokens"}]'
     shown = draw_examples(text, "mixture", length=20, overrides=[f"objective.members={members}"])
-    assert [part.objective.sequence_length for part in shown.objective.mixed()] == [40, 20]
+    assert [part.objective.sequence_length for part in shown.objective.parts] == [40, 20]
 
 
 def test_prefix_lm_asks_for_the_visibility_that_it_needs(text: Path) -> None:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import carrier
 from runs import make_run
 from tiny import CONFIGS
 
@@ -255,7 +256,7 @@ def test_a_prompt_ends_as_what_was_read_in_training_did(
     monkeypatch.setattr(
         "jaxformer.runs.loading.generate", lambda _, __, prompts, *___, **____: rows.extend(prompts) or prompts
     )
-    carried = objective.carried_by("decoder_only", "prefix")
+    carried = objective.for_model(carrier("decoder_only", "prefix"))
     dataclasses.replace(run, config=dataclasses.replace(run.config, objective=carried)).generate(["Open the file."])
     text = run.tokenizer.encode("Open the file.").tolist()
     assert rows[0].tolist() == [*text, *([run.tokenizer.vocabulary.id("end")] if ends else [])]

@@ -106,7 +106,7 @@ def test_a_job_that_is_stopped_does_not_run_again(code: int, record: records.Rec
     ],
 )
 def test_the_worker_that_failed_speaks_for_all(codes: list[tuple[str, int | None]], code: int, message: str) -> None:
-    assert policy.judge(codes, lambda name: f"line of {name}") == policy.Outcome(code, message)
+    assert policy.outcome_of(codes, lambda name: f"line of {name}") == policy.Outcome(code, message)
 
 
 # What is known of jobs.

@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxformer.data.sources import Mixture
+from jaxformer.data.sources import SourceMixture
 from jaxformer.errors import UserError
 
 
-def mixture(*weights: float, caps: dict[int, int] | None = None, **keys: Any) -> Mixture:
+def mixture(*weights: float, caps: dict[int, int] | None = None, **keys: Any) -> SourceMixture:
     members: list[dict[str, Any]] = [{"name": "text", "path": "a", "weight": weight} for weight in weights]
     for number, cap in (caps or {}).items():
         members[number]["cap"] = cap
-    return Mixture(members=tuple(members), **keys)
+    return SourceMixture(members=tuple(members), **keys)
 
 
 def test_weights_are_fixed_whatever_the_sizes() -> None:

@@ -5,29 +5,29 @@ import itertools
 
 import numpy as np
 import pytest
-from cases import CORPORA, check, generator, prepared, row_of, vocabulary
+from cases import CORPORA, carrier, check, generator, prepared, row_of, vocabulary
 
 from jaxformer.data.batches import train_batches
 from jaxformer.errors import UserError
 from jaxformer.objectives.causal_lm import CausalLM
 from jaxformer.objectives.corruption import PrefixLM, SpanCorruption
-from jaxformer.objectives.mixture import Mixture, Padded
+from jaxformer.objectives.mixture import ObjectiveMixture, Padded
 
 LONG = {"name": "prefix_lm", "sequence_length": 9}
 SHORT = {"name": "span_corruption", "sequence_length": 6}
 
 
 def mixture(*members, family="encoder_decoder", visibility="causal"):
-    return Mixture(members=members).carried_by(family, visibility).bind(vocabulary())
+    return ObjectiveMixture(members=members).for_model(carrier(family, visibility)).bind(vocabulary())
 
 
 def padded(objective, number):
-    return Padded(objective.mixed()[number].objective, objective.shapes)
+    return Padded(objective.parts[number].objective, objective.shapes)
 
 
 def test_arrays_are_filled_up_to_the_longest_of_each():
     bound = mixture(SHORT, LONG)
-    first, second = (member.objective.shapes for member in bound.mixed())
+    first, second = (member.objective.shapes for member in bound.parts)
     assert (first["encoder_inputs"][0], first["targets"][0]) == ((6,), (3,))
     assert (second["encoder_inputs"][0], second["targets"][0]) == ((9,), (9,))
     assert bound.shapes == second
@@ -48,7 +48,11 @@ def test_arrays_are_filled_up_to_the_longest_of_each():
 
 def test_tokens_are_filled_up_with_the_id_of_padding():
     special = {"pad": 7, "end": 1}
-    bound = Mixture(members=(SHORT, LONG)).carried_by("encoder_decoder", "causal").bind(vocabulary(special=special))
+    bound = (
+        ObjectiveMixture(members=(SHORT, LONG))
+        .for_model(carrier("encoder_decoder", "causal"))
+        .bind(vocabulary(special=special))
+    )
     arrays = padded(bound, 0)(row_of([10, 11, 12, 13]), generator())
     check(arrays, encoder_inputs=[10, 11, 12, 199, 1, 7, 7, 7, 7], targets=[199, 13, 1, 7, 7, 7, 7, 7, 7])
     check(arrays, encoder_segment_ids=[1, 1, 1, 1, 1, 0, 0, 0, 0], weights=[1, 1, 1, 0, 0, 0, 0, 0, 0])
@@ -59,7 +63,7 @@ def test_in_one_stack_each_row_has_its_own_prefix():
     assert bound.shapes["prefix_length"] == ((), np.int32) and bound.shapes["inputs"][0] == (9,)
     arrays = padded(bound, 0)(row_of([10, 11, 12, 13]), generator())
     check(arrays, inputs=[10, 11, 12, 199, 1, 199, 13, 0, 0], weights=[0, 0, 0, 0, 1, 1, 1, 0, 0], prefix_length=5)
-    assert all(member.objective.family == "decoder_only" for member in bound.mixed())
+    assert all(member.objective.family == "decoder_only" for member in bound.parts)
 
 
 def test_predictions_of_masked_lm_are_filled_up_too():
@@ -82,9 +86,9 @@ def test_a_mixture_answers_for_its_members():
 
 
 def test_shares_are_weights_that_sum_to_one():
-    shares = [(m.objective.name, m.weight, m.corpora) for m in mixture(SHORT | {"weight": 3}, LONG).mixed()]
+    shares = [(m.objective.name, m.weight, m.corpora) for m in mixture(SHORT | {"weight": 3}, LONG).parts]
     assert shares == [("span_corruption", 0.75, ()), ("prefix_lm", 0.25, ())]
-    only = mixture(LONG | {"corpora": [1, 0]}).mixed()
+    only = mixture(LONG | {"corpora": [1, 0]}).parts
     assert [(member.weight, member.corpora) for member in only] == [(1.0, (1, 0))]
 
 
@@ -178,7 +182,7 @@ def test_the_only_corpus_is_number_zero(tmp_path):
 )
 def test_a_bad_member_is_named(members, message):
     with pytest.raises(UserError, match=message) as caught:
-        Mixture(members=members)
+        ObjectiveMixture(members=members)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -213,16 +217,21 @@ MASKED = {"name": "masked_lm", "sequence_length": 8, "next_sentence": False}
 )  # fmt: skip
 def test_members_that_do_not_go_together_are_refused(members, family, visibility, message):
     with pytest.raises(UserError, match=message) as caught:
-        Mixture(members=members).carried_by(family, visibility)
+        ObjectiveMixture(members=members).for_model(carrier(family, visibility))
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_mixture_is_bound_whole():
+    carried = ObjectiveMixture(members=(SHORT, LONG)).for_model(carrier("encoder_decoder"))
     with pytest.raises(UserError, match="no 'end' token"):
-        Mixture(members=(SHORT, LONG)).carried_by("encoder_decoder", "causal").bind(vocabulary(without=("end",)))
+        carried.bind(vocabulary(without=("end",)))
     bound = mixture(SHORT, LONG)
-    assert [member.objective.words.size for member in bound.mixed()] == [200, 200]
-    assert [type(member.objective) for member in bound.mixed()] == [SpanCorruption, PrefixLM]
+    assert [member.objective.vocabulary.size for member in bound.parts] == [200, 200]
+    assert [type(member.objective) for member in bound.parts] == [SpanCorruption, PrefixLM]
     assert dataclasses.replace(bound, members=bound.members) == bound
-    assert Mixture(members=(CAUSAL,)) == Mixture(members=(CAUSAL,)) != Mixture(members=(CAUSAL | {"weight": 2.0},))
-    assert isinstance(Mixture(members=(CAUSAL,)).mixed()[0].objective, CausalLM)
+    assert (
+        ObjectiveMixture(members=(CAUSAL,))
+        == ObjectiveMixture(members=(CAUSAL,))
+        != ObjectiveMixture(members=(CAUSAL | {"weight": 2.0},))
+    )
+    assert isinstance(ObjectiveMixture(members=(CAUSAL,)).parts[0].objective, CausalLM)

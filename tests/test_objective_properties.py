@@ -260,9 +260,9 @@ def test_what_stands_around_texts_is_never_corrupted(carried):
                 else:  # one separator where the window ends with its document
                     clean = [CLS, *text] if text[-1] == SEP else [CLS, *text, SEP]
                 clean = np.array(clean)
-                special = objective.words.is_special[clean]
+                special = objective.vocabulary.is_special[clean]
                 np.testing.assert_array_equal(ids[special], clean[special])
-                assert not objective.words.is_special[arrays["targets"][arrays["weights"] > 0]].any()
+                assert not objective.vocabulary.is_special[arrays["targets"][arrays["weights"] > 0]].any()
             elif isinstance(objective, CausalLM):
                 first = [CLS] if carried.family == "encoder_only" else []
                 np.testing.assert_array_equal([*ids, arrays["targets"][len(ids) - 1]], [*first, *text])

@@ -92,7 +92,7 @@ def test_what_a_prediction_may_see_is_what_moves_a_model(case, folder):
         examples = [transform(row, generator(number))]
         for place in range(count):
             tokens = row["tokens"].copy()
-            tokens[place] = changed(tokens[place], objective.words, 1 + number)
+            tokens[place] = changed(tokens[place], objective.vocabulary, 1 + number)
             examples.append(transform(row | {"tokens": tokens}, generator(number)))
         found = np.asarray(logits(model_batch(examples, case.family)))
         seen = objective.visible(row, generator(number), case.visibility)

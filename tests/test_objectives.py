@@ -14,6 +14,7 @@ from cases import (
     SENTINELS,
     SEP,
     SPECIAL,
+    carrier,
     check,
     draws,
     generator,
@@ -30,7 +31,7 @@ from jaxformer.objectives.causal_lm import CausalLM
 from jaxformer.objectives.corruption import BertStyle, MassStyle, PlainLM, PrefixLM, ReplaceSpans, SpanCorruption
 from jaxformer.objectives.denoising import Denoising
 from jaxformer.objectives.masked_lm import MaskedLM
-from jaxformer.objectives.objective import put_in, spelled
+from jaxformer.objectives.objective import insert, spelled
 from jaxformer.objectives.parallel_text import ParallelText
 
 
@@ -73,7 +74,7 @@ def test_every_family_is_allowed_or_refused_with_a_reason():
 )
 def test_a_model_that_cannot_carry_an_objective_is_refused(objective, family, visibility, message):
     with pytest.raises(UserError, match=message) as caught:
-        objective.carried_by(family, visibility)
+        objective.for_model(carrier(family, visibility))
     assert str(caught.value).startswith("objective.") and len(str(caught.value).splitlines()) == 1
 
 
@@ -121,17 +122,17 @@ def test_an_objective_is_bound_before_it_writes():
 
 def test_references_are_places_of_the_row_or_ids_put_in():
     tokens = np.array([20, 21, 22], np.int32)
-    written = np.concatenate([[2], put_in([5, 0]), [0]])
+    written = np.concatenate([[2], insert([5, 0]), [0]])
     np.testing.assert_array_equal(spelled(written, tokens), [22, 5, 0, 20])
-    np.testing.assert_array_equal(spelled(put_in([7]), tokens[:0]), [7])
+    np.testing.assert_array_equal(spelled(insert([7]), tokens[:0]), [7])
 
 
 @pytest.mark.parametrize(
     ("member", "role"),
     [
         (CausalLM(packing="documents"), "end"),
-        (CausalLM(packing="documents").carried_by("encoder_only", "causal"), "separator"),
-        (CausalLM().carried_by("encoder_only", "causal"), "classify"),
+        (CausalLM(packing="documents").for_model(carrier("encoder_only", "causal")), "separator"),
+        (CausalLM().for_model(carrier("encoder_only", "causal")), "classify"),
         (MaskedLM(), "mask"),
         (MaskedLM(), "classify"),
         (MaskedLM(), "separator"),
@@ -234,7 +235,7 @@ def test_packing_and_document_mask_by_hand(packing, document_mask):
 @pytest.mark.parametrize("document_mask", [False, True])
 def test_a_causal_encoder_reads_from_classify_on(document_mask):
     """BERT's left-to-right model: [CLS] first, [SEP] after every document, as many predictions as tokens."""
-    objective = CausalLM(sequence_length=6, document_mask=document_mask).carried_by("encoder_only", "causal")
+    objective = CausalLM(sequence_length=6, document_mask=document_mask).for_model(carrier("encoder_only", "causal"))
     bound = objective.bind(vocabulary())
     assert (bound.row_length, bound.separator) == (6, SEP)
     arrays = bound(row_of([10, 11, SEP, 12, 13], segments=[1, 1, 1, 2, 2]), generator())
@@ -267,7 +268,7 @@ class Draws:
 
 
 def test_a_prefix_in_one_stack_by_hand():
-    bound = PrefixLM(sequence_length=6).carried_by("decoder_only", "prefix").bind(vocabulary())
+    bound = PrefixLM(sequence_length=6).for_model(carrier("decoder_only", "prefix")).bind(vocabulary())
     assert (bound.rows, bound.row_length, bound.separator) == ("windows", 7, SPECIAL["end"])
     arrays = bound(row_of(range(10, 17)), Draws(3))
     check(
@@ -289,7 +290,7 @@ def test_a_prefix_in_one_stack_by_hand():
 
 
 def test_a_prefix_in_two_stacks_by_hand():
-    bound = PrefixLM(sequence_length=6).carried_by("encoder_decoder", "causal").bind(vocabulary())
+    bound = PrefixLM(sequence_length=6).for_model(carrier("encoder_decoder", "causal")).bind(vocabulary())
     assert (bound.row_length, bound.separator, bound.source_length, bound.target_length) == (5, None, 6, 6)
     check(
         bound(row_of([10, 11, 12, 13, 14]), Draws(2)),
@@ -337,7 +338,8 @@ def test_a_pair_alone_by_hand():
 
 
 def test_a_pair_in_one_stack_by_hand():
-    bound = ParallelText(source_length=4, target_length=4).carried_by("decoder_only", "prefix").bind(vocabulary())
+    carried = ParallelText(source_length=4, target_length=4).for_model(carrier("decoder_only", "prefix"))
+    bound = carried.bind(vocabulary())
     assert bound.row_settings["pack"] is False  # one pair a row, whatever `pack` says
     check(
         bound(pairs_row(PAIRS[1]), generator()),

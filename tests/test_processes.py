@@ -17,7 +17,7 @@ from training import assert_same_run, logged, make_corpus, pretraining
 
 from jaxformer.checkpoint import finished_steps
 from jaxformer.launch import local
-from jaxformer.launch.policy import Outcome, judge
+from jaxformer.launch.policy import Outcome, outcome_of
 from jaxformer.storage import read_metrics
 
 NUM_STEPS = 200  # a process hears of another's SIGTERM a second or two later
@@ -285,4 +285,4 @@ def test_the_launcher_tells_who_failed_first(scripts: list[str], code: int, said
     ]
     codes = local.ends(started, grace=2.0)
     assert all(process.poll() is not None for process in started)
-    assert judge(codes, lambda worker: "") == Outcome(code, said)
+    assert outcome_of(codes, lambda worker: "") == Outcome(code, said)

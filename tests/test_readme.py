@@ -11,7 +11,7 @@ import pytest
 
 from jaxformer import config as configs
 from jaxformer.objectives import OBJECTIVES
-from jaxformer.objectives.objective import put_in
+from jaxformer.objectives.objective import insert
 from jaxformer.objectives.text_to_text import TextToText
 from jaxformer.tokenizers import Vocabulary
 
@@ -21,7 +21,7 @@ README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding=
 def test_the_objective_of_the_readme_is_all_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     code = re.search(r"\n(    @dataclasses\.dataclass.*?)\n\n(?=\S)", README, re.DOTALL)
     assert code is not None
-    names: dict[str, Any] = {"dataclasses": dataclasses, "np": np, "put_in": put_in, "TextToText": TextToText}
+    names: dict[str, Any] = {"dataclasses": dataclasses, "np": np, "insert": insert, "TextToText": TextToText}
     exec(textwrap.dedent(code[1]), names)
     monkeypatch.setitem(OBJECTIVES, "second_half", names["SecondHalf"])
 
@@ -37,6 +37,6 @@ def test_the_objective_of_the_readme_is_all_that_it_takes(monkeypatch: pytest.Mo
     assert seen.tolist() == [[True, True, *(place < number for place in range(3))] for number in range(4)]
 
     decoder = configs.load("gpt:smoke", [*keys, "model.visibility=prefix"]).objective
-    both = dataclasses.replace(decoder, vocabulary=bound.vocabulary)(row, np.random.default_rng(0))
+    both = decoder.bind(bound.vocabulary)(row, np.random.default_rng(0))
     assert both["inputs"].tolist() == [10, 11, 1, 12, 13, 14, 0] and both["prefix_length"] == 3
     assert both["weights"].tolist() == [0, 0, 1, 1, 1, 1, 0]

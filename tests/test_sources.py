@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from jaxformer.data import stdlib_docs
 from jaxformer.data.files import JSONLines, Parquet, Text
 from jaxformer.data.records import Source
-from jaxformer.data.sources import SOURCES, TFDS, Mixture, StdlibDocs
+from jaxformer.data.sources import SOURCES, TFDS, SourceMixture, StdlibDocs
 from jaxformer.errors import UserError
 
 ALL = {"validation_share": 1e-12}  # practically everything is for training
@@ -505,7 +505,7 @@ def test_tfds_reads_the_built_in_corpus_by_name(built_in: StdlibDocs, jaxformer_
 
 def test_a_mixture_knows_its_members_and_weights(tmp_path: Path) -> None:
     first, second = write(tmp_path / "a.txt", "a"), json_lines(tmp_path / "b.jsonl", {"body": "b"})
-    mixture = Mixture(
+    mixture = SourceMixture(
         members=(
             {"name": "text", "path": first, "document": "line", "weight": 3},
             {"name": "json_lines", "path": second, "text_field": "body"},
@@ -535,21 +535,21 @@ def test_a_mixture_knows_its_members_and_weights(tmp_path: Path) -> None:
 )
 def test_a_bad_member_is_named(member: Any, words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
-        Mixture(members=({"name": "text", "path": "a"}, member))
+        SourceMixture(members=({"name": "text", "path": "a"}, member))
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_mixture_of_nothing_is_refused() -> None:
     with pytest.raises(UserError, match="data.members: a mixture needs at least one member"):
-        Mixture(members=())
+        SourceMixture(members=())
 
 
 def test_keys_of_the_members_are_refused_beside_them() -> None:
     members = ({"name": "text", "path": "a"},)
-    assert Mixture(members=members, workers=2).workers == 2
+    assert SourceMixture(members=members, workers=2).workers == 2
     with pytest.raises(UserError, match="data.max_examples: .* set it in data.members"):
-        Mixture(members=members, max_examples=5)
+        SourceMixture(members=members, max_examples=5)
 
 
 def test_every_source_of_the_list_is_tested() -> None:
-    assert set(SOURCES.values()) == {StdlibDocs, TFDS, Text, JSONLines, Parquet, Mixture}
+    assert set(SOURCES.values()) == {StdlibDocs, TFDS, Text, JSONLines, Parquet, SourceMixture}

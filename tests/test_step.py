@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,24 @@ from jaxformer.footprint.chips import peak
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.model import Model
 from jaxformer.models.presets import PRESETS
+from jaxformer.training.distillation import DistillationConfig
 from jaxformer.training.flops import flops_per_example
 from jaxformer.training.losses import cross_entropy, weighted
-from jaxformer.training.step import init_state, make_eval_step, make_train_step
+from jaxformer.training.step import (
+    StepParts,
+    Teaching,
+    accumulated,
+    coefficients_of,
+    counts_of,
+    either,
+    gradients_of,
+    init_state,
+    loss_of,
+    make_eval_step,
+    make_train_step,
+    micro_batches,
+    rng_of_step,
+)
 from jaxformer.trees import flatten
 
 FAMILIES = ["gpt3", "bert", "t5"]
@@ -65,6 +81,64 @@ def test_steps_lower_the_loss_and_dropout_follows_the_step() -> None:
     frozen = init_state(model, optimizer, jax.random.key(0))
     two = [step(frozen._replace(step=jnp.int32(n)), batch, jax.random.key(1), 0.1)[1]["loss"] for n in (0, 0, 1)]
     assert two[0] == two[1] != two[2]
+
+
+def parts_of(name: str, **parts: Any) -> StepParts:
+    optimizer = optax.with_extra_args_support(optax.sgd(0.1))
+    return StepParts(model_of(name), supervision_of(name), optimizer, **parts)
+
+
+def test_micro_batches_take_turns() -> None:
+    pieces = micro_batches({"inputs": jnp.arange(12).reshape(6, 2)}, 3)
+    assert pieces["inputs"][:, :, 0].tolist() == [[0, 6], [2, 8], [4, 10]]
+
+
+def test_accumulation_sums_over_micro_batches_with_an_rng_each() -> None:
+    def function(batch: Any, rng: jax.Array) -> Any:
+        return jnp.sum(batch["x"], axis=0), jax.random.uniform(rng)
+
+    batch, rng = {"x": jnp.arange(8.0).reshape(4, 2)}, jax.random.key(5)
+    whole, _ = accumulated(function, batch, rng, 1)
+    summed, drawn = accumulated(function, batch, rng, 2)
+    assert summed.tolist() == whole.tolist() == [12.0, 16.0]
+    assert float(drawn) == pytest.approx(sum(float(jax.random.uniform(one)) for one in jax.random.split(rng, 2)))
+
+
+def test_a_step_draws_from_the_runs_rng_by_its_number() -> None:
+    rng = jax.random.key(1)
+    first, again, second = (jax.random.key_data(rng_of_step(rng, jnp.int32(n), None)).tolist() for n in (3, 3, 4))
+    assert first == again != second
+
+
+def test_the_loss_is_the_sum_of_coefficient_times_mean() -> None:
+    parts, batch = parts_of("bert"), batch_of("bert")
+    params, rng = jax.jit(parts.model.init)(jax.random.key(0)), jax.random.key(1)
+    counts = counts_of(parts, batch)
+    assert {name: float(count) for name, count in counts.items()} == {
+        "tokens": float(batch["weights"].sum()), "next_sentence": 4.0,
+    }  # fmt: skip
+    loss, means = loss_of(parts, counts, None, params, batch, rng)
+    assert float(loss) == pytest.approx(float(means["tokens"] + means["next_sentence"]), rel=1e-6)
+    doubled = dataclasses.replace(parts, shard_gradients=lambda gradients: jax.tree.map(lambda x: 2 * x, gradients))
+    (value, _), gradients = gradients_of(parts, counts, None, params, batch, rng)
+    assert float(value) == pytest.approx(float(loss), rel=1e-6)
+    twice = gradients_of(doubled, counts, None, params, batch, rng)[1]
+    np.testing.assert_allclose(twice["embedding"]["tokens"], 2 * gradients["embedding"]["tokens"], rtol=1e-5)
+
+
+def test_a_teacher_adds_its_losses_and_weighs_the_hard_one() -> None:
+    config = DistillationConfig(teacher="t", hard_weight=0.5, soft_weight=2.0, cosine_weight=3.0, positions="all")
+    parts, batch = parts_of("gpt3", teaching=Teaching(config, model_of("gpt3"))), batch_of("gpt3")
+    assert coefficients_of(parts) == {"tokens": 0.5, "soft": 2.0, "cosine": 3.0}
+    assert coefficients_of(dataclasses.replace(parts, teaching=None)) == {"tokens": 1.0}
+    counts = counts_of(parts, batch)
+    assert float(counts["soft"]) == float(counts["cosine"]) == float((batch["segment_ids"] > 0).sum())
+
+
+def test_either_of_two_trees() -> None:
+    first, second = {"a": jnp.array([1.0, 2.0])}, {"a": jnp.array([jnp.nan, 4.0])}
+    assert either(jnp.array(True), first, second)["a"].tolist() == [1.0, 2.0]
+    assert either(jnp.array(False), second, first)["a"].tolist() == [1.0, 2.0]
 
 
 def test_evaluation_sums_by_hand() -> None:

@@ -6,7 +6,7 @@ What may come in: another source, another kind of row.
 What must not: JAX, and state: nothing that depends on the number of hosts or workers."""
 
 from jaxformer.data.batches import Member, evaluation_batches, train_batches
-from jaxformer.data.preparing import corpus_tokenizer, parts_of, prepare, training_texts, weighted_sources
+from jaxformer.data.preparing import corpus_tokenizer, prepare, training_texts, weighted_sources
 from jaxformer.data.sources import SOURCES
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "SOURCES",
     "corpus_tokenizer",
     "evaluation_batches",
-    "parts_of",
     "prepare",
     "train_batches",
     "training_texts",

@@ -10,10 +10,10 @@ from typing import Any
 from jaxformer.data.batches import Member
 from jaxformer.data.records import Source
 from jaxformer.data.rows import build_rows
-from jaxformer.data.sources import Mixture as Mixed
+from jaxformer.data.sources import SourceMixture
 from jaxformer.data.store import build_examples, build_pairs, build_store
 from jaxformer.errors import UserError
-from jaxformer.objectives import Mixture, Objective, Padded, Part
+from jaxformer.objectives import Padded, Supervision
 from jaxformer.storage import cache_folder
 from jaxformer.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 
@@ -22,17 +22,14 @@ Progress = Callable[[str, int, int], None]
 
 def weighted_sources(source: Source) -> list[tuple[Source, float]]:
     """Return a mixture's members with their weights; any other source is its own only member."""
-    return source.sources() if isinstance(source, Mixed) else [(source, 1.0)]
+    return source.sources() if isinstance(source, SourceMixture) else [(source, 1.0)]
 
 
-def parts_of(supervision: Any) -> list[Part]:
-    """Return a mixture's objectives with their shares; any other objective, or a task, is its own only part."""
-    return supervision.mixed() if isinstance(supervision, Mixture) else [Part(supervision, 1.0, ())]
-
-
-def corpus_tokenizer(config: Any, source: Source, supervision: Any, progress: Progress | None = None) -> Tokenizer:
+def corpus_tokenizer(
+    config: Any, source: Source, supervision: Supervision, progress: Progress | None = None
+) -> Tokenizer:
     """Return the tokenizer that `config` asks for, trained on the training text unless that was done before."""
-    if not hasattr(config, "vocab_size"):
+    if not config.trained:
         return load_tokenizer(config.path)
     fingerprints = [[corpus.fingerprint("train"), *fields] for corpus, fields in _read(source, supervision)]
     key = json.dumps([type(config).__name__, dataclasses.asdict(config), fingerprints])
@@ -44,18 +41,18 @@ def corpus_tokenizer(config: Any, source: Source, supervision: Any, progress: Pr
     return load_tokenizer(path)
 
 
-def training_texts(source: Source, supervision: Any) -> Iterator[str]:
+def training_texts(source: Source, supervision: Supervision) -> Iterator[str]:
     """Yield every text of the training split that an objective or a task reads, once."""
     for corpus, fields in _read(source, supervision):
         yield from corpus.texts("train", fields)
 
 
-def _read(source: Source, supervision: Any) -> list[tuple[Source, tuple[str, ...]]]:
+def _read(source: Source, supervision: Supervision) -> list[tuple[Source, tuple[str, ...]]]:
     """Return the corpora that are read and which fields of each; none: its documents, of which a task's are parts."""
     corpora = [corpus for corpus, _ in weighted_sources(source)]
     read = dict.fromkeys(
-        (number, getattr(part.objective, "fields", ()) if isinstance(part.objective, Objective) else ())
-        for part in parts_of(supervision)
+        (number, () if part.objective.labelled else part.objective.fields)
+        for part in supervision.parts
         for number in part.corpora or range(len(corpora))
         if 0 <= number < len(corpora)
     )
@@ -63,15 +60,15 @@ def _read(source: Source, supervision: Any) -> list[tuple[Source, tuple[str, ...
 
 
 def prepare(
-    source: Source, supervision: Any, tokenizer: Tokenizer, split: str, *, seed: int, progress: Progress | None = None,
-    cache: Path | None = None,
+    source: Source, supervision: Supervision, tokenizer: Tokenizer, split: str, *, seed: int,
+    progress: Progress | None = None, cache: Path | None = None,
 ) -> list[Member]:  # fmt: skip
     """Return the rows of an objective, or the examples of a task, of one split: a member for each corpus of a mixture
     and for each objective that reads it. Stores are kept in `cache` (None: where all of them are).
 
     Raises UserError for malformed data, an empty split, and a number of a corpus that there is not.
     """
-    corpora, parts = weighted_sources(source), parts_of(supervision)
+    corpora, parts = weighted_sources(source), supervision.parts
     cache = cache or cache_folder()
     members: list[Member] = []
     for number, part in enumerate(parts):
@@ -88,7 +85,7 @@ def prepare(
             for corpus in range(len(corpora))
         ]
         sizes = [len(rows) for rows in found]
-        rates = source.rates(sizes) if isinstance(source, Mixed) else [1.0]
+        rates = source.rates(sizes) if isinstance(source, SourceMixture) else [1.0]
         total = sum(rates[corpus] for corpus in wanted)
         transform = Padded(part.objective, supervision.shapes) if len(parts) > 1 else part.objective
         for corpus in wanted:
@@ -101,12 +98,12 @@ def prepare(
 
 
 def _rows(
-    source: Source, supervision: Any, tokenizer: Tokenizer, split: str, seed: int, cache: Path,
+    source: Source, supervision: Supervision, tokenizer: Tokenizer, split: str, seed: int, cache: Path,
     progress: Progress | None,
 ) -> Any:  # fmt: skip
-    if hasattr(supervision, "labels"):
+    if supervision.labelled:
         return build_examples(source, split, tokenizer, supervision.fields, cache, progress)
-    if hasattr(supervision, "fields"):
+    if supervision.fields:
         store = build_pairs(source, split, tokenizer, supervision.fields, cache, progress)
     else:
         store = build_store(source, split, tokenizer, cache, progress)

@@ -127,7 +127,7 @@ def _named(builder: Any, record: Record) -> Record:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mixture(Source):
+class SourceMixture(Source):
     """Several sources at once: `members` are {"name": …, "weight": …, the source's own keys}.
 
     `mixing` "weights" draws members by their weights (GPT-3, table 2.2). "proportional" draws them by weight x their
@@ -156,7 +156,7 @@ class Mixture(Source):
 
     @functools.cached_property
     def _read(self) -> list[tuple[Source, float, dict[str, Any]]]:
-        choices = {name: source for name, source in SOURCES.items() if source is not Mixture}
+        choices = {name: source for name, source in SOURCES.items() if source is not SourceMixture}
         return read_members("data", self.members, choices, {"cap": 0})
 
     def sources(self) -> list[tuple[Source, float]]:
@@ -182,5 +182,5 @@ SOURCES: dict[str, type[Source]] = {
     "text": Text,
     "json_lines": JSONLines,
     "parquet": Parquet,
-    "mixture": Mixture,
+    "mixture": SourceMixture,
 }

@@ -11,7 +11,8 @@ from jaxformer.checks import check_choice, check_range
 from jaxformer.devices import gathered
 from jaxformer.generation import GenerationConfig, generate
 from jaxformer.models import Model, Params
-from jaxformer.tasks import judge
+from jaxformer.objectives import Supervision
+from jaxformer.tasks import task_metrics
 from jaxformer.tokenizers import Tokenizer
 
 HostBatch = Mapping[str, np.ndarray]
@@ -33,7 +34,7 @@ class EvaluationConfig:
 
 def evaluate(
     model: Model,
-    supervision: Any,
+    supervision: Supervision,
     eval_step: Callable[..., Any],
     params: Params,
     batches: Iterable[HostBatch],
@@ -56,7 +57,7 @@ def evaluate(
         sums, predictions = eval_step(params, placed)
         for name, values in sums.items():
             totals[name] = totals.get(name, np.zeros(3)) + np.array([float(value) for value in values])
-        if getattr(supervision, "decodes", False):
+        if supervision.decodes:
             whole = {name: gathered(placed[name]) for name in batch}  # every process writes every answer
             true, guess = _written(model, params, whole, tokenizer, labels)
             truth.append(true)
@@ -75,7 +76,7 @@ def evaluate(
         elif name != "label":
             metrics |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
     if truth:
-        metrics |= judge(supervision.metrics, np.concatenate(truth), np.concatenate(guesses), len(labels))
+        metrics |= task_metrics(supervision.metrics, np.concatenate(truth), np.concatenate(guesses), len(labels))
     return metrics
 
 

@@ -15,10 +15,10 @@ import numpy as np
 from jaxformer import config as configs
 from jaxformer.checks import check_choice, check_range
 from jaxformer.config import Config
-from jaxformer.data import parts_of, prepare, train_batches, training_texts
+from jaxformer.data import prepare, train_batches, training_texts
 from jaxformer.errors import UserError, suggest
 from jaxformer.models import FAMILIES
-from jaxformer.objectives import OBJECTIVES, TOKENS, Mixture, Part, Row
+from jaxformer.objectives import OBJECTIVES, TOKENS, ObjectiveMixture, Part, Row
 from jaxformer.tokenizers import ByteBPE, Tokenizer, Unigram, WordPiece, load_tokenizer, train_tokenizer
 
 # The models that an objective without an experiment is for: of them only the family and what a decoder reads first
@@ -42,7 +42,7 @@ class Example:
     row: int
     num_rows: int
     arrays: dict[str, np.ndarray]
-    put_in: dict[str, np.ndarray]  # bool, for every array of tokens; padding is not put in
+    inserted: dict[str, np.ndarray]  # bool, for every array of tokens; padding is not inserted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ def draw_examples(
     resolved = _experiment(text, name, config, family, [*given, *overrides])
     if length is not None or not config:
         resolved = _at_length(resolved, _LENGTH if length is None else length, overrides)
-    parts = parts_of(resolved.objective)
+    parts = resolved.objective.parts
     _check_text(text, resolved.data, parts)
     if tokenizer is not None:
         found, origin = load_tokenizer(tokenizer), str(tokenizer)
@@ -91,13 +91,9 @@ def draw_examples(
     return Examples(objective, resolved.model.family, resolved.model.visibility, found, origin, drawn)
 
 
-def _fields(part: Part) -> tuple[str, ...]:
-    """The fields of the data that an objective reads; none of plain text."""
-    return getattr(part.objective, "fields", ())
-
-
 def _masks(name: str) -> bool:
-    return "mask" in getattr(OBJECTIVES[name], "needs", ())
+    kind: Any = OBJECTIVES[name]
+    return "mask" in kind.needs
 
 
 def _experiment(text: Path, name: str, config: str, family: str, overrides: Sequence[str]) -> Config:
@@ -151,27 +147,28 @@ def _carried(name: str, family: str, data: Mapping[str, Any], overrides: Sequenc
 def _at_length(config: Config, length: int, overrides: Sequence[str]) -> Config:
     """Return a config whose objective has rows of `length` tokens, where the overrides do not say how long they are."""
     given, objective = {override.partition("=")[0] for override in overrides}, config.objective
-    if isinstance(objective, Mixture):
+    if isinstance(objective, ObjectiveMixture):
         members = [
             _lengths(member["name"], length) | member if "objective.members" in given
             else member | _lengths(member["name"], length)
             for member in objective.members
         ]  # fmt: skip
-        mixture = Mixture(members=tuple(members))
-        return dataclasses.replace(config, objective=mixture.carried_by(config.model.family, config.model.visibility))
+        mixture = ObjectiveMixture(members=tuple(members))
+        return dataclasses.replace(config, objective=mixture.for_model(config.model))
     lengths = {key: value for key, value in _lengths(objective.name, length).items() if f"objective.{key}" not in given}
     return dataclasses.replace(config, objective=dataclasses.replace(objective, **lengths))
 
 
 def _lengths(name: str, length: int) -> dict[str, int]:
-    fields = {field.name for field in dataclasses.fields(OBJECTIVES[name])}
+    kind: Any = OBJECTIVES[name]
+    fields = {field.name for field in dataclasses.fields(kind)}
     return {key: length for key in _LENGTHS if key in fields}
 
 
 def _check_text(text: Path, source: Any, parts: Sequence[Part]) -> None:
     for part in parts:
-        if _fields(part) and text.suffix != ".jsonl":
-            fields = " and ".join(_fields(part))
+        if part.objective.fields and text.suffix != ".jsonl":
+            fields = " and ".join(part.objective.fields)
             raise UserError(
                 f"--text={text}: {part.objective.name} reads pairs; give a .jsonl file with the fields {fields}"
             )
@@ -191,7 +188,7 @@ def fitting_tokenizer(parts: Sequence[Part], family: str) -> Any:
 
 def _tokenizer(settings: Any, config: Config, text: Path) -> tuple[Tokenizer, str]:
     """Return the tokenizer of these settings, trained on all that the objectives read, and where it comes from."""
-    if not hasattr(settings, "vocab_size"):
+    if not settings.trained:
         return load_tokenizer(settings.path), settings.path
     trained = train_tokenizer(settings, training_texts(config.data, config.objective))
     return trained, f"{type(settings).__name__}, trained on {text.name}"
@@ -208,16 +205,16 @@ class _Traced:
     def __call__(self, row: Row, rng: np.random.Generator) -> dict[str, Any]:
         written = self.objective.write(row, copy.deepcopy(rng))
         arrays = self.transform(row, rng)
-        put_in = {name: np.zeros(len(arrays[name]), bool) for name in TOKENS if name in arrays}
-        for name, places in put_in.items():
+        inserted = {name: np.zeros(len(arrays[name]), bool) for name in TOKENS if name in arrays}
+        for name, places in inserted.items():
             references = np.asarray(written[name])[: len(places)]
             places[: len(references)] = references < 0
-        return {"member": self.member, "row": row["number"], "arrays": arrays, "put_in": put_in}
+        return {"member": self.member, "row": row["number"], "arrays": arrays, "inserted": inserted}
 
 
 def _draw(objective: Any, source: Any, tokenizer: Tokenizer, count: int, seed: int) -> list[Example]:
     """Return the first `count` examples of training a bound objective on `source`. Nothing is kept on disk."""
-    parts = parts_of(objective)
+    parts = objective.parts
     with tempfile.TemporaryDirectory(prefix="jaxformer-") as folder:
         members = prepare(source, objective, tokenizer, "train", seed=seed, cache=Path(folder))
         traced = [
@@ -239,7 +236,7 @@ def _draw(objective: Any, source: Any, tokenizer: Tokenizer, count: int, seed: i
                 int(batch["row"][place]),
                 len(members[member].rows),
                 {name: values[place] for name, values in batch["arrays"].items()},
-                {name: values[place] for name, values in batch["put_in"].items()},
+                {name: values[place] for name, values in batch["inserted"].items()},
             )
         )
     return examples

@@ -10,12 +10,11 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from jaxformer.data import parts_of
 from jaxformer.explain.examples import Example, Examples
-from jaxformer.objectives import Mixture
+from jaxformer.objectives import ObjectiveMixture
 from jaxformer.tokenizers import Tokenizer
 
-PUT_IN, PREDICTED, QUIET, TITLE = "cyan", "bold underline", "dim", "bold"
+INSERTED, PREDICTED, QUIET, TITLE = "cyan", "bold underline", "dim", "bold"
 _HEADS = {"next_sentence": ("B follows", "B is random")}
 _SPACES = {"\n": "⏎", "\t": "⇥", " ": "␣"}
 
@@ -46,8 +45,8 @@ def as_json(shown: Examples) -> dict[str, Any]:
                 "number": number,
                 "objective": example.objective.name,
                 "row": example.row,
-                "tokens": {name: shown.tokenizer.tokens(example.arrays[name]) for name in example.put_in},
-                "put_in": {name: places.tolist() for name, places in example.put_in.items()},
+                "tokens": {name: shown.tokenizer.tokens(example.arrays[name]) for name in example.inserted},
+                "put_in": {name: places.tolist() for name, places in example.inserted.items()},
                 "arrays": {name: values.tolist() for name, values in example.arrays.items()},
             }
             for number, example in enumerate(shown.drawn)
@@ -82,15 +81,15 @@ def _piece(tokenizer: Tokenizer, number: int) -> str:
 
 
 def _lines(shown: Examples, coloured: bool) -> Iterator[Line]:
-    carrier, is_mixture = f"{shown.family}, {shown.visibility}", isinstance(shown.objective, Mixture)
+    carrier, is_mixture = f"{shown.family}, {shown.visibility}", isinstance(shown.objective, ObjectiveMixture)
     if is_mixture:
         yield 0, Text(f"mixture · {carrier}", TITLE)
-        for part in parts_of(shown.objective):
+        for part in shown.objective.parts:
             yield 2, Text(f"{part.weight:.0%} {_headline(part.objective)}")
     else:
         yield 0, Text(f"{_headline(shown.objective)} · {carrier}", TITLE)
     yield 0, Text(f"tokenizer: {shown.tokenizer.vocab_size:,} tokens, {shown.origin}", QUIET)
-    colours = [("put in by the objective", PUT_IN), ", ", ("predicted", PREDICTED)]
+    colours = [("put in by the objective", INSERTED), ", ", ("predicted", PREDICTED)]
     yield 0, Text.assemble(*(colours if coloured else ["{put in by the objective}"]), ", ·within a word·")
     for number, example in enumerate(shown.drawn):
         of = f" · {example.objective.name}" if is_mixture else ""
@@ -108,13 +107,13 @@ def _headline(objective: Any) -> str:
 
 def _words(example: Example, tokenizer: Tokenizer, coloured: bool) -> Words:
     words: Words = {}
-    for name, put_in in example.put_in.items():
-        styles = np.where(put_in, PUT_IN, "").astype(object)
+    for name, inserted in example.inserted.items():
+        styles = np.where(inserted, INSERTED, "").astype(object)
         if name == "inputs" and "predict_positions" in example.arrays:
             styles[example.arrays["predict_positions"][example.arrays["weights"] > 0]] += f" {PREDICTED}"
         words[name] = [
             Text(f"{{{piece}}}" if own and not coloured else piece, style.strip())
-            for piece, own, style in zip(pieces(tokenizer, example.arrays[name]), put_in, styles, strict=True)
+            for piece, own, style in zip(pieces(tokenizer, example.arrays[name]), inserted, styles, strict=True)
         ]
     return words
 

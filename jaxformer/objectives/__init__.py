@@ -1,6 +1,6 @@
 """What a model is pretrained on: pure numpy functions from a row of tokens to the arrays of one example.
 
-What lives here: the objectives of the papers by their names, and the protocol that tasks meet, too.
+What lives here: the objectives of the papers by their names, and the protocol that tasks meet, too (`supervision`).
 What may come in: another objective, and a line in OBJECTIVES.
 What must not: JAX, text, files."""
 
@@ -25,29 +25,32 @@ from jaxformer.objectives.denoising import (
     TokenMasking,
 )
 from jaxformer.objectives.masked_lm import MaskedLM
-from jaxformer.objectives.mixture import Mixture, Padded, Part
+from jaxformer.objectives.mixture import ObjectiveMixture, Padded
 from jaxformer.objectives.objective import TOKENS, Objective, Row
 from jaxformer.objectives.parallel_text import ParallelText
+from jaxformer.objectives.supervision import Encode, Part, Supervision
 from jaxformer.objectives.text_to_text import TextToText
 
 __all__ = [
+    "Encode",
     "FLOAT",
     "INT",
-    "Mixture",
     "NOT_PROVIDED",
     "OBJECTIVES",
     "Objective",
+    "ObjectiveMixture",
     "Padded",
     "Part",
     "Row",
     "Shapes",
+    "Supervision",
     "TOKENS",
     "TextToText",
     "padded",
     "row_arrays",
 ]
 
-OBJECTIVES: dict[str, type] = {
+OBJECTIVES: dict[str, type[Supervision]] = {
     CausalLM.name: CausalLM,
     PrefixLM.name: PrefixLM,
     MaskedLM.name: MaskedLM,
@@ -65,7 +68,7 @@ OBJECTIVES: dict[str, type] = {
     DocumentRotation.name: DocumentRotation,
     Denoising.name: Denoising,
     ParallelText.name: ParallelText,
-    Mixture.name: Mixture,
+    ObjectiveMixture.name: ObjectiveMixture,
 }
 
 # Of the eight papers, what is not here, and why.

@@ -1,15 +1,18 @@
 """Causal language modelling: predict the next token (GPT, section 3.1; GPT-2; GPT-3; BERT, section 5.1)."""
 
 import dataclasses
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 
 from jaxformer.checks import check_choice, check_range
 from jaxformer.errors import UserError
 from jaxformer.objectives.arrays import INT, Shapes, positions
-from jaxformer.objectives.objective import Objective, Row, Written, put_in, row_shapes, target_shapes
+from jaxformer.objectives.objective import Objective, Row, Written, insert, row_shapes, target_shapes
 from jaxformer.tokenizers import Vocabulary
+
+if TYPE_CHECKING:
+    from jaxformer.models import TransformerConfig
 
 PACKINGS = {"windows": "windows", "documents": "packed"}
 
@@ -41,21 +44,21 @@ class CausalLM(Objective):
         check_range("objective.sequence_length", self.sequence_length, at_least=1)
         check_choice("objective.packing", self.packing, PACKINGS)
 
-    def carried_by(self, family: str, visibility: str) -> Self:
-        """Return a copy for a model of this family. Raises UserError when the model sees what it predicts."""
-        if family in self.families and visibility == "full":
+    def for_model(self, model: "TransformerConfig") -> Self:
+        """Return a copy for a model. Raises UserError when the model sees what it predicts."""
+        if model.family in self.families and model.visibility == "full":
             raise UserError(
                 "objective.name: causal_lm cannot train a model that sees what it predicts; set model.visibility=causal"
             )
-        return super().carried_by(family, visibility)
+        return super().for_model(model)
 
-    def bind(self, vocabulary: Vocabulary) -> Self:
-        """Return a copy that knows the ids. Raises UserError when documents are packed and nothing can end them."""
+    def check_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Raise UserError when a token is lacking that is needed, or documents are packed and nothing can end them."""
         if self.family == "encoder_only":
             vocabulary.id("classify")
         if self.packing == "documents":
             vocabulary.id(self._end)
-        return super().bind(vocabulary)
+        super().check_vocabulary(vocabulary)
 
     @property
     def rows(self) -> str:  # type: ignore[override]
@@ -67,7 +70,7 @@ class CausalLM(Objective):
 
     @property
     def separator(self) -> int | None:
-        return self.words.special.get(self._end)
+        return self.vocabulary.special.get(self._end)
 
     @property
     def row_length(self) -> int:
@@ -86,7 +89,7 @@ class CausalLM(Objective):
             segments = np.ones_like(segments)
         text = np.arange(len(segments))
         if self.family == "encoder_only" and len(text):
-            text = np.concatenate([put_in([self.words.id("classify")]), text])
+            text = np.concatenate([insert([self.vocabulary.id("classify")]), text])
             segments = np.concatenate([segments[:1], segments])
         written = {
             "inputs": text[:-1],

@@ -6,7 +6,7 @@ Each objective of the paper is one choice of the three, and a name for it.
 import dataclasses
 import functools
 import math
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 
@@ -20,9 +20,12 @@ from jaxformer.objectives.noise import (
     random_suffix_noise_mask,
     spans_to_sentinels,
 )
-from jaxformer.objectives.objective import Row, put_in
+from jaxformer.objectives.objective import Row, insert
 from jaxformer.objectives.text_to_text import TextToText
 from jaxformer.tokenizers import Vocabulary
+
+if TYPE_CHECKING:
+    from jaxformer.models import TransformerConfig
 
 NOISES = ("spans", "iid", "suffix", "all")
 INPUTS = ("sentinels", "mask", "mask_or_random", "drop", "permute")
@@ -75,8 +78,8 @@ class Corruption(TextToText):
         for key, choices in {"noise": NOISES, "inputs": INPUTS, "targets": TARGETS}.items():
             check_choice(f"objective.{key}", getattr(self, key), choices)
 
-    def bind(self, vocabulary: Vocabulary) -> Self:
-        """Return a copy that knows the ids. Raises UserError when EOS, padding or enough sentinels are lacking."""
+    def check_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Raise UserError when EOS, padding or enough sentinels are lacking."""
         spans = self._most_spans
         if len(vocabulary.sentinels) < spans:
             raise UserError(
@@ -86,7 +89,7 @@ class Corruption(TextToText):
             )
         if self.inputs.startswith("mask") and not len(vocabulary.sentinels):
             vocabulary.id("mask")
-        return super().bind(vocabulary)
+        super().check_vocabulary(vocabulary)
 
     @property
     def row_length(self) -> int:
@@ -137,7 +140,7 @@ class Corruption(TextToText):
         """Return source and target as references, each with EOS."""
         text = np.arange(min(len(row["tokens"]), self.row_length))
         noise = self._noise(len(text), rng)
-        end = put_in([self.words.id("end")] if self.delimited else [])
+        end = insert([self.vocabulary.id("end")] if self.delimited else [])
         source = np.concatenate([self._inputs(text, noise, rng), end])
         return source, np.concatenate([self._targets(text, noise), end])
 
@@ -151,27 +154,27 @@ class Corruption(TextToText):
         mask = bernoulli_noise_mask(length, self.noise_density, rng)
         if "sentinels" in (self.inputs, self.targets):
             # Of kept runs there may be one more than of noise.
-            mask = first_runs(mask, len(self.words.sentinels) - 1)
+            mask = first_runs(mask, len(self.vocabulary.sentinels) - 1)
         return mask
 
     def _inputs(self, text: np.ndarray, noise: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if self.inputs == "sentinels":
-            return spans_to_sentinels(text, noise, put_in(self.words.sentinels))
+            return spans_to_sentinels(text, noise, insert(self.vocabulary.sentinels))
         if self.inputs == "drop":
             return text[~noise]
         if self.inputs == "permute":
             return rng.permutation(text)
-        mask = self.words.special["mask"] if "mask" in self.words.special else self.words.sentinels[0]
-        written = np.where(noise, put_in(mask), text)
+        mask = self.vocabulary.special["mask"] if "mask" in self.vocabulary.special else self.vocabulary.sentinels[0]
+        written = np.where(noise, insert(mask), text)
         if self.inputs == "mask_or_random":
             random = noise & (rng.random(len(text)) < self.random_share)
             # From 3 on, as in T5's code: past padding, EOS and the unknown token.
-            written = np.where(random, put_in(rng.integers(3, self.words.size, size=len(text))), written)
+            written = np.where(random, insert(rng.integers(3, self.vocabulary.size, size=len(text))), written)
         return written
 
     def _targets(self, text: np.ndarray, noise: np.ndarray) -> np.ndarray:
         if self.targets == "sentinels":
-            return spans_to_sentinels(text, ~noise, put_in(self.words.sentinels))
+            return spans_to_sentinels(text, ~noise, insert(self.vocabulary.sentinels))
         return text[noise] if self.targets == "noise" else text
 
 
@@ -281,11 +284,11 @@ class PrefixLM(Corruption):
     inputs: str = "drop"
     targets: str = "noise"
 
-    def carried_by(self, family: str, visibility: str) -> Self:
-        """Return a copy for a model of this family. Raises UserError when a single stack does not see the prefix."""
-        if family == "decoder_only" and visibility == "causal":
+    def for_model(self, model: "TransformerConfig") -> Self:
+        """Return a copy for a model. Raises UserError when a single stack does not see the prefix."""
+        if model.family == "decoder_only" and model.visibility == "causal":
             raise UserError("objective.name: prefix_lm needs a model that sees the prefix; set model.visibility=prefix")
-        return super().carried_by(family, visibility)
+        return super().for_model(model)
 
     @property
     def delimited(self) -> bool:  # type: ignore[override]
@@ -293,7 +296,7 @@ class PrefixLM(Corruption):
 
     @property
     def separator(self) -> int | None:
-        return None if self.delimited else self.words.special.get("end")
+        return None if self.delimited else self.vocabulary.special.get("end")
 
     @property
     def row_length(self) -> int:

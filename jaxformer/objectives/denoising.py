@@ -2,14 +2,14 @@
 
 import dataclasses
 import math
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 
 from jaxformer.checks import check_choice, check_range
 from jaxformer.objectives.arrays import check_word_starts
 from jaxformer.objectives.noise import infilling_spans, inserted, permuted_sentences, rotated
-from jaxformer.objectives.objective import Row, put_in
+from jaxformer.objectives.objective import Row, insert
 from jaxformer.objectives.text_to_text import TextToText
 from jaxformer.tokenizers import Vocabulary
 
@@ -54,12 +54,12 @@ class Denoising(TextToText):
             check_range("objective.mean_span_length", self.mean_span_length, at_least=0.1)
         check_choice("objective.replace", self.replace, REPLACES)
 
-    def bind(self, vocabulary: Vocabulary) -> Self:
-        """Return a copy that knows the ids. Raises UserError when the tokenizer lacks a token that is needed, or words
-        of which whole ones are to be masked."""
+    def check_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Raise UserError when the tokenizer lacks a token that is needed, or words of which whole ones are to be
+        masked."""
         if self.whole_words and self.masking_rate > 0:
             check_word_starts(vocabulary, "whole_words")
-        return super().bind(vocabulary)
+        super().check_vocabulary(vocabulary)
 
     @property
     def row_length(self) -> int:
@@ -75,9 +75,9 @@ class Denoising(TextToText):
 
     def sides(self, row: Row, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Return source and target as references, with `<s>`, where there is one, and `</s>` around both."""
-        end, start = put_in([self.words.id("end")]), put_in([])
-        if "start" in self.words.special:
-            start = put_in([self.words.id("start")])
+        end, start = insert([self.vocabulary.id("end")]), insert([])
+        if "start" in self.vocabulary.special:
+            start = insert([self.vocabulary.id("start")])
         text = np.arange(min(len(row["tokens"]), self.row_length))
         tokens = np.asarray(row["tokens"])
         noisy = self._corrupt(text, tokens, np.asarray(row["sentence_starts"])[: len(text)], rng)
@@ -90,7 +90,7 @@ class Denoising(TextToText):
         if self.permute_share > 0:
             text = permuted_sentences(text, sentence_starts, self.permute_share, rng)
         if self.masking_rate > 0:
-            begins = self.words.word_starts[tokens[text]] if self.whole_words else np.ones(len(text), bool)
+            begins = self.vocabulary.word_starts[tokens[text]] if self.whole_words else np.ones(len(text), bool)
             text = self._mask(text, begins, rng)
         if self.insert_rate > 0:
             text = inserted(text, self._masks(math.ceil(self.insert_rate * len(text)), rng), rng)
@@ -103,9 +103,9 @@ class Denoising(TextToText):
             # Each token of a span is what the span's own mask is, drawn anew where that is a random token.
             owner = np.repeat(np.arange(len(firsts)), ends - firsts)
             places = np.arange(len(owner)) - np.repeat(np.cumsum(ends - firsts) - (ends - firsts), ends - firsts)
-            mask = put_in(self.words.id("mask"))
+            mask = insert(self.vocabulary.id("mask"))
             random = (masks != mask)[owner]
-            drawn = put_in(rng.integers(self.words.size, size=len(owner)))
+            drawn = insert(rng.integers(self.vocabulary.size, size=len(owner)))
             text = text.copy()
             text[firsts[owner] + places] = np.where(random, drawn, mask)
         else:
@@ -120,7 +120,7 @@ class Denoising(TextToText):
     def _masks(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """Return `count` masks, `random_share` of them tokens drawn uniformly."""
         random = rng.random(count) < self.random_share
-        return put_in(np.where(random, rng.integers(self.words.size, size=count), self.words.id("mask")))
+        return insert(np.where(random, rng.integers(self.vocabulary.size, size=count), self.vocabulary.id("mask")))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,15 +1,18 @@
 """Masked language modelling, with or without next-sentence prediction (BERT, section 3.1 and appendix A.2)."""
 
 import dataclasses
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
 from jaxformer.checks import check_choice, check_range
 from jaxformer.errors import UserError
 from jaxformer.objectives.arrays import FLOAT, INT, Shapes, check_word_starts
-from jaxformer.objectives.objective import Objective, Row, Written, one_segment, put_in, row_shapes, target_shapes
+from jaxformer.objectives.objective import Objective, Row, Written, insert, one_segment, row_shapes, target_shapes
 from jaxformer.tokenizers import Vocabulary
+
+if TYPE_CHECKING:
+    from jaxformer.models import TransformerConfig
 
 MASKS = ("dynamic", "static")
 
@@ -67,23 +70,27 @@ class MaskedLM(Objective):
         if self.whole_word and self.frequency_smoothing:
             raise UserError("objective.frequency_smoothing: whole words have no frequency of their own; set it to 0")
 
-    def carried_by(self, family: str, visibility: str) -> Self:
-        """Return a copy for a model of this family. Raises UserError for a visibility that masks do not have."""
-        if family in self.families and visibility == "prefix":
+    def for_model(self, model: "TransformerConfig") -> Self:
+        """Return a copy for a model. Raises UserError for a visibility that masks do not have, and where pairs of
+        segments have no two token types."""
+        carried = super().for_model(model)
+        if model.visibility == "prefix":
             raise UserError("objective.name: masked_lm has no prefix; set model.visibility to full or causal")
-        if family in self.families and visibility == "causal" and self.next_sentence:
+        if model.visibility == "causal" and self.next_sentence:
             raise UserError(
                 "objective.next_sentence: it is read at [CLS], which sees nothing under model.visibility=causal; "
                 "set it to false"
             )
-        return super().carried_by(family, visibility)
+        if self.next_sentence and model.token_types < 2:
+            raise UserError("objective.next_sentence: segment pairs need model.token_types of 2")
+        return carried
 
-    def bind(self, vocabulary: Vocabulary) -> Self:
-        """Return a copy that knows the ids. Raises UserError when the tokenizer lacks one of BERT's special tokens, or
-        words of which whole ones are to be chosen."""
+    def check_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Raise UserError when the tokenizer lacks one of BERT's special tokens, or words of which whole ones are to be
+        chosen."""
         if self.whole_word:
             check_word_starts(vocabulary, "whole_word")
-        return super().bind(vocabulary)
+        super().check_vocabulary(vocabulary)
 
     @property
     def rows(self) -> str:  # type: ignore[override]
@@ -91,7 +98,7 @@ class MaskedLM(Objective):
 
     @property
     def separator(self) -> int | None:
-        return None if self.next_sentence else self.words.id("separator")
+        return None if self.next_sentence else self.vocabulary.id("separator")
 
     @property
     def row_length(self) -> int:
@@ -124,14 +131,14 @@ class MaskedLM(Objective):
         """Return one example with fresh masks, or with those of the row where they are static."""
         if self.masks == "static":
             rng = np.random.default_rng([row["seed"], row["number"]])
-        words, count = self.words, min(len(row["tokens"]), self.row_length)
+        vocabulary, count = self.vocabulary, min(len(row["tokens"]), self.row_length)
         boundary = min(int(row["boundary"]), count) if self.next_sentence else count
         clean = np.arange(count)
         if count:
-            frame = put_in([words.id("classify"), words.id("separator")])
+            frame = insert([vocabulary.id("classify"), vocabulary.id("separator")])
             second = [clean[boundary:], frame[1:]] if self.next_sentence else []
             # A window may end where its document does, and has a separator there.
-            ended = int(not self.next_sentence and row["tokens"][count - 1] == words.id("separator"))
+            ended = int(not self.next_sentence and row["tokens"][count - 1] == vocabulary.id("separator"))
             clean = np.concatenate([frame[:1], clean[:boundary], frame[1 + ended :], *second])
         places = np.sort(self._choose(clean, row, rng))
         inputs = clean.copy()
@@ -151,7 +158,7 @@ class MaskedLM(Objective):
         special = np.ones(len(clean), bool)
         own = np.flatnonzero(clean >= 0)
         tokens = np.asarray(row["tokens"])[: self.row_length]
-        special[own] = self.words.is_special[tokens]
+        special[own] = self.vocabulary.is_special[tokens]
         candidates = np.flatnonzero(~special)
         budget = min(self.max_predictions, max(1, round(self.masking_rate * len(clean))))
         if self.frequency_smoothing:
@@ -162,7 +169,7 @@ class MaskedLM(Objective):
             return rng.permutation(candidates)[:budget]
         # A piece that continues a word belongs to the candidate before it, unless a special token stands between.
         begins = np.ones(len(clean), bool)
-        begins[own] = self.words.word_starts[tokens]
+        begins[own] = self.vocabulary.word_starts[tokens]
         begins |= np.concatenate([[True], special[:-1]])[: len(clean)]
         _, word = np.unique(np.cumsum(begins)[candidates], return_inverse=True)
         sizes = np.bincount(word)
@@ -171,9 +178,9 @@ class MaskedLM(Objective):
     def _corrupt(self, references: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return what stands in the input instead of the chosen tokens [n], each drawn by itself."""
         draw = rng.random(len(references))
-        random = put_in(rng.integers(self.words.size, size=len(references)))
+        random = insert(rng.integers(self.vocabulary.size, size=len(references)))
         replaced = np.where(draw < self.mask_share + self.random_share, random, references)
-        return np.where(draw < self.mask_share, put_in(self.words.id("mask")), replaced)
+        return np.where(draw < self.mask_share, insert(self.vocabulary.id("mask")), replaced)
 
 
 def fitting(order: np.ndarray, sizes: np.ndarray, budget: int) -> np.ndarray:

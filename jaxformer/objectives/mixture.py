@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from typing import Any, ClassVar, NamedTuple, Self
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -10,15 +11,11 @@ from jaxformer.checks import read_members
 from jaxformer.errors import UserError
 from jaxformer.objectives.arrays import Shapes, padded
 from jaxformer.objectives.objective import TOKENS, UNSEEN, Row
+from jaxformer.objectives.supervision import Encode, Part
 from jaxformer.tokenizers import Vocabulary
 
-
-class Part(NamedTuple):
-    """An objective of a run, its share of the examples, and the corpora (numbers in data.members) that it reads."""
-
-    objective: Any
-    weight: float
-    corpora: tuple[int, ...]  # (): all
+if TYPE_CHECKING:
+    from jaxformer.models import TransformerConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +27,7 @@ class Padded:
 
     def __call__(self, row: Row, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Return one example of `shapes`; what is filled up is padding, without weight."""
-        pad, arrays = self.objective.words.id("pad"), self.objective(row, rng)
+        pad, arrays = self.objective.vocabulary.id("pad"), self.objective(row, rng)
         return {
             name: padded(arrays[name], shape[0], dtype, pad if name in TOKENS else 0) if shape else arrays[name]
             for name, (shape, dtype) in self.shapes.items()
@@ -38,7 +35,7 @@ class Padded:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mixture:
+class ObjectiveMixture:
     """Draw each example's objective by weight: `members` are {"name": …, "weight": …, the objective's own keys}.
 
     `corpora` of a member, a list of numbers in data.members, says which corpora it reads (all, where it is not given).
@@ -50,8 +47,15 @@ class Mixture:
     paper: ClassVar[str] = "T5 3.5.2; UL2"
     families: ClassVar[tuple[str, ...]] = ("encoder_decoder", "decoder_only", "encoder_only")
     refusals: ClassVar[dict[str, str]] = {}
+    needs: ClassVar[tuple[str, ...]] = ("pad",)  # its members may need more
+    labelled: ClassVar[bool] = False
+    fields: ClassVar[tuple[str, ...]] = ()  # those of its parts are theirs
     predicts_tokens: ClassVar[bool] = True
     head_dropout: ClassVar[float] = 0.0
+    metrics: ClassVar[tuple[str, ...]] = ()
+    decodes: ClassVar[bool] = False
+    delimited: ClassVar[bool] = False
+    new_token_ids: ClassVar[tuple[int, ...]] = ()
 
     members: tuple[dict, ...]
     bound: tuple[Any, ...] = dataclasses.field(default=(), compare=False, metadata=UNSEEN)
@@ -64,7 +68,7 @@ class Mixture:
     def _read(self) -> list[tuple[Any, float, dict[str, Any]]]:
         from jaxformer.objectives import OBJECTIVES  # of which this is one
 
-        choices = {name: kind for name, kind in OBJECTIVES.items() if kind is not Mixture}
+        choices = {name: kind for name, kind in OBJECTIVES.items() if kind is not ObjectiveMixture}
         read = read_members("objective", self.members, choices, {"corpora": ()})
         for number, (_, _, options) in enumerate(read):
             corpora = options["corpora"]
@@ -74,14 +78,14 @@ class Mixture:
                 raise UserError(f"objective.members[{number}].corpora: {corpora!r} names a corpus twice")
         return read
 
-    def carried_by(self, family: str, visibility: str) -> Self:
-        """Return a copy for a model of this family. Raises UserError when one of the members cannot be carried by it,
-        or members differ in their arrays or losses."""
+    def for_model(self, model: "TransformerConfig") -> Self:
+        """Return a copy for a model. Raises UserError when it cannot carry one of the members, or members differ in
+        their arrays or losses."""
         bound: list[Any] = []
         for number, member in enumerate(self.bound):
             where = f"objective.members[{number}]"
             try:
-                bound.append(member.carried_by(family, visibility))
+                bound.append(member.for_model(model))
             except UserError as error:
                 raise UserError(str(error).replace("objective.", f"{where}.", 1)) from error
             for what in ("label_smoothing", "z_loss", "heads"):
@@ -97,7 +101,7 @@ class Mixture:
                 )
         return dataclasses.replace(self, bound=tuple(bound))
 
-    def bind(self, vocabulary: Vocabulary) -> Self:
+    def bind(self, vocabulary: Vocabulary, labels: Sequence[str] = (), encode: Encode | None = None) -> Self:
         """Return a copy whose members know the ids. Raises UserError when the tokenizer lacks a token they need."""
         return dataclasses.replace(self, bound=tuple(member.bind(vocabulary) for member in self.bound))
 
@@ -122,10 +126,11 @@ class Mixture:
         every = [member.shapes for member in self.bound]
         return {name: (max(shapes[name][0] for shapes in every), dtype) for name, (_, dtype) in every[0].items()}
 
-    def mixed(self) -> list[Part]:
-        """Return the members with their shares of the examples."""
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The members with their shares of the examples."""
         total = sum(weight for _, weight, _ in self._read)
-        return [
+        return tuple(
             Part(objective, weight / total, tuple(options["corpora"]))
             for objective, (_, weight, options) in zip(self.bound, self._read, strict=True)
-        ]
+        )

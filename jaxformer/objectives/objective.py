@@ -1,20 +1,24 @@
 """What all objectives share: a row of a corpus is written anew, and the writing is turned into the arrays of a batch.
 
-A writing consists of **references**: n >= 0 stands for token n of the row, -1 - id (`put_in`) for a token that the
+A writing consists of **references**: n >= 0 stands for token n of the row, -1 - id (`insert`) for a token that the
 objective puts there. So an objective only says what goes where; which tokens those are, and what each prediction may
 see of the original text, follows from it.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
 from jaxformer.checks import check_range
 from jaxformer.errors import UserError
 from jaxformer.objectives.arrays import FLOAT, INT, Shapes, padded
+from jaxformer.objectives.supervision import Encode, Part
 from jaxformer.tokenizers import Vocabulary
+
+if TYPE_CHECKING:
+    from jaxformer.models import TransformerConfig
 
 Row = Mapping[str, Any]
 Written = dict[str, Any]  # array -> its values without padding; those of TOKENS are references
@@ -22,7 +26,7 @@ TOKENS = ("inputs", "encoder_inputs", "targets")
 UNSEEN: Any = {"config": False}  # fields that no config gives
 
 
-def put_in(ids: Any) -> np.ndarray:
+def insert(ids: Any) -> np.ndarray:
     """Return the references that stand for tokens of these ids, whatever the row."""
     return -1 - np.asarray(ids, np.int64)
 
@@ -37,13 +41,19 @@ class Objective:
     refusals: ClassVar[Mapping[str, str]] = {}  # every other family, and why it cannot
     needs: ClassVar[tuple[str, ...]] = ("pad",)  # roles of special tokens
     rows: ClassVar[str] = "windows"
+    labelled: ClassVar[bool] = False
+    fields: ClassVar[tuple[str, ...]] = ()
     predicts_tokens: ClassVar[bool] = True
     head_dropout: ClassVar[float] = 0.0
     heads: ClassVar[dict[str, int]] = {}
+    metrics: ClassVar[tuple[str, ...]] = ()
+    decodes: ClassVar[bool] = False
+    delimited: ClassVar[bool] = False
+    new_token_ids: ClassVar[tuple[int, ...]] = ()
 
     label_smoothing: float = 0.0
     z_loss: float = 0.0
-    vocabulary: Vocabulary | None = dataclasses.field(default=None, metadata=UNSEEN)
+    _vocabulary: Vocabulary | None = dataclasses.field(default=None, metadata=UNSEEN)
     family: str = dataclasses.field(default="", metadata=UNSEEN)  # of the model; "": the objective's own
 
     def __post_init__(self) -> None:
@@ -52,24 +62,36 @@ class Objective:
         if not self.family:
             object.__setattr__(self, "family", self.families[0])
 
-    def carried_by(self, family: str, visibility: str) -> Self:
-        """Return a copy for a model of this family. Raises UserError, with the reason, for one that cannot carry it."""
-        if family not in self.families:
-            raise UserError(f"objective.name: {self.name} cannot train a model of {family}: {self.refusals[family]}")
-        return dataclasses.replace(self, family=family)
+    def for_model(self, model: "TransformerConfig") -> Self:
+        """Return a copy for a model. Raises UserError, with the reason, for one that cannot carry the objective."""
+        if model.family not in self.families:
+            reason = self.refusals[model.family]
+            raise UserError(f"objective.name: {self.name} cannot train a model of {model.family}: {reason}")
+        return dataclasses.replace(self, family=model.family)
 
-    def bind(self, vocabulary: Vocabulary) -> Self:
-        """Return a copy that knows the ids. Raises UserError when the tokenizer lacks a token that is needed."""
+    def bind(self, vocabulary: Vocabulary, labels: Sequence[str] = (), encode: Encode | None = None) -> Self:
+        """Return a copy that knows the ids. Raises UserError when the tokenizer lacks a token that is needed.
+
+        `labels` and `encode`, what tasks need besides, are not read.
+        """
+        self.check_vocabulary(vocabulary)
+        return dataclasses.replace(self, _vocabulary=vocabulary)
+
+    def check_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Raise UserError when the tokenizer lacks a token that is needed."""
         for role in self.needs:
             vocabulary.id(role)
-        return dataclasses.replace(self, vocabulary=vocabulary)
 
     @property
-    def words(self) -> Vocabulary:
+    def vocabulary(self) -> Vocabulary:
         """The vocabulary of a bound objective."""
-        if self.vocabulary is None:
+        if self._vocabulary is None:
             raise TypeError("this objective has no vocabulary yet; call bind first")
-        return self.vocabulary
+        return self._vocabulary
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return (Part(self, 1.0, ()),)
 
     @property
     def coefficients(self) -> dict[str, float]:
@@ -101,7 +123,7 @@ class Objective:
     def __call__(self, row: Row, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Return one example of `shapes`. What is too long is cut at its end; an empty row has no weight."""
         written, tokens = self.write(row, rng), np.asarray(row["tokens"])
-        pad, arrays = self.words.id("pad"), {}
+        pad, arrays = self.vocabulary.id("pad"), {}
         for name, (shape, dtype) in self.shapes.items():
             values = written[name]
             if name in TOKENS:

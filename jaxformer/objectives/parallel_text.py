@@ -8,7 +8,7 @@ import numpy as np
 from jaxformer.checks import check_range
 from jaxformer.errors import UserError
 from jaxformer.objectives.arrays import positions
-from jaxformer.objectives.objective import Row, Written, put_in
+from jaxformer.objectives.objective import Row, Written, insert
 from jaxformer.objectives.text_to_text import TextToText
 
 
@@ -39,7 +39,7 @@ class ParallelText(TextToText):
             raise UserError(f"objective.target_field: '{self.target_field}' is the source already; name another field")
 
     @property
-    def fields(self) -> tuple[str, ...]:
+    def fields(self) -> tuple[str, ...]:  # type: ignore[override]
         return self.source_field, self.target_field
 
     @property
@@ -53,7 +53,7 @@ class ParallelText(TextToText):
             return super().write(row, rng)
         (source, encoder_segments), (target, segments) = self._ended(row, False), self._ended(row, True)
         firsts = np.diff(segments, prepend=0) != 0
-        read = np.where(firsts, put_in(self.words.decoder_start), np.concatenate([target[:1], target[:-1]]))
+        read = np.where(firsts, insert(self.vocabulary.decoder_start), np.concatenate([target[:1], target[:-1]]))
         return {
             "encoder_inputs": source,
             "encoder_segment_ids": encoder_segments,
@@ -73,5 +73,5 @@ class ParallelText(TextToText):
         own = np.flatnonzero(np.asarray(row["is_target"]) == is_target)
         segments = np.asarray(row["segment_ids"])[own]
         ends = np.flatnonzero(np.diff(segments, append=0)) + 1
-        references = np.insert(own, ends, put_in(self.words.id("end")))
+        references = np.insert(own, ends, insert(self.vocabulary.id("end")))
         return references, np.insert(segments, ends, segments[ends - 1])

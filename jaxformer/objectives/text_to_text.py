@@ -1,14 +1,17 @@
 """Objectives that read one text and write another: in two stacks, or one text after the other in a single one."""
 
 import dataclasses
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 
 from jaxformer.errors import UserError
 from jaxformer.objectives.arrays import INT, Shapes
 from jaxformer.objectives.noise import shifted_right
-from jaxformer.objectives.objective import Objective, Row, Written, one_segment, put_in, row_shapes, target_shapes
+from jaxformer.objectives.objective import Objective, Row, Written, insert, one_segment, row_shapes, target_shapes
+
+if TYPE_CHECKING:
+    from jaxformer.models import TransformerConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,13 +22,13 @@ class TextToText(Objective):
     families: ClassVar[tuple[str, ...]] = ("encoder_decoder", "decoder_only")
     refusals: ClassVar[dict[str, str]] = {"encoder_only": "it writes text, and the model has no decoder"}
     needs: ClassVar[tuple[str, ...]] = ("pad", "end")
-    delimited: ClassVar[bool] = True  # whether a token ends the source
+    delimited: ClassVar[bool] = True
 
-    def carried_by(self, family: str, visibility: str) -> Self:
-        """Return a copy for a model of this family. Raises UserError when the model sees what it predicts."""
-        if family in self.families and visibility == "full":
+    def for_model(self, model: "TransformerConfig") -> Self:
+        """Return a copy for a model. Raises UserError when the model sees what it predicts."""
+        if model.family in self.families and model.visibility == "full":
             raise UserError(f"objective.name: {self.name} needs model.visibility to be causal or prefix, not full")
-        return super().carried_by(family, visibility)
+        return super().for_model(model)
 
     @property
     def source_length(self) -> int:
@@ -60,6 +63,6 @@ class TextToText(Objective):
             both, first = np.concatenate([source, target]), len(source)
             predicted = np.arange(1, max(len(both), 1)) >= first
             return one_segment(both[:-1]) | {"targets": both[1:], "weights": predicted, "prefix_length": first}
-        read = shifted_right(target, int(put_in(self.words.decoder_start)))
+        read = shifted_right(target, int(insert(self.vocabulary.decoder_start)))
         written = one_segment(source, "encoder_") | one_segment(read)
         return written | {"targets": target, "weights": np.ones(len(target))}

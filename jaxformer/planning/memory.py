@@ -31,6 +31,7 @@ from jax.sharding import PartitionSpec
 from jaxformer.config import Config
 from jaxformer.devices import Placement, specs_like
 from jaxformer.models import Execution, Model, TransformerConfig
+from jaxformer.objectives import Supervision
 from jaxformer.planning.activations import GRADIENT, Held, held
 from jaxformer.training import (
     Losses,
@@ -82,8 +83,9 @@ def optimizer_bytes(
 
 
 def activation_bytes(
-    config: Config, model: Model, supervision: Any, phase: Phase, sizes: Mapping[str, int], teacher: Model | None = None
-) -> int:
+    config: Config, model: Model, supervision: Supervision, phase: Phase, sizes: Mapping[str, int],
+    teacher: Model | None = None,
+) -> int:  # fmt: skip
     """Return the bytes that a step of this phase holds on one device beyond parameters, optimizer and gradients."""
     fsdp, tensor = sizes["fsdp"], sizes["tensor"]
     rows = phase.batch_size // phase.accumulation_steps // (sizes["data"] * fsdp)
@@ -161,7 +163,7 @@ def _held(
     shapes = dataclasses.replace(model, execution=Execution(unroll=1)).shapes
     update = freeze(make_optimizer(config.optimizer, shapes), config.training.trainable, shapes)
     skips = config.training.skip_non_finite > 0
-    step = make_train_step(model, losses, update, teaching=teaching, keep=named, skips=skips)
+    step = make_train_step(model, losses, update, teaching=teaching, shard_gradients=named, skips=skips)
     state = jax.eval_shape(lambda: TrainState(jnp.zeros((), jnp.int32), _zeros(shapes), update.init(_zeros(shapes))))
     batch = {name: jax.ShapeDtypeStruct((rows, *shape), dtype) for name, (shape, dtype) in arrays.items()}
     theirs = None if teaching is None else dataclasses.replace(teaching.model, execution=Execution(unroll=1)).shapes

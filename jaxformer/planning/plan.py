@@ -24,6 +24,7 @@ from jaxformer.devices import axis_sizes, check_batches, placements
 from jaxformer.errors import UserError
 from jaxformer.footprint import CHIPS, Chip, carbon_intensity, chip_named
 from jaxformer.models import Execution, Model, count_parameters
+from jaxformer.objectives import Supervision
 from jaxformer.planning.memory import activation_bytes, optimizer_bytes, parameter_bytes
 from jaxformer.runs import build_model, check_teacher, label_names, open_run, teacher_model
 from jaxformer.storage import location
@@ -114,11 +115,11 @@ def make_plan(
         "utilisation": utilisation,
     }
     if device is not None:
-        plan |= {"chip": chip.lower(), **_judged(plan, device, watts, config)}
+        plan |= {"chip": chip.lower(), **_on_chip(plan, device, watts, config)}
     return plan
 
 
-def _judged(plan: Plan, chip: Chip, watts: float | None, config: Config) -> Plan:
+def _on_chip(plan: Plan, chip: Chip, watts: float | None, config: Config) -> Plan:
     """Return what depends on the chip: whether the run fits, and the estimate."""
     devices, total = plan["devices"], plan["bytes_per_device"]["total"]
     hours = plan["flops"] / (devices * chip.peak * plan["utilisation"]) / 3600
@@ -141,7 +142,7 @@ def _judged(plan: Plan, chip: Chip, watts: float | None, config: Config) -> Plan
     }
 
 
-def _labelled(config: Config, notes: list[str]) -> Any:
+def _labelled(config: Config, notes: list[str]) -> Supervision:
     """Return the objective, or the task with the labels of its data; where those cannot be read, with two."""
     if config.task is None:
         return config.objective
@@ -169,12 +170,12 @@ def _teacher(config: Config, notes: list[str]) -> Model | None:
     return teacher_model(config, run)
 
 
-def _tokens(supervision: Any) -> int:
+def _tokens(supervision: Supervision) -> int:
     """Return how many tokens one example has, those of both stacks."""
     return sum(shape[0] for name, (shape, _) in supervision.shapes.items() if name.endswith("inputs"))
 
 
-def _work(config: Config, model: Model, supervision: Any, teacher: Model | None) -> tuple[float, int]:
+def _work(config: Config, model: Model, supervision: Supervision, teacher: Model | None) -> tuple[float, int]:
     """Return the FLOPs and the tokens of the whole run, phase by phase."""
     flops_of, steps = step_flops(config.phases, model, supervision, teacher), config.training.num_steps
     flops, tokens = 0.0, 0

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Generator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -13,6 +13,7 @@ from jaxformer.config import Config
 from jaxformer.data import Member, corpus_tokenizer, prepare, train_batches, weighted_sources
 from jaxformer.devices import check_same, first_alone, own_rows
 from jaxformer.errors import EmptySplit, UserError
+from jaxformer.objectives import Supervision
 from jaxformer.runs.loading import OpenRun, bind
 from jaxformer.runs.opened import OpenedRun
 from jaxformer.runs.progress import Display
@@ -27,7 +28,7 @@ class Data(NamedTuple):
 
     tokenizer: Tokenizer
     labels: tuple[str, ...]  # of a task; () for an objective
-    supervision: Any  # the objective or task, bound to both
+    supervision: Supervision  # the objective or task, bound to both
     training: list[list[Member]]
     held_out: list[Member]
     teacher: OpenRun | None = None  # the run that teaches, whose parameters are not read yet
@@ -132,7 +133,7 @@ def training_batches(
                 done += 1
 
 
-def held_out_members(config: Config, supervision: Any, tokenizer: Tokenizer, display: Display) -> list[Member]:
+def held_out_members(config: Config, supervision: Supervision, tokenizer: Tokenizer, display: Display) -> list[Member]:
     """Return the held-out rows of every member, or none, with a note, where one has none."""
     try:
         return prepare(

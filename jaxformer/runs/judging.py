@@ -20,7 +20,7 @@ from jaxformer.models import Model, Params
 from jaxformer.runs.data import Data, label_names
 from jaxformer.runs.loading import bind, load
 from jaxformer.storage import store_errors, write_json
-from jaxformer.training import make_eval_step
+from jaxformer.training import losses_of, make_eval_step
 
 
 def judge(
@@ -88,7 +88,7 @@ def evaluate_run(workdir: Path, split: str, overrides: Sequence[str] = ()) -> di
         classes = [labels.index(name) for name in names]
         held_out = [member._replace(rows=Relabelled(member.rows, classes)) for member in held_out]
     data = Data(run.tokenizer, labels, supervision, [], held_out)
-    eval_step = jax.jit(make_eval_step(run.model, supervision))
+    eval_step = jax.jit(make_eval_step(run.model, losses_of(supervision)))
     metrics = judge(config, data, run.model, eval_step, run.params)
     write_json(workdir / "results" / f"evaluate-{split}.json", {"step": run.step, "split": split, "metrics": metrics})
     return metrics

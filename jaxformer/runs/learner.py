@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -12,6 +11,7 @@ from jax.sharding import Mesh
 from jaxformer.config import Config
 from jaxformer.devices import activations_mesh, place
 from jaxformer.models import Model, Params, count_parameters
+from jaxformer.objectives import Supervision
 from jaxformer.runs.data import Data
 from jaxformer.runs.judging import judge
 from jaxformer.runs.loading import build_model
@@ -97,7 +97,9 @@ def build_learner(run: OpenedRun, data: Data) -> Learner:
     return learner
 
 
-def step_settings(config: Config, supervision: Any, phase: Phase, teaching: Teaching | None = None) -> StepSettings:
+def step_settings(
+    config: Config, supervision: Supervision, phase: Phase, teaching: Teaching | None = None
+) -> StepSettings:
     """Return what decides the compiled step of a phase of a run."""
     return StepSettings(
         losses=losses_of(supervision),

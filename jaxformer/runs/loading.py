@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -16,12 +16,13 @@ from jaxformer.devices import prepare_process
 from jaxformer.errors import UserError
 from jaxformer.generation import GenerationConfig, generate, require_generator
 from jaxformer.models import Model, Params
+from jaxformer.objectives import Supervision
 from jaxformer.storage import location, read_record, store_errors
 from jaxformer.tokenizers import Tokenizer, load_tokenizer
 from jaxformer.training import execution
 
 
-def bind(config: Config, tokenizer: Tokenizer, labels: Sequence[str]) -> Any:
+def bind(config: Config, tokenizer: Tokenizer, labels: Sequence[str]) -> Supervision:
     """Return the config's objective or task with the tokenizer's ids, the labels and their texts.
 
     Raises UserError when the tokenizer has more ids than the model's table, or lacks one that is needed.
@@ -34,12 +35,10 @@ def bind(config: Config, tokenizer: Tokenizer, labels: Sequence[str]) -> Any:
     vocabulary = tokenizer.vocabulary
     if config.model.family == "encoder_decoder":
         vocabulary = vocabulary.starting(config.model.decoder_start)
-    if config.task is None:
-        return config.objective.bind(vocabulary)
-    return config.task.bind(vocabulary, tuple(labels), tokenizer.encode)
+    return config.supervision.bind(vocabulary, labels, tokenizer.encode)
 
 
-def build_model(config: Config, supervision: Any, mesh: Mesh | None = None) -> Model:
+def build_model(config: Config, supervision: Supervision, mesh: Mesh | None = None) -> Model:
     """Return the model of a config with the heads that its objective or task asks for, its activations split over a
     mesh where one is given."""
     return _shared(
@@ -97,7 +96,7 @@ class LoadedRun:
         vocabulary, reads = self.tokenizer.vocabulary, self.model.config.family == "encoder_decoder"
         # What an encoder reads has the tokens around it that it had in training.
         rows = [self.tokenizer.encode(prompt, special=reads) for prompt in prompts]
-        if not reads and getattr(self.config.supervision, "delimited", False):
+        if not reads and self.config.supervision.delimited:
             # A single stack that learnt to read one text and write another: this token ended what it read.
             rows = [np.append(row, vocabulary.id("end")).astype(np.int32) for row in rows]
         answers = generate(

@@ -4,17 +4,18 @@ What lives here: classification as each family does it, and the metrics that jud
 What may come in: another task, as how fields are written x what is read x how it is judged; a line in TASKS.
 What must not: JAX; a shift between inputs and targets that a model would have to know."""
 
+from jaxformer.objectives import Supervision
 from jaxformer.tasks.classification import (
     DecoderClassification,
     ExtractClassification,
     PooledClassification,
     TextToTextClassification,
 )
-from jaxformer.tasks.metrics import judge
+from jaxformer.tasks.metrics import task_metrics
 
-__all__ = ["TASKS", "judge"]
+__all__ = ["TASKS", "task_metrics"]
 
-TASKS: dict[str, type] = {
+TASKS: dict[str, type[Supervision]] = {
     ExtractClassification.name: ExtractClassification,
     PooledClassification.name: PooledClassification,
     DecoderClassification.name: DecoderClassification,

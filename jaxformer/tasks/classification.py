@@ -5,18 +5,20 @@ whose label is negative has no label: its weights are 0.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
 from jaxformer.checks import check_choice, check_range
 from jaxformer.errors import UserError
-from jaxformer.objectives import FLOAT, INT, Shapes, padded, row_arrays
+from jaxformer.objectives import FLOAT, INT, Encode, Part, Shapes, padded, row_arrays
 from jaxformer.tasks.metrics import METRICS
 from jaxformer.tokenizers import Vocabulary
 
-Encode = Callable[[str], np.ndarray]
+if TYPE_CHECKING:
+    from jaxformer.models import TransformerConfig
+
 BOUND: Any = {"config": False}
 PLACES = ("first", "last")
 
@@ -38,12 +40,19 @@ def cut(texts: Sequence[np.ndarray], room: int) -> list[np.ndarray]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Classification:
-    """What all three share. `text_fields`: one or two fields of the data; `sequence_length` counts special tokens."""
+    """What all four share. `text_fields`: one or two fields of the data; `sequence_length` counts special tokens."""
+
+    name: ClassVar[str]
+    families: ClassVar[tuple[str, ...]]  # that can carry it
+    labelled: ClassVar[bool] = True
+    decodes: ClassVar[bool] = False
+    delimited: ClassVar[bool] = False
+    new_token_ids: ClassVar[tuple[int, ...]] = ()
 
     sequence_length: int = 128
     text_fields: tuple[str, ...] = ("text",)
     metrics: tuple[str, ...] = ("accuracy", "f1")
-    vocabulary: Vocabulary | None = dataclasses.field(default=None, metadata=BOUND)
+    _vocabulary: Vocabulary | None = dataclasses.field(default=None, metadata=BOUND)
     labels: tuple[str, ...] = dataclasses.field(default=(), metadata=BOUND)
 
     def __post_init__(self) -> None:
@@ -53,23 +62,37 @@ class _Classification:
         for metric in self.metrics:
             check_choice("task.metrics", metric, METRICS)
 
+    def for_model(self, model: "TransformerConfig") -> Self:
+        """Return the task for a model. Raises UserError for a model of another family."""
+        if model.family not in self.families:
+            families = " or ".join(self.families)
+            raise UserError(
+                f"task.name: {self.name} needs {families}, but the model is {model.family}; "
+                "choose another task or model.preset"
+            )
+        return self
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The vocabulary of a bound task."""
+        if self._vocabulary is None:
+            raise TypeError("this task has no vocabulary yet; call bind first")
+        return self._vocabulary
+
     @property
     def fields(self) -> tuple[str, ...]:
         return self.text_fields
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return (Part(self, 1.0, ()),)
 
     @property
     def heads(self) -> dict[str, int]:
         return {"label": len(self.labels)}
 
     def _ids(self, *roles: str) -> list[int]:
-        if self.vocabulary is None:
-            raise TypeError("this task has no vocabulary yet; call bind first")
         return [self.vocabulary.id(role) for role in roles]
-
-    def _start(self) -> int:
-        if self.vocabulary is None:
-            raise TypeError("this task has no vocabulary yet; call bind first")
-        return self.vocabulary.decoder_start
 
     def _texts(self, example: Mapping[str, Any], room: int) -> list[np.ndarray]:
         return cut([np.asarray(example[field], INT) for field in self.text_fields], room)
@@ -101,7 +124,6 @@ class ExtractClassification(_Classification):
     families: ClassVar[tuple[str, ...]] = ("decoder_only",)
     label_smoothing: ClassVar[float] = 0.0
     z_loss: ClassVar[float] = 0.0
-    decodes: ClassVar[bool] = False
 
     language_model_weight: float = 0.5
     head_dropout: float = 0.1
@@ -115,19 +137,17 @@ class ExtractClassification(_Classification):
         check_range("task.language_model_weight", self.language_model_weight, at_least=0)
         check_range("task.head_dropout", self.head_dropout, at_least=0, below=1)
 
-    def bind(self, vocabulary: Vocabulary, labels: tuple[str, ...], encode: Encode) -> Self:
+    def bind(self, vocabulary: Vocabulary, labels: Sequence[str], encode: Encode) -> Self:
         """Return a copy that knows ids and labels. Raises UserError when the tokenizer lacks GPT's special tokens."""
-        task = dataclasses.replace(self, vocabulary=vocabulary, labels=tuple(labels))
+        task = dataclasses.replace(self, _vocabulary=vocabulary, labels=tuple(labels))
         special = ("start", "extract") if self.special_tokens else ()
         task._ids("pad", *special, *["delimiter"] * (len(self.text_fields) - 1))
         return task
 
     @property
-    def new_token_ids(self) -> list[int]:
-        """The tokens that pretraining has not taught."""
-        vocabulary = self.vocabulary
-        fresh = vocabulary is not None and self.fresh_tokens and self.special_tokens
-        special = vocabulary.special if vocabulary is not None and fresh else {}
+    def new_token_ids(self) -> list[int]:  # type: ignore[override]
+        """The tokens that pretraining has not taught. Known once the task is bound."""
+        special = self.vocabulary.special if self.fresh_tokens and self.special_tokens else {}
         return [special[role] for role in ("start", "delimiter", "extract") if role in special]
 
     @property
@@ -173,9 +193,7 @@ class _LabelAlone(_Classification):
 
     label_smoothing: ClassVar[float] = 0.0
     z_loss: ClassVar[float] = 0.0
-    decodes: ClassVar[bool] = False
     predicts_tokens: ClassVar[bool] = False
-    new_token_ids: ClassVar[tuple[int, ...]] = ()
     coefficients: ClassVar[dict[str, float]] = {"label": 1.0}
 
     head_dropout: float = 0.1
@@ -202,9 +220,18 @@ class PooledClassification(_LabelAlone):
         super().__post_init__()
         check_choice("task.pooled_at", self.pooled_at, PLACES)
 
-    def bind(self, vocabulary: Vocabulary, labels: tuple[str, ...], encode: Encode) -> Self:
+    def for_model(self, model: "TransformerConfig") -> Self:
+        """Return the task for a model. Raises UserError where the token that is classified sees nothing of the text."""
+        task = super().for_model(model)
+        if self.pooled_at == "first" and model.visibility == "causal":
+            raise UserError(
+                "task.pooled_at: the first token sees nothing of the text under model.visibility=causal; set it to last"
+            )
+        return task
+
+    def bind(self, vocabulary: Vocabulary, labels: Sequence[str], encode: Encode) -> Self:
         """Return a copy that knows ids and labels. Raises UserError when the tokenizer lacks [PAD], [CLS] or [SEP]."""
-        task = dataclasses.replace(self, vocabulary=vocabulary, labels=tuple(labels))
+        task = dataclasses.replace(self, _vocabulary=vocabulary, labels=tuple(labels))
         task._ids("pad", "classify", "separator")
         return task
 
@@ -237,9 +264,9 @@ class DecoderClassification(_LabelAlone):
     name: ClassVar[str] = "decoder_classification"
     families: ClassVar[tuple[str, ...]] = ("encoder_decoder",)
 
-    def bind(self, vocabulary: Vocabulary, labels: tuple[str, ...], encode: Encode) -> Self:
+    def bind(self, vocabulary: Vocabulary, labels: Sequence[str], encode: Encode) -> Self:
         """Return a copy that knows ids and labels. Raises UserError when the tokenizer lacks padding or EOS."""
-        task = dataclasses.replace(self, vocabulary=vocabulary, labels=tuple(labels))
+        task = dataclasses.replace(self, _vocabulary=vocabulary, labels=tuple(labels))
         task._ids("pad", "end")
         return task
 
@@ -252,12 +279,12 @@ class DecoderClassification(_LabelAlone):
     def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Return the arrays of `shapes`; draws nothing from `rng`."""
         (end,) = self._ids("end")
-        start = [self.vocabulary.id("start")] if self.vocabulary and "start" in self.vocabulary.special else []
+        start = [self.vocabulary.id("start")] if "start" in self.vocabulary.special else []
         between = [end, end] if start else [end]
         pair = len(self.text_fields) == 2
         first, *second = self._texts(example, self.sequence_length - len(start) - 1 - len(between) * pair)
         tokens = np.concatenate([start, first, *[part for text in second for part in (between, text)], [end]])
-        arrays = self._sequence(np.append(self._start(), tokens[:-1])) | _label(example)
+        arrays = self._sequence(np.append(self.vocabulary.decoder_start, tokens[:-1])) | _label(example)
         arrays["label_positions"] = np.array(len(tokens) - 1, INT)
         return arrays | self._sequence(tokens, "encoder_")
 
@@ -276,7 +303,6 @@ class TextToTextClassification(_Classification):
     head_dropout: ClassVar[float] = 0.0
     coefficients: ClassVar[dict[str, float]] = {"tokens": 1.0}
     decodes: ClassVar[bool] = True
-    new_token_ids: ClassVar[tuple[int, ...]] = ()
 
     prefix: str = ""
     target_length: int = 8
@@ -291,7 +317,7 @@ class TextToTextClassification(_Classification):
         check_range("task.label_smoothing", self.label_smoothing, at_least=0, at_most=1)
         check_range("task.z_loss", self.z_loss, at_least=0)
 
-    def bind(self, vocabulary: Vocabulary, labels: tuple[str, ...], encode: Encode) -> Self:
+    def bind(self, vocabulary: Vocabulary, labels: Sequence[str], encode: Encode) -> Self:
         """Return a copy that knows ids, labels and their tokens.
 
         Raises UserError when the tokenizer lacks padding or EOS, when it has no tokens for a label's text, or when a
@@ -301,7 +327,7 @@ class TextToTextClassification(_Classification):
         names[0] = f"{self.prefix} {names[0]}".strip()
         words = tuple(np.asarray(encode(name), INT) for name in names)
         label_ids = tuple(np.asarray(encode(label), INT) for label in labels)
-        task = dataclasses.replace(self, vocabulary=vocabulary, labels=tuple(labels), words=words, label_ids=label_ids)
+        task = dataclasses.replace(self, _vocabulary=vocabulary, labels=tuple(labels), words=words, label_ids=label_ids)
         task._ids("pad", "end")
         for label, ids in zip(labels, label_ids, strict=True):
             if len(ids) + 1 > self.target_length:
@@ -340,7 +366,7 @@ class TextToTextClassification(_Classification):
         target = np.append(self.label_ids[label], end) if label >= 0 else np.array([end])
         return (
             source
-            | row_arrays(np.append(self._start(), target[:-1]), length, pad)
+            | row_arrays(np.append(self.vocabulary.decoder_start, target[:-1]), length, pad)
             | {
                 "targets": padded(target, length, fill=pad),
                 "weights": padded(np.full(len(target), label >= 0), length, FLOAT),

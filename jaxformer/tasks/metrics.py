@@ -22,6 +22,8 @@ def _accuracy(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray, int], float]] = {"accuracy": _accuracy, "f1": _f1}
 
 
-def judge(names: Sequence[str], labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> dict[str, float]:
+def task_metrics(
+    names: Sequence[str], labels: np.ndarray, predictions: np.ndarray, num_classes: int
+) -> dict[str, float]:
     """Return each named metric of int arrays [N] of true and predicted classes (-1: no class)."""
     return {name: METRICS[name](labels, predictions, num_classes) for name in names}

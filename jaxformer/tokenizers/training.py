@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import tokenizers as hf
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
@@ -28,6 +28,8 @@ class ByteBPE:
     vocabulary by the same ids, `<mask>` being the last, and puts `<s> … </s>` around a text.
     """
 
+    trained: ClassVar[bool] = True  # on the corpus of the run
+
     vocab_size: int = 8192
     lowercase: bool = False
     special: str = "gpt"
@@ -40,6 +42,8 @@ class ByteBPE:
 class WordPiece:
     """BERT's WordPiece; `lowercase` also strips accents."""
 
+    trained: ClassVar[bool] = True  # on the corpus of the run
+
     vocab_size: int = 8192
     lowercase: bool = True
 
@@ -50,6 +54,8 @@ class Unigram:
 
     As there, white space of any kind and length is one space. T5's own vocabulary has upper and lower case.
     """
+
+    trained: ClassVar[bool] = True  # on the corpus of the run
 
     vocab_size: int = 8192
     num_sentinels: int = 100
@@ -62,6 +68,8 @@ class Unigram:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerFile:
     """A `tokenizer.json`, another released file such as `vocab.txt` or `spiece.model`, or a folder that holds one."""
+
+    trained: ClassVar[bool] = False
 
     path: str
 

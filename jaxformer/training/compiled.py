@@ -58,9 +58,11 @@ def compiled_steps(model: Model, settings: StepSettings, mesh: Mesh) -> Steps:
     if settings.strategy == "pmap":
         train_step = _pmapped(step(axis="data"), mesh)
     else:
-        keep = functools.partial(jax.lax.with_sharding_constraint, shardings=placed.params)
+        shard = functools.partial(jax.lax.with_sharding_constraint, shardings=placed.params)
         train_step = jax.jit(
-            step(keep=keep) if mesh.size > 1 else step(), donate_argnums=0, out_shardings=(placed, everywhere)
+            step(shard_gradients=shard) if mesh.size > 1 else step(),
+            donate_argnums=0,
+            out_shardings=(placed, everywhere),
         )
     eval_step = jax.jit(make_eval_step(model, settings.losses))
     return Steps(jax.jit(make_state, out_shardings=placed), train_step, eval_step, placed)
@@ -68,28 +70,32 @@ def compiled_steps(model: Model, settings: StepSettings, mesh: Mesh) -> Steps:
 
 def _pmapped(step: Any, mesh: Mesh) -> Any:
     """Return the step under `jax.pmap`, as a function of the same global arrays as the jitted one."""
-    count, copies = mesh.size, PartitionSpec()
     mapped = jax.pmap(
         step, axis_name="data", in_axes=(None, 0, None, None, None), out_axes=None, donate_argnums=0,
         devices=list(mesh.devices.ravel()),
     )  # fmt: skip
-    by_device = jax.jit(
-        lambda batch: jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch), out_shardings=split(mesh)
-    )
+    by_device = jax.jit(functools.partial(_by_device, mesh.size), out_shardings=split(mesh))
+    return functools.partial(_run_mapped, mapped, by_device, mesh)
 
-    def train_step(
-        state: TrainState, batch: Any, rng: jax.Array, learning_rate: jax.Array | float, teacher_params: Any = None
-    ) -> Any:
-        rate = jnp.asarray(learning_rate, float)
-        if jax.process_count() == 1:
-            return mapped(state, by_device(batch), rng, rate, teacher_params)
-        # Each process gives pmap its own part of what is global, and gets its own part back.
-        state, teacher_params = multihost_utils.global_array_to_host_local_array((state, teacher_params), mesh, copies)
-        rows = multihost_utils.global_array_to_host_local_array(by_device(batch), mesh, PartitionSpec("data"))
-        results = mapped(state, rows, rng, rate, teacher_params)
-        return multihost_utils.host_local_array_to_global_array(results, mesh, copies)
 
-    return train_step
+def _by_device(count: int, batch: Any) -> Any:
+    """Return the arrays [B, …] of a batch as [count, B / count, …]."""
+    return jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+
+
+def _run_mapped(
+    mapped: Any, by_device: Any, mesh: Mesh, state: TrainState, batch: Any, rng: jax.Array,
+    learning_rate: jax.Array | float, teacher_params: Any = None,
+) -> Any:  # fmt: skip
+    """Return (state, metrics) of a pmapped step, from global arrays."""
+    rate, copies = jnp.asarray(learning_rate, float), PartitionSpec()
+    if jax.process_count() == 1:
+        return mapped(state, by_device(batch), rng, rate, teacher_params)
+    # Each process gives pmap its own part of what is global, and gets its own part back.
+    state, teacher_params = multihost_utils.global_array_to_host_local_array((state, teacher_params), mesh, copies)
+    rows = multihost_utils.global_array_to_host_local_array(by_device(batch), mesh, PartitionSpec("data"))
+    results = mapped(state, rows, rng, rate, teacher_params)
+    return multihost_utils.host_local_array_to_global_array(results, mesh, copies)
 
 
 def without_schedule(optimizer: Optimizer) -> Optimizer:

@@ -7,9 +7,9 @@ recomputation are not counted; causal attention counts half of the square (the c
 import bisect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from jaxformer.models import Model
+from jaxformer.objectives import Supervision
 from jaxformer.training.phases import Phase
 
 
@@ -50,7 +50,7 @@ def flops_per_example(
     return encoder + decoder + attention + head
 
 
-def flops_per_row(model: Model, supervision: Any) -> float:
+def flops_per_row(model: Model, supervision: Supervision) -> float:
     """Return the FLOPs of forward and backward for one row of an objective or task."""
     config = model.config
     return flops_per_example(
@@ -68,7 +68,7 @@ def flops_per_row(model: Model, supervision: Any) -> float:
 
 
 def step_flops(
-    phases: Sequence[Phase], model: Model, supervision: Any, teacher: Model | None
+    phases: Sequence[Phase], model: Model, supervision: Supervision, teacher: Model | None
 ) -> Callable[[int], float]:
     """Return the FLOPs of a step as a function of its number; a teacher only runs forward."""
     ends = [phase.last or math.inf for phase in phases]

@@ -35,16 +35,16 @@ def weighted(values: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(weights > 0, values, 0.0) * weights)
 
 
-def in_chunks(judge: Callable[..., Any], arrays: tuple[jax.Array, ...], chunk: int) -> tuple[Any, Any]:
-    """Return judge(*arrays) -> (tree of sums, tree of arrays [B, T]) of arrays [B, T, …] while no more than `chunk`
-    positions of each row are judged at a time, in the backward pass too; 0 judges all at once.
+def in_chunks(score: Callable[..., Any], arrays: tuple[jax.Array, ...], chunk: int) -> tuple[Any, Any]:
+    """Return score(*arrays) -> (tree of sums, tree of arrays [B, T]) of arrays [B, T, …] while no more than `chunk`
+    positions of each row are scored at a time, in the backward pass too; 0 scores all at once.
 
     So logits over a large vocabulary are never held whole: they are computed again in the backward pass, one matrix
     product more than the three of the head. Rows stay where they are: devices that share a batch exchange nothing.
     """
     rows, length = arrays[0].shape[:2]
     if not chunk or chunk >= length:
-        return judge(*arrays)
+        return score(*arrays)
     count = -(-length // chunk)
 
     def cut(x: jax.Array) -> jax.Array:
@@ -52,10 +52,10 @@ def in_chunks(judge: Callable[..., Any], arrays: tuple[jax.Array, ...], chunk: i
         return jnp.moveaxis(padded.reshape(rows, count, chunk, *x.shape[2:]), 1, 0)
 
     def add(total: Any, piece: tuple[jax.Array, ...]) -> tuple[Any, Any]:
-        sums, found = jax.checkpoint(judge)(*piece)
+        sums, found = jax.checkpoint(score)(*piece)
         return jax.tree.map(jnp.add, total, sums), found
 
-    shapes = jax.eval_shape(judge, *(x[:, :chunk] for x in arrays))[0]
+    shapes = jax.eval_shape(score, *(x[:, :chunk] for x in arrays))[0]
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     total, found = jax.lax.scan(add, zeros, tuple(cut(x) for x in arrays))
     return total, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, -1)[:, :length], found)

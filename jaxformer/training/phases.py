@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from jaxformer.checks import check_keys, check_kind, check_range
 from jaxformer.errors import UserError
+from jaxformer.objectives import Supervision
 from jaxformer.training.step import losses_of
 
 OWN = ("steps", "batch_size", "accumulation_steps")
@@ -36,7 +37,7 @@ class Phase(NamedTuple):
 
 
 def read_phases(
-    phases: Sequence[Mapping[str, Any]], batch_size: int, accumulation_steps: int, supervision: Any, name: str
+    phases: Sequence[Mapping[str, Any]], batch_size: int, accumulation_steps: int, supervision: Supervision, name: str
 ) -> tuple[Phase, ...]:
     """Return the phases of a run, the one of the config's own values last.
 

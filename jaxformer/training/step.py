@@ -7,7 +7,7 @@ tokens, and one group per further head (`HEAD_targets`, `HEAD_weights`).
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ import optax
 from jaxformer.checks import check_choice, check_range
 from jaxformer.errors import UserError
 from jaxformer.models import IMPLEMENTATIONS, REMAT_POLICIES, Execution, Model, Params
+from jaxformer.objectives import Supervision
 from jaxformer.training.distillation import DistillationConfig, cosine_loss, soft_loss
 from jaxformer.training.losses import cross_entropy, in_chunks, weighted
 
@@ -56,26 +57,9 @@ class TrainingConfig:
         check_choice("training.attention", self.attention, IMPLEMENTATIONS)
 
 
-class Supervision(Protocol):
-    """What the step needs of an objective or a task."""
-
-    @property
-    def heads(self) -> dict[str, int]: ...
-    @property
-    def coefficients(self) -> dict[str, float]: ...
-    @property
-    def head_dropout(self) -> float: ...
-    @property
-    def predicts_tokens(self) -> bool: ...
-    @property
-    def label_smoothing(self) -> float: ...
-    @property
-    def z_loss(self) -> float: ...
-
-
 @dataclasses.dataclass(frozen=True)
 class Losses:
-    """A `Supervision` and nothing else of an objective or task: equal ones make equal steps."""
+    """What the step reads of an objective or a task, and nothing else: equal ones make equal steps."""
 
     sizes: tuple[tuple[str, int], ...]
     weights: tuple[tuple[str, float], ...]
@@ -95,11 +79,13 @@ class Losses:
 
 def losses_of(supervision: Supervision) -> Losses:
     """Return what the step reads of an objective or a task."""
-    kept = ("head_dropout", "predicts_tokens", "label_smoothing", "z_loss")
     return Losses(
-        tuple(supervision.heads.items()),
-        tuple(supervision.coefficients.items()),
-        **{name: getattr(supervision, name) for name in kept},
+        sizes=tuple(supervision.heads.items()),
+        weights=tuple(supervision.coefficients.items()),
+        head_dropout=supervision.head_dropout,
+        predicts_tokens=supervision.predicts_tokens,
+        label_smoothing=supervision.label_smoothing,
+        z_loss=supervision.z_loss,
     )
 
 
@@ -128,38 +114,44 @@ def init_state(model: Model, optimizer: optax.GradientTransformation, rng: jax.A
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
-def groups(supervision: Supervision, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
+def groups(losses: Losses, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
     """Return (targets, weights) of every group of predictions in the batch."""
-    found = {"tokens": (batch["targets"], batch["weights"])} if supervision.predicts_tokens else {}
-    return found | {head: (batch[f"{head}_targets"], batch[f"{head}_weights"]) for head in supervision.heads}
+    found = {"tokens": (batch["targets"], batch["weights"])} if losses.predicts_tokens else {}
+    return found | {head: (batch[f"{head}_targets"], batch[f"{head}_weights"]) for head in losses.heads}
+
+
+class GroupSums(NamedTuple):
+    """What is found about each group of predictions, by its name."""
+
+    losses: dict[str, jax.Array]  # scalars: the weighted sums of the loss
+    correct: dict[str, jax.Array]  # scalars: the weighted sums of correct predictions
+    predictions: dict[str, jax.Array]  # int32, of the targets' shape: the arg-max
 
 
 def group_sums(
-    model: Model, supervision: Supervision, params: Params, batch: Batch, rngs: Mapping[str, jax.Array] | None
-) -> tuple[dict[str, jax.Array], dict[str, jax.Array], dict[str, jax.Array]]:
-    """Return, per group, the weighted sum of the loss, of correct predictions, and the arg-max predictions.
+    model: Model, losses: Losses, params: Params, batch: Batch, rngs: Mapping[str, jax.Array] | None
+) -> GroupSums:
+    """Return the sums and predictions of every group in the batch.
 
     Without `rngs` (evaluation) the loss is plain cross-entropy: no dropout, no label smoothing, no z-loss.
     """
-    return _judged(model, supervision, params, batch, model.apply(params, batch, rngs), rngs is not None)
+    return _score(model, losses, params, batch, model.apply(params, batch, rngs), rngs is not None)
 
 
-def _judged(
-    model: Model, supervision: Supervision, params: Params, batch: Batch, outputs: Mapping[str, jax.Array], trains: bool
-) -> tuple[dict[str, jax.Array], dict[str, jax.Array], dict[str, jax.Array]]:
-    losses, correct, predictions = {}, {}, {}
-    for name, (targets, weights) in groups(supervision, batch).items():
+def _score(
+    model: Model, losses: Losses, params: Params, batch: Batch, outputs: Mapping[str, jax.Array], trains: bool
+) -> GroupSums:
+    found = GroupSums({}, {}, {})
+    for name, (targets, weights) in groups(losses, batch).items():
         if name == "tokens":
-            smoothing, z_loss = (supervision.label_smoothing, supervision.z_loss) if trains else (0.0, 0.0)
-            judge = functools.partial(_token_sums, model, params, smoothing, z_loss)
-            (losses[name], correct[name]), predictions[name] = in_chunks(
-                judge, (outputs["hidden"], targets, weights), model.execution.logits_chunk
-            )
+            smoothing, z_loss = (losses.label_smoothing, losses.z_loss) if trains else (0.0, 0.0)
+            score = functools.partial(_token_sums, model, params, smoothing, z_loss)
+            sums, predictions = in_chunks(score, (outputs["hidden"], targets, weights), model.execution.logits_chunk)
         else:
-            (losses[name], correct[name]), predictions[name] = _sums(
-                outputs[name], targets, weights, supervision.heads[name]
-            )
-    return losses, correct, predictions
+            sums, predictions = _sums(outputs[name], targets, weights, losses.heads[name])
+        found.losses[name], found.correct[name] = sums
+        found.predictions[name] = predictions
+    return found
 
 
 def _token_sums(
@@ -193,7 +185,7 @@ def taught_positions(teaching: Teaching, batch: Batch) -> jax.Array:
 
 
 def taught_sums(
-    model: Model, supervision: Supervision, params: Params, batch: Batch, rngs: Mapping[str, jax.Array],
+    model: Model, losses: Losses, params: Params, batch: Batch, rngs: Mapping[str, jax.Array],
     teaching: Teaching, teacher_params: Params,
 ) -> dict[str, jax.Array]:  # fmt: skip
     """Return the weighted sum of every group's loss, and of "soft" and "cosine", the losses against the teacher."""
@@ -205,20 +197,25 @@ def taught_sums(
     if "predict_positions" in batch and "predict_positions" not in read:
         own = jnp.take_along_axis(student, batch["predict_positions"][..., None], axis=1)
         outputs = {**outputs, "hidden": own}
-    sums, _, _ = _judged(model, supervision, params, batch, outputs, True)
+    sums = _score(model, losses, params, batch, outputs, True).losses
     teacher = teaching.model.apply(teacher_params, read)["hidden"]
     if config.soft_weight:
-        real = slice(model.config.vocab_size)  # of each table: they may be stored with padding of their own
-
-        def compare(student: jax.Array, teacher: jax.Array, mask: jax.Array) -> tuple[jax.Array, tuple[()]]:
-            logits = model.project(params, student)[..., real]
-            taught = teaching.model.project(teacher_params, teacher)[..., real]
-            return soft_loss(logits, taught, mask, config.temperature), ()
-
+        compare = functools.partial(_soft_sum, model, params, teaching, teacher_params)
         sums["soft"], _ = in_chunks(compare, (student, teacher, mask), model.execution.logits_chunk)
     if config.cosine_weight:
         sums["cosine"] = cosine_loss(student, teacher, mask)
     return sums
+
+
+def _soft_sum(
+    model: Model, params: Params, teaching: Teaching, teacher_params: Params, student: jax.Array, teacher: jax.Array,
+    mask: jax.Array,
+) -> tuple[jax.Array, tuple[()]]:  # fmt: skip
+    """Return the sum over positions of the distance between what both predict from their hidden states [B, T, D]."""
+    real = slice(model.config.vocab_size)  # of each table: they may be stored with padding of their own
+    logits = model.project(params, student)[..., real]
+    taught = teaching.model.project(teacher_params, teacher)[..., real]
+    return soft_loss(logits, taught, mask, teaching.config.temperature), ()
 
 
 def num_tokens(batch: Batch) -> jax.Array:
@@ -227,10 +224,28 @@ def num_tokens(batch: Batch) -> jax.Array:
     return sum((jnp.sum(batch[name] > 0, dtype=jnp.float32) for name in names), jnp.zeros((), jnp.float32))
 
 
+def _as_they_are(gradients: Params) -> Params:
+    return gradients
+
+
+@dataclasses.dataclass(frozen=True)
+class StepParts:
+    """What a training step is made of: the same for every step of a phase."""
+
+    model: Model
+    losses: Losses
+    optimizer: optax.GradientTransformationExtraArgs
+    accumulation_steps: int = 1
+    teaching: Teaching | None = None
+    skips: bool = False
+    axis: str | None = None
+    shard_gradients: Callable[[Params], Params] = _as_they_are
+
+
 def make_train_step(
-    model: Model, supervision: Supervision, optimizer: optax.GradientTransformation, accumulation_steps: int = 1,
+    model: Model, losses: Losses, optimizer: optax.GradientTransformation, accumulation_steps: int = 1,
     teaching: Teaching | None = None, *, skips: bool = False, axis: str | None = None,
-    keep: Callable[[Params], Params] = lambda gradients: gradients,
+    shard_gradients: Callable[[Params], Params] = _as_they_are,
 ) -> Callable[..., tuple[TrainState, Metrics]]:  # fmt: skip
     """Return train_step(state, batch, rng, learning_rate, teacher_params=None) -> (state, metrics).
 
@@ -241,82 +256,134 @@ def make_train_step(
 
     With `skips` a step whose loss or gradient is not finite changes nothing but its number. Under `jax.pmap`, `axis` is
     the axis of devices: each has its own rows, copies of all else, and what they count and differentiate is added up.
-    `keep` says where gradients stay, so that the sum over micro-batches is split over devices like the parameters.
+    `shard_gradients` says where gradients stay, so that the sum over micro-batches is split over devices like the
+    parameters.
     """
-    optimizer = optax.with_extra_args_support(optimizer)
+    extended = optax.with_extra_args_support(optimizer)
+    parts = StepParts(model, losses, extended, accumulation_steps, teaching, skips, axis, shard_gradients)
+    return functools.partial(train_step, parts)
 
-    def total(tree: Any) -> Any:
-        return tree if axis is None else jax.lax.psum(tree, axis)
 
-    def train_step(
-        state: TrainState, batch: Batch, rng: jax.Array, learning_rate: jax.Array | float, teacher_params: Any = None
-    ) -> tuple[TrainState, Metrics]:
-        counts = {name: jnp.sum(weights) for name, (_, weights) in groups(supervision, batch).items()}
-        coefficients = dict(supervision.coefficients)
-        if teaching is not None:
-            config = teaching.config
-            counts |= dict.fromkeys(("soft", "cosine"), jnp.sum(taught_positions(teaching, batch)))
-            coefficients = {name: config.hard_weight * factor for name, factor in coefficients.items()}
-            coefficients |= {"soft": config.soft_weight, "cosine": config.cosine_weight}
-        counts = total(counts)
-        step_rng = jax.random.fold_in(rng, state.step)
-        if axis is not None:  # devices drop different units
-            step_rng = jax.random.fold_in(step_rng, jax.lax.axis_index(axis))
+def train_step(
+    parts: StepParts, state: TrainState, batch: Batch, rng: jax.Array, learning_rate: jax.Array | float,
+    teacher_params: Any = None,
+) -> tuple[TrainState, Metrics]:  # fmt: skip
+    """Return the state after one update, and what was found on the way."""
+    counts = over_devices(counts_of(parts, batch), parts.axis)
+    gradients_of_rows = functools.partial(gradients_of, parts, counts, teacher_params, state.params)
+    step_rng = rng_of_step(rng, state.step, parts.axis)
+    (loss, means), gradients = accumulated(gradients_of_rows, batch, step_rng, parts.accumulation_steps)
+    loss, means, gradients, tokens = over_devices((loss, means, gradients, num_tokens(batch)), parts.axis)
+    params, opt_state = apply_update(parts.optimizer, state, gradients, learning_rate)
+    metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients), "tokens": tokens}
+    if len(means) > 1:
+        metrics |= {f"{name}_loss": mean for name, mean in means.items()}
+    if parts.skips:
+        finite = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
+        params, opt_state = either(finite, (params, opt_state), (state.params, state.opt_state))
+    return TrainState(state.step + 1, params, opt_state), metrics
 
-        def loss_of(params: Params, micro: Batch, micro_rng: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-            rngs = {"dropout": micro_rng}
-            if teaching is None:
-                losses, _, _ = group_sums(model, supervision, params, micro, rngs)
-            else:
-                losses = taught_sums(model, supervision, params, micro, rngs, teaching, teacher_params)
-            means = {name: losses[name] / jnp.maximum(counts[name], 1e-9) for name in losses}
-            return sum((coefficients[name] * mean for name, mean in means.items()), jnp.zeros(())), means
 
-        def grad_of(params: Params, micro: Batch, micro_rng: jax.Array) -> Any:
-            values, gradients = jax.value_and_grad(loss_of, has_aux=True)(params, micro, micro_rng)
-            return values, keep(gradients)
+def over_devices(tree: Any, axis: str | None) -> Any:
+    """Return the sums of arrays over the devices of a pmapped axis; without one, the arrays."""
+    return tree if axis is None else jax.lax.psum(tree, axis)
 
-        if accumulation_steps == 1:
-            (loss, means), grads = grad_of(state.params, batch, step_rng)
-        else:
-            # Micro-batch a takes every accumulation_steps-th example, so each device keeps its own examples.
-            micros = {
-                name: jnp.swapaxes(array.reshape(-1, accumulation_steps, *array.shape[1:]), 0, 1)
-                for name, array in batch.items()
-            }
-            rngs = jax.random.split(step_rng, accumulation_steps)
 
-            def add(total: Any, micro: Any) -> tuple[Any, None]:
-                return jax.tree.map(jnp.add, total, grad_of(state.params, *micro)), None
+def rng_of_step(rng: jax.Array, step: jax.Array, axis: str | None) -> jax.Array:
+    """Return the random numbers of one step of the run, on a pmapped axis those of one device."""
+    step_rng = jax.random.fold_in(rng, step)
+    if axis is not None:  # devices drop different units
+        step_rng = jax.random.fold_in(step_rng, jax.lax.axis_index(axis))
+    return step_rng
 
-            first = jax.eval_shape(grad_of, state.params, jax.tree.map(lambda x: x[0], micros), rngs[0])
-            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
-            ((loss, means), grads), _ = jax.lax.scan(add, zeros, (micros, rngs))
 
-        loss, means, grads, tokens = total((loss, means, grads, num_tokens(batch)))
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, learning_rate=learning_rate)
-        params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "tokens": tokens}
-        if len(means) > 1:
-            metrics |= {f"{name}_loss": mean for name, mean in means.items()}
-        if skips:
-            finite = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
-            params, opt_state = jax.tree.map(
-                lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
-            )
-        return TrainState(state.step + 1, params, opt_state), metrics
+def counts_of(parts: StepParts, batch: Batch) -> dict[str, jax.Array]:
+    """Return the sum of weights of every loss: what its sum is divided by."""
+    counts = {name: jnp.sum(weights) for name, (_, weights) in groups(parts.losses, batch).items()}
+    if parts.teaching is not None:
+        counts |= dict.fromkeys(("soft", "cosine"), jnp.sum(taught_positions(parts.teaching, batch)))
+    return counts
 
-    return train_step
+
+def coefficients_of(parts: StepParts) -> dict[str, float]:
+    """Return the coefficient of every loss, those against a teacher included."""
+    if parts.teaching is None:
+        return parts.losses.coefficients
+    config = parts.teaching.config
+    hard = {name: config.hard_weight * factor for name, factor in parts.losses.coefficients.items()}
+    return hard | {"soft": config.soft_weight, "cosine": config.cosine_weight}
+
+
+def loss_of(
+    parts: StepParts, counts: Mapping[str, jax.Array], teacher_params: Any, params: Params, batch: Batch,
+    rng: jax.Array,
+) -> tuple[jax.Array, dict[str, jax.Array]]:  # fmt: skip
+    """Return (loss, the mean of every group's loss) of some rows, as shares of the batch that was counted."""
+    rngs = {"dropout": rng}
+    if parts.teaching is None:
+        sums = group_sums(parts.model, parts.losses, params, batch, rngs).losses
+    else:
+        sums = taught_sums(parts.model, parts.losses, params, batch, rngs, parts.teaching, teacher_params)
+    means = {name: sums[name] / jnp.maximum(counts[name], 1e-9) for name in sums}
+    coefficients = coefficients_of(parts)
+    return sum((coefficients[name] * mean for name, mean in means.items()), jnp.zeros(())), means
+
+
+def gradients_of(
+    parts: StepParts, counts: Mapping[str, jax.Array], teacher_params: Any, params: Params, batch: Batch,
+    rng: jax.Array,
+) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Params]:  # fmt: skip
+    """Return (`loss_of` some rows, its gradient by the parameters, placed like them)."""
+    loss = functools.partial(loss_of, parts, counts, teacher_params)
+    values, gradients = jax.value_and_grad(loss, has_aux=True)(params, batch, rng)
+    return values, parts.shard_gradients(gradients)
+
+
+def accumulated(function: Callable[[Batch, jax.Array], Any], batch: Batch, rng: jax.Array, count: int) -> Any:
+    """Return the sum of function(rows, rng) over `count` micro-batches, one after the other."""
+    if count == 1:
+        return function(batch, rng)
+    pieces, rngs = micro_batches(batch, count), jax.random.split(rng, count)
+    first = jax.eval_shape(function, jax.tree.map(lambda array: array[0], pieces), rngs[0])
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
+    return jax.lax.scan(functools.partial(_added, function), zeros, (pieces, rngs))[0]
+
+
+def micro_batches(batch: Batch, count: int) -> dict[str, jax.Array]:
+    """Return the arrays [B, …] of a batch as [count, B / count, …]: micro-batch a takes every count-th example, so each
+    device keeps its own examples."""
+    return {name: jnp.swapaxes(array.reshape(-1, count, *array.shape[1:]), 0, 1) for name, array in batch.items()}
+
+
+def _added(function: Callable[..., Any], total: Any, piece: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+    return jax.tree.map(jnp.add, total, function(*piece)), None
+
+
+def apply_update(
+    optimizer: optax.GradientTransformationExtraArgs, state: TrainState, gradients: Params,
+    learning_rate: jax.Array | float,
+) -> tuple[Params, Any]:  # fmt: skip
+    """Return parameters and the optimizer's state after an update."""
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, learning_rate=learning_rate)
+    return optax.apply_updates(state.params, updates), opt_state
+
+
+def either(condition: jax.Array, first: Any, second: Any) -> Any:
+    """Return the first tree of arrays where the scalar `condition` holds, else the second."""
+    return jax.tree.map(lambda one, other: jnp.where(condition, one, other), first, second)
 
 
 def make_eval_step(
-    model: Model, supervision: Supervision
+    model: Model, losses: Losses
 ) -> Callable[[Params, Batch], tuple[dict[str, tuple[jax.Array, ...]], dict[str, jax.Array]]]:
     """Return eval_step(params, batch) -> (sums, predictions): (loss, correct, count) and arg-max classes per group."""
+    return functools.partial(eval_step, model, losses)
 
-    def eval_step(params: Params, batch: Batch) -> tuple[dict[str, tuple[jax.Array, ...]], dict[str, jax.Array]]:
-        losses, correct, predictions = group_sums(model, supervision, params, batch, None)
-        counts = {name: jnp.sum(weights) for name, (_, weights) in groups(supervision, batch).items()}
-        return {name: (losses[name], correct[name], counts[name]) for name in losses}, predictions
 
-    return eval_step
+def eval_step(
+    model: Model, losses: Losses, params: Params, batch: Batch
+) -> tuple[dict[str, tuple[jax.Array, ...]], dict[str, jax.Array]]:
+    """Return (sums, predictions) of a batch: see `make_eval_step`."""
+    found = group_sums(model, losses, params, batch, None)
+    counts = {name: jnp.sum(weights) for name, (_, weights) in groups(losses, batch).items()}
+    return {name: (found.losses[name], found.correct[name], counts[name]) for name in counts}, found.predictions
