@@ -33,18 +33,6 @@ COUNTED = (
 )
 _HEAD = "next_sentence"
 
-# A number for each size that no other length comes near, so that an axis says which size it is (see `_shapes`).
-_STAND_INS: dict[str, Any] = {
-    "num_layers": 1009,
-    "vocab_size": 2003,
-    "d_model": 3018,  # sinusoids need an even one
-    "d_ff": 4001,
-    "num_heads": 5003,
-    "head_dim": 6007,
-    "max_length": 7001,
-}
-_SMALL = 1000
-
 
 def entries() -> list[Entry]:
     """Return the presets, system by system in order of publication, as plain values with exact counts."""
@@ -67,32 +55,16 @@ def entries() -> list[Entry]:
 
 def count(preset: Mapping[str, Any]) -> int:
     """Return the exact number of parameters of a preset, counted as its paper does."""
-    slots = frozenset((name, value) for name, value in preset.items() if name not in _STAND_INS)
-    read_as = dict(zip(_lengths(dict(slots) | _STAND_INS), _lengths(preset), strict=True))
-    # Small lengths are the same for all sizes (two token types); a large one that is unknown is an error, not a guess.
-    return sum(math.prod(read_as[n] if n > _SMALL else n for n in shape) for shape in _shapes(slots))
-
-
-def _lengths(preset: Mapping[str, Any]) -> tuple[int, ...]:
-    """The lengths that an axis of a parameter may have and that depend on the sizes."""
-    config = TransformerConfig(**preset)
-    inner, places = config.num_heads * config.head_dim, config.max_length + config.position_offset
-    return config.num_layers, config.vocab_size, config.d_model, config.d_ff, config.num_heads, inner, places
+    return _count(TransformerConfig(**preset))
 
 
 @functools.cache
-def _shapes(slots: frozenset[tuple[str, Any]]) -> tuple[tuple[int, ...], ...]:
-    """Return the shapes of the counted parameters of a model with these slots and the stand-ins as sizes.
-
-    Tracing a model takes a tenth of a second and more, and all sizes of a system have the same parameters but for their
-    lengths: one trace serves them all.
-    """
-    config = TransformerConfig(**dict(slots), **_STAND_INS)
+def _count(config: TransformerConfig) -> int:
     is_body = config.family == "encoder_only"
     heads = ((_HEAD, 2),) if is_body and config.token_types else ()
     # Scanned layers are traced once, however many there are.
     model = Model(config, Execution(unroll=1), heads, predicts_tokens=not is_body)
-    return tuple(leaf.shape for path, leaf in flatten(model.shapes).items() if _HEAD not in path.split("/"))
+    return sum(math.prod(leaf.shape) for path, leaf in flatten(model.shapes).items() if _HEAD not in path.split("/"))
 
 
 def print_table(listed: Sequence[Entry], console: Console | None = None) -> None:
