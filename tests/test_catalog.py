@@ -256,8 +256,3 @@ def test_a_full_disk_is_the_users_to_mend(
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
     with pytest.raises(UserError, match="the disk is full"):
         catalog.plot(entries, tmp_path / "models.png")
-
-
-def test_three_digits() -> None:
-    numbers = {4_385_920: "4.39M", 10**7: "10M", 10**8: "100M", 999_600_000: "1B", 1_557_611_200: "1.56B"}
-    assert {number: catalog.rounded(number) for number in numbers} == numbers

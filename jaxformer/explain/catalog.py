@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from jaxformer.errors import UserError, disk_errors
 from jaxformer.models import SYSTEMS, Execution, Model, TransformerConfig
+from jaxformer.tables import model_size, print_paragraph, table, table_width
 from jaxformer.trees import flatten
 
 if TYPE_CHECKING:
@@ -81,20 +80,19 @@ def print_table(listed: Sequence[Entry], console: Console | None = None) -> None
     }
     widths = {heading: max(map(len, (heading, *cells))) for heading, cells in columns.items()}
     # In a terminal that is narrower still the lines wrap: cut numbers would be wrong ones.
-    console.width = max(console.width, sum(widths.values()) + 2 * len(widths))
+    console.width = max(console.width, table_width([heading, *cells] for heading, cells in columns.items()))
     for group in _by_system(listed).values():
         first = listed[group[0]]
         about = f" · {first['family']} · {first['published']} · {first['paper']}"
-        # Lines of a file are for programs to cut.
-        console.print(Text.assemble((first["system"], "bold"), about), soft_wrap=not console.is_terminal)
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+        print_paragraph(console, Text.assemble((first["system"], "bold"), about))
+        shown = table()
         for heading, width in widths.items():
-            table.add_column(heading, justify="left" if heading == "Model" else "right", width=width, no_wrap=True)
+            shown.add_column(heading, justify="left" if heading == "Model" else "right", width=width, no_wrap=True)
         for row in group:
-            table.add_row(*(cells[row] for cells in columns.values()))
-        console.print(table)
+            shown.add_row(*(cells[row] for cells in columns.values()))
+        console.print(shown)
         console.print()
-    console.print(Text(COUNTED, "dim"), soft_wrap=not console.is_terminal)
+    print_paragraph(console, COUNTED, "dim")
 
 
 def _by_system(listed: Sequence[Entry]) -> dict[str, list[int]]:
@@ -206,7 +204,7 @@ def _label(panel: "Axes", name: str, day: float, counts: Sequence[int], colours:
     # Cased and uncased models are one size to the eye.
     for count in [counts[-1], *(counts[:1] if counts[0] < 0.8 * counts[-1] else ())]:
         panel.annotate(
-            rounded(count), (day, count), (-12 if is_left else 12, 0), textcoords="offset points",
+            model_size(count), (day, count), (-12 if is_left else 12, 0), textcoords="offset points",
             ha="right" if is_left else "left", va="center_baseline", fontsize=15, color=colours["muted"],
             bbox={"facecolor": colours["ground"], "edgecolor": "none", "pad": 1},  # no line of the grid through digits
         )  # fmt: skip
@@ -226,14 +224,8 @@ def _axes(panel: "Axes", first: float, last: float) -> None:
     panel.xaxis.set_major_formatter(DateFormatter("%b %Y"))
     panel.set_yscale("log")
     panel.set_ylim(2e6, 6e11)
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: rounded(value)))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: model_size(value)))
     panel.yaxis.set_minor_locator(NullLocator())
     panel.tick_params(labelsize=16, length=0, pad=8)
     panel.tick_params(axis="x", length=6, pad=6)
     panel.grid(visible=False, axis="x")
-
-
-def rounded(value: float) -> str:
-    """A number of parameters in three digits: 4.39M, 124M, 1.56B."""
-    factor, letter = (1e9, "B") if value >= 0.9995e9 else (1e6, "M")
-    return f"{value / factor:.3g}{letter}"

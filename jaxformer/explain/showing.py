@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.padding import Padding
 from rich.text import Text
 
 from jaxformer.data import parts_of
 from jaxformer.explain.examples import Example, Examples
 from jaxformer.objectives import Mixture
+from jaxformer.tables import print_paragraph
 from jaxformer.tokenizers import Tokenizer
 
 PUT_IN, PREDICTED, QUIET, TITLE = "cyan", "bold underline", "dim", "bold"
@@ -27,10 +27,7 @@ def print_examples(shown: Examples, console: Console | None = None) -> None:
     """Print examples for people. Without colours braces say what was put in; a file gets one line for each part."""
     console = console or Console()
     for indent, text in _lines(shown, coloured=console.color_system is not None):
-        if console.is_terminal:
-            console.print(Padding(text, (0, 0, 0, indent), expand=False))
-        else:
-            console.print(Text(" " * indent) + text, soft_wrap=True)
+        print_paragraph(console, text, indent=indent)
 
 
 def as_json(shown: Examples) -> dict[str, Any]:
