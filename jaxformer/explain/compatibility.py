@@ -76,22 +76,3 @@ def marks(kind: Any) -> dict[str, str]:
     one_row = {"decoder_only"} if issubclass(kind, TextToText) else set()
     carried = {family: "✓*" if family in one_row else "✓" for family in kind.families}
     return {family: carried.get(family, "–") for family in FAMILIES}
-
-
-def markdown_table() -> str:
-    """Return the table and the reasons as the README has them."""
-    lines = [
-        f"| objective | {' | '.join(family.replace('_', '-') for family in FAMILIES)} | paper |",
-        f"| --- |{' :-: |' * len(FAMILIES)} --- |",
-    ]
-    lines += [
-        f"| `{name}` | {' | '.join(mark.replace('*', chr(92) + '*') for mark in marks(kind).values())} | {kind.paper} |"
-        for name, kind in _KINDS.items()
-    ]
-    lines += ["", IN_ONE_ROW.replace("*", r"\*", 1) + ". What is not possible, and why:", ""]
-    lines += [
-        f"- {family.replace('_', '-')}: {reason} ({', '.join(f'`{name}`' for name in names)})"
-        for (family, reason), names in refusals().items()
-    ]
-    lines += [f"- not provided: {name}, {paper}: {reason}" for name, (paper, reason) in NOT_PROVIDED.items()]
-    return "\n".join(lines) + "\n"

@@ -62,7 +62,7 @@ def loop(run: OpenedRun, learner: Learner, state: TrainState) -> dict[str, float
                 watch.meter.read(step - 1, pending)
             pending = metrics
             watch.profiler.after(step, state)
-            due = what_is_due(run.config, step, stop=run.signals.after(step))
+            due = what_is_due(run.config, step, stop=run.signals.after_step())
             if not (due.evaluates or due.saves):
                 continue
             # A state is judged or saved only once its own loss is known to be finite.
