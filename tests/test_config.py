@@ -50,7 +50,7 @@ def golden_file(spec: str) -> Path:
 
 def test_folders_are_part_of_a_name_and_the_former_name_is_still_known() -> None:
     assert {"bert", "finetune/area"} <= set(experiments()) and not [name for name in experiments() if "common" in name]
-    assert load("finetune_area:gpt,smoke").to_text() == load("finetune/area:gpt,smoke").to_text()
+    assert text_of(load("finetune_area:gpt,smoke")) == text_of(load("finetune/area:gpt,smoke"))
     with pytest.raises(UserError, match="did you mean 'finetune/area'"):
         load("finetune/aria:bert")
 
