@@ -217,10 +217,9 @@ def markdown_table() -> str:
         f"| objective | {' | '.join(family.replace('_', '-') for family in FAMILIES)} | paper |",
         f"| --- |{' :-: |' * len(FAMILIES)} --- |",
     ]
-    lines += [
-        f"| `{name}` | {' | '.join(mark.replace('*', chr(92) + '*') for mark in compatibility.marks(kind).values())} | {kind.paper} |"
-        for name, kind in OBJECTIVES.items()
-    ]
+    for name, kind in OBJECTIVES.items():
+        marks = " | ".join(mark.replace("*", r"\*") for mark in compatibility.marks(kind).values())
+        lines.append(f"| `{name}` | {marks} | {kind.paper} |")
     lines += ["", compatibility.IN_ONE_ROW.replace("*", r"\*", 1) + ". What is not possible, and why:", ""]
     lines += [
         f"- {family.replace('_', '-')}: {reason} ({', '.join(f'`{name}`' for name in names)})"
