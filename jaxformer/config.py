@@ -127,10 +127,6 @@ class Config:
                 resolved[section] = selector | {name: vars(value)[name] for name in _fields(type(value))}
         return resolved
 
-    def to_text(self) -> str:
-        """Return one `section.key = value` line per field."""
-        return "".join(f"{key} = {value!r}\n" for key, value in flat(self.to_dict()).items())
-
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config's dict of sections as {"section.key": value}, tuples and lists alike as tuples."""

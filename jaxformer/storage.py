@@ -16,7 +16,7 @@ import re
 import shutil
 import sys
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 from typing import Any
@@ -177,19 +177,25 @@ def check_bucket(path: Path) -> None:
 # The files of a run directory.
 
 
-def read_record(workdir: Path) -> dict[str, Any]:
-    """Return a run's `config.json`. Raises UserError when the folder is no run or the file is damaged."""
+def read_record(workdir: Path, needed: Collection[str] = ("name", "config", "labels")) -> dict[str, Any]:
+    """Return a run's `config.json`, in which nothing of what is `needed` is missing.
+
+    Raises UserError when the folder is no run or the file is damaged.
+    """
     path = workdir / "config.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         check_bucket(workdir)
         raise UserError(f"{workdir} is not a run: it has no config.json; give a folder that `train` wrote") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}); restore it or start a new run elsewhere") from error
+        raise UserError(f"{path} is damaged ({error}); restore it, or do without this run") from error
+    except (PermissionError, IsADirectoryError) as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); mend that, or do without this run") from error
     if isinstance(record, dict) and "model_type" in record:
         raise UserError(f"{workdir} is a folder in Hugging Face format; `jaxformer import` makes a run of it")
-    if not isinstance(record, dict) or not record.keys() >= {"name", "config", "labels"}:
+    is_record = isinstance(record, dict) and isinstance(record.get("config"), dict)
+    if not is_record or not record.keys() >= set(needed):
         raise UserError(f"{path} does not describe a run; give a folder that `train` wrote")
     return record
 

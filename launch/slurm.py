@@ -125,7 +125,7 @@ def batch_script(job: Job, options: Options, folder: Path) -> str:
     return "\n".join(["#!/bin/bash", *(f"#SBATCH {word}" for word in header), *exports(job), *setup, body])
 
 
-def submit(job: Job, folder: Path) -> list[str]:
+def submit(folder: Path) -> list[str]:
     # A path may hold what the script's header could not quote.
     output = f"--output={str(folder).replace('%', '%%')}/batch.txt"
     return ["sbatch", "--parsable", output, str(folder / "job.sh")]
@@ -134,7 +134,7 @@ def submit(job: Job, folder: Path) -> list[str]:
 def dry_run(job: Job, options: Options) -> str:
     folder = jobs_folder() / job.name
     text = here_document(folder / "job.sh", batch_script(job, options, folder))
-    return script(["mkdir", "-p", str(folder)], text, submit(job, folder))
+    return script(["mkdir", "-p", str(folder)], text, submit(folder))
 
 
 def launch(job: Job, options: Options, record: Record) -> int:
@@ -145,7 +145,7 @@ def launch(job: Job, options: Options, record: Record) -> int:
         path.unlink(missing_ok=True)  # of an earlier job
     record.let_run()
     (record.folder / "job.sh").write_text(batch_script(job, options, record.folder), encoding="utf-8")
-    number = run(submit(job, record.folder)).strip().partition(";")[0]
+    number = run(submit(record.folder)).strip().partition(";")[0]
     record.note(state=STARTING, attempts=0, message="", code=None, id=number)
     say(f"{job.name} is SLURM's job {number}")
     return 0

@@ -18,7 +18,7 @@ PICTURE = ROOT / "docs" / "rooms.svg"
 ORDER = (
     "__main__", "__init__", "cli", "studies", "interop", "planning", "explain", "report", "runs", "config",
     "evaluation", "generation", "training", "data", "tasks", "objectives", "models", "checkpoint", "launch",
-    "tokenizers", "footprint", "devices", "storage", "trees", "checks", "errors",
+    "tokenizers", "footprint", "devices", "storage", "trees", "tables", "checks", "errors",
 )  # fmt: skip
 PLACE = {room: place for place, room in enumerate(ORDER)}
 SHOWN = ORDER[2:]

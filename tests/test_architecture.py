@@ -29,8 +29,7 @@ EXPERIMENTS = ROOT / "experiments"
 
 # What makes runs, and what needs it: reports are made where nothing can train.
 MAKES_RUNS = set(ORDER[: PLACE["checkpoint"] + 1])
-WITHOUT_JAX = {"objectives", "tasks", "tokenizers", "data", "report", "footprint", "launch"}
-JAX = {"objectives", "tasks", "tokenizers", "data", "report"}
+WITHOUT_JAX = {"objectives", "tasks", "tokenizers", "data", "report", "footprint", "launch", "tables"}
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 NEVER = {"tensorflow", "torch", "transformers", "keras"}
 

@@ -20,7 +20,7 @@ from jaxformer.cli.main import main
 from jaxformer.cli.verbs import default_workdir
 from jaxformer.errors import UserError
 from jaxformer.runs import progress
-from jaxformer.runs.progress import Display, shown
+from jaxformer.runs.progress import Display
 from jaxformer.tokenizers import Tokenizer, WordPiece, train_tokenizer
 
 VERBS = [
@@ -397,15 +397,3 @@ def test_output_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     with Display() as display:
         display.note("a note")
     assert capsys.readouterr() == ("", "a note\n")
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.0, "0"), (3.21456, "3.21"), (0.000123456, "0.000123"), (99.96, "100"), (999.6, "1000"), (9999.0, "9999"),
-        (12_345, "12.3k"), (1_250_000, "1.2M"), (3e9, "3.0G"), (-12_345, "-12.3k"), (float("nan"), "nan"),
-        (float("inf"), "inf"),
-    ],
-)  # fmt: skip
-def test_numbers_are_shown_short(value: float, text: str) -> None:
-    assert shown(value) == text

@@ -12,12 +12,12 @@ from jaxformer.studies import demo
 TINY = ("model.d_model=16", "model.d_ff=32", "model.num_heads=2", "model.head_dim=8", "model.num_layers=1")
 
 
-def shrunk(plan: demo.Plan) -> demo.Plan:
+def shrunk(recipe: demo.Recipe) -> demo.Recipe:
     return dataclasses.replace(
-        plan,
+        recipe,
         pretraining_steps=70,  # beyond the warm-up
-        model=(*plan.model, *TINY),
-        pretraining=(*plan.pretraining, "training.batch_size=8", "evaluation.max_examples=8"),
+        model=(*recipe.model, *TINY),
+        pretraining=(*recipe.pretraining, "training.batch_size=8", "evaluation.max_examples=8"),
         steps={20: 10, 40: 10},
         seeds=(1, 2),
     )
@@ -28,21 +28,21 @@ def times(folder: Path) -> dict[Path, int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", demo.PLANS)
+@pytest.mark.parametrize("family", demo.RECIPES)
 def test_both_arms_are_trained_judged_and_shown(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = shrunk(demo.PLANS[family])
-    monkeypatch.setitem(demo.PLANS, family, plan)
+    recipe = shrunk(demo.RECIPES[family])
+    monkeypatch.setitem(demo.RECIPES, family, recipe)
     demo.run_demo(family, tmp_path)
     shown = capsys.readouterr().out
     assert "From the checkpoint" in shown and "From scratch" in shown and "mWh" in shown
     study = json.loads((tmp_path / family / "study.json").read_text())
     points = {(point["labels"], point["arm"]): point for point in study["points"]}
-    assert points.keys() == {(labels, arm) for labels in plan.steps for arm in demo.ARMS}
+    assert points.keys() == {(labels, arm) for labels in recipe.steps for arm in demo.ARMS}
     for (_, arm), point in points.items():
         assert len(point["seeds"]) == 2 and all(0 <= accuracy <= 1 for accuracy in point["seeds"])
-        assert point["learning_rate"] in plan.rates[arm]
+        assert point["learning_rate"] in recipe.rates[arm]
     assert study["pretraining"]["energy_wh"] > 0
     assert "<svg" in (tmp_path / family / "report.html").read_text()
     assert list((tmp_path / family).glob("*.png"))
@@ -52,6 +52,6 @@ def test_both_arms_are_trained_judged_and_shown(
     demo.run_demo(family, tmp_path)
     assert times(tmp_path) == before, "a second demonstration trains nothing anew"
 
-    monkeypatch.setitem(demo.PLANS, family, dataclasses.replace(plan, fine_tuning=(*plan.fine_tuning, "seed=7")))
+    monkeypatch.setitem(demo.RECIPES, family, dataclasses.replace(recipe, fine_tuning=(*recipe.fine_tuning, "seed=7")))
     with pytest.raises(UserError, match="another config"):
         demo.run_demo(family, tmp_path)

@@ -26,7 +26,6 @@ from jaxformer.report import (
     write_transfer_report,
 )
 from jaxformer.report.plots import BEST, COLOURS, MOST_COLOURED
-from jaxformer.report.summary import count, duration, energy, mass, significant
 from jaxformer.report.transfer import sentences
 
 COLUMNS = "run_id,duration,emissions,cpu_energy,gpu_energy,ram_energy,energy_consumed,country_name"
@@ -90,13 +89,13 @@ def visible_text(page: Path) -> str:
 
 
 def test_a_folder_that_is_no_run_is_refused_in_one_line(tmp_path):
-    with pytest.raises(UserError, match="is no run: there is no config.json in it"):
+    with pytest.raises(UserError, match="is not a run: it has no config.json"):
         read_run(tmp_path)
-    with pytest.raises(UserError, match="is no run"):
+    with pytest.raises(UserError, match="is not a run"):
         find_runs([tmp_path / "absent"])
     with pytest.raises(UserError, match="holds no run"):
         find_runs([tmp_path])
-    for content, words in (("{", "cannot be read"), ('{"architectures": []}', "does not describe a run")):
+    for content, words in (("{", "is damaged"), ('{"architectures": []}', "does not describe a run")):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(UserError, match=words) as error:
             read_run(tmp_path)
@@ -172,38 +171,12 @@ def test_the_terminal_table_fits_and_says_what_it_leaves_out(tmp_path):
 
     narrow = lines(force_terminal=True, width=80)
     assert max(map(len, narrow)) <= 80 and "…" not in "".join(narrow)
-    assert "Energy (Wh)" in narrow[1] and "Best eval loss" in narrow[1] and "Parameters" not in narrow[1]
-    assert "Not shown for want of width: Experiment, Model" in " ".join(narrow)
+    assert "Energy (Wh)" in narrow[0] and "Best eval loss" in narrow[0] and "Parameters" not in narrow[0]
+    assert "Not shown, because the terminal is too narrow: Experiment, Model" in " ".join(narrow)
     piped = lines()
-    assert "Parameters" in piped[1] and "Experiment" in piped[1] and "Not shown" not in "".join(piped)
+    assert "Parameters" in piped[0] and "Experiment" in piped[0] and "Not shown" not in "".join(piped)
     assert [line.split()[0] for line in piped if line.strip().startswith("run-")] == ["run-0", "run-1", "run-2"]
-    assert "2.00" in narrow[3] and "0.800" in narrow[3]  # Wh and g: one unit per column, fit for its largest value
-
-
-@pytest.mark.parametrize(
-    ("shown", "text"),
-    [
-        (energy(12.5), "12.5 kWh"),
-        (energy(0.0125), "12.5 Wh"),
-        (energy(4.5e-5), "45.0 mWh"),
-        (energy(None), "–"),
-        (mass(2.0), "2.00 kg"),
-        (mass(0.00123), "1.23 g"),
-        (mass(1.5e-5), "15.0 mg"),
-        (count(999), "999"),
-        (count(999_800), "1.00 M"),
-        (count(124_439_808), "124 M"),
-        (duration(3.21), "3.2 s"),
-        (duration(59.7), "1 min 00 s"),
-        (duration(3725), "1 h 02 min"),
-        (duration(90_000), "1 d 01 h"),
-        (significant(0.012345), "0.0123"),
-        (significant(1239.5), "1,240"),
-        (significant(0), "0"),
-    ],
-)
-def test_numbers_are_readable(shown, text):
-    assert shown == text
+    assert "2.00" in narrow[2] and "0.800" in narrow[2]  # Wh and g: one unit per column, fit for its largest value
 
 
 # Page
@@ -402,8 +375,8 @@ def test_the_transfer_page_and_terminal_table(tmp_path):
 
     write_transfer_report(make_study(PRETRAINED + SCRATCH), runs, tmp_path / "paid")
     assert "pays back after 10 fine-tunings" in visible_text(tmp_path / "paid" / "report.html")
-    console = Console(file=io.StringIO(), width=80, color_system=None)
+    console = Console(file=io.StringIO(), width=80, color_system=None, force_terminal=True)
     print_transfer(study, console)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "60.0 ± 2.8 %" in shown and "+20.0" in shown and "Pretraining itself took" in shown
-    assert all(len(line) <= 80 for line in shown.splitlines()[:8])
+    assert all(len(line) <= 80 for line in shown.splitlines())

@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from jaxformer.checkpoint.digest import PARAMS, Shape, read_digest
 from jaxformer.checkpoint.reading import difference, read_arrays, verified
 from jaxformer.errors import UserError
+from jaxformer.tables import table
 from jaxformer.trees import flatten, mask, unflatten
 
 
@@ -31,14 +31,14 @@ class RestoreTable:
         """Return a line and the table for `rich` to print."""
         count = {kind: sum(int(np.prod(shape)) for shape in shapes.values()) for kind, shapes in self._kinds().items()}
         summary = ", ".join(f"{count[kind]:,} {kind}" for kind in count)
-        table = Table()
-        table.add_column("parameter", overflow="fold")
-        table.add_column("shape", justify="right")
-        table.add_column("what")
+        shown = table()
+        shown.add_column("Parameter", overflow="fold")
+        shown.add_column("Shape", justify="right")
+        shown.add_column("What")
         for kind, shapes in self._kinds().items():
             for path, shape in shapes.items():
-                table.add_row(path, " x ".join(map(str, shape)), kind, style=None if kind == "restored" else "bold")
-        return Group(Text(f"Parameters from {self.source} (step {self.step}): {summary}"), table)
+                shown.add_row(path, " x ".join(map(str, shape)), kind, style=None if kind == "restored" else "bold")
+        return Group(Text(f"Parameters from {self.source} (step {self.step}): {summary}"), shown)
 
     __rich__ = render
 
@@ -118,8 +118,7 @@ def restore_params(
         path: _merge(found[path], stored.rows(path), leaf, model.rows(path)) if path in found else leaf
         for path, leaf in wanted.items()
     }
-    table = RestoreTable(folder, digest.step, restored, stored.taken(), model.taken())
-    return unflatten(params), table
+    return unflatten(params), RestoreTable(folder, digest.step, restored, stored.taken(), model.taken())
 
 
 def _side(shapes: dict[str, Shape], patterns: tuple[str, ...], where: str) -> _Side:

@@ -25,6 +25,7 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
     from jaxformer import config as configs
     from jaxformer.devices import is_first
     from jaxformer.runs import Display, train
+    from jaxformer.tables import metrics_line
 
     config = configs.load(args.config, overrides)
     workdir = location(args.workdir) if args.workdir else default_workdir(args.config)
@@ -32,9 +33,8 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
         results = train(
             config, workdir, allow_config_change=args.allow_config_change, display=display, profile=args.profile
         )
-        words = "  ".join(f"{name} {value:.4g}" for name, value in results.items())
         if is_first():
-            display.note(f"done: {workdir}  {words}")
+            display.note(f"done: {workdir}  {metrics_line(results)}")
     return 0
 
 
@@ -188,9 +188,9 @@ def objectives(args: argparse.Namespace, overrides: list[str]) -> int:
 def objectives_show(args: argparse.Namespace, overrides: list[str]) -> int:
     # Nothing is computed: an accelerator would take seconds to start, or be somebody else's.
     os.environ["JAX_PLATFORMS"] = "cpu"
-    from jaxformer.explain import draw_examples, showing
+    from jaxformer.explain import examples, showing
 
-    shown = draw_examples(
+    shown = examples.draw_examples(
         local_path(args.text, "--text"), args.name, config=args.config,
         tokenizer=location(args.tokenizer) if args.tokenizer else None,
         family=args.family, visibility=args.visibility, count=args.examples, length=args.length, seed=args.seed,

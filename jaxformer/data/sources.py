@@ -8,15 +8,14 @@ import contextlib
 import dataclasses
 import functools
 import io
-import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from jaxformer.checks import check_choice, check_kind, check_range, read_members
 from jaxformer.data.files import JSONLines, Parquet, Text
 from jaxformer.data.records import Record, Source, digest, first_line
 from jaxformer.errors import UserError, suggest
+from jaxformer.storage import cache_folder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,8 +89,8 @@ class StdlibDocs(Source):
         with _quiet():
             from jaxformer.data import stdlib_docs
 
-            cache = os.environ.get("JAXFORMER_CACHE") or Path.home() / ".cache" / "jaxformer"
-            builder = stdlib_docs.StdlibDocs(data_dir=Path(cache) / "tfds", config=f"{kind}_{stdlib_docs.PYTHON}")
+            folder = cache_folder() / "tfds"
+            builder = stdlib_docs.StdlibDocs(data_dir=folder, config=f"{kind}_{stdlib_docs.PYTHON}")
             builder.download_and_prepare(file_format="array_record")
         return builder
 

@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from jaxformer.errors import UserError, disk_errors
 from jaxformer.models import SYSTEMS, Execution, Model, TransformerConfig
+from jaxformer.tables import model_size, print_paragraph, table, table_width
 from jaxformer.trees import flatten
 
 if TYPE_CHECKING:
@@ -32,18 +31,6 @@ COUNTED = (
     "(BERT's with the pooler) without the vocabulary head. Context: the longest sequence, in tokens."
 )
 _HEAD = "next_sentence"
-
-# A number for each size that no other length comes near, so that an axis says which size it is (see `_shapes`).
-_STAND_INS: dict[str, Any] = {
-    "num_layers": 1009,
-    "vocab_size": 2003,
-    "d_model": 3018,  # sinusoids need an even one
-    "d_ff": 4001,
-    "num_heads": 5003,
-    "head_dim": 6007,
-    "max_length": 7001,
-}
-_SMALL = 1000
 
 
 def entries() -> list[Entry]:
@@ -67,32 +54,16 @@ def entries() -> list[Entry]:
 
 def count(preset: Mapping[str, Any]) -> int:
     """Return the exact number of parameters of a preset, counted as its paper does."""
-    slots = frozenset((name, value) for name, value in preset.items() if name not in _STAND_INS)
-    read_as = dict(zip(_lengths(dict(slots) | _STAND_INS), _lengths(preset), strict=True))
-    # Small lengths are the same for all sizes (two token types); a large one that is unknown is an error, not a guess.
-    return sum(math.prod(read_as[n] if n > _SMALL else n for n in shape) for shape in _shapes(slots))
-
-
-def _lengths(preset: Mapping[str, Any]) -> tuple[int, ...]:
-    """The lengths that an axis of a parameter may have and that depend on the sizes."""
-    config = TransformerConfig(**preset)
-    inner, places = config.num_heads * config.head_dim, config.max_length + config.position_offset
-    return config.num_layers, config.vocab_size, config.d_model, config.d_ff, config.num_heads, inner, places
+    return _count(TransformerConfig(**preset))
 
 
 @functools.cache
-def _shapes(slots: frozenset[tuple[str, Any]]) -> tuple[tuple[int, ...], ...]:
-    """Return the shapes of the counted parameters of a model with these slots and the stand-ins as sizes.
-
-    Tracing a model takes a tenth of a second and more, and all sizes of a system have the same parameters but for their
-    lengths: one trace serves them all.
-    """
-    config = TransformerConfig(**dict(slots), **_STAND_INS)
+def _count(config: TransformerConfig) -> int:
     is_body = config.family == "encoder_only"
     heads = ((_HEAD, 2),) if is_body and config.token_types else ()
     # Scanned layers are traced once, however many there are.
     model = Model(config, Execution(unroll=1), heads, predicts_tokens=not is_body)
-    return tuple(leaf.shape for path, leaf in flatten(model.shapes).items() if _HEAD not in path.split("/"))
+    return sum(math.prod(leaf.shape) for path, leaf in flatten(model.shapes).items() if _HEAD not in path.split("/"))
 
 
 def print_table(listed: Sequence[Entry], console: Console | None = None) -> None:
@@ -109,20 +80,19 @@ def print_table(listed: Sequence[Entry], console: Console | None = None) -> None
     }
     widths = {heading: max(map(len, (heading, *cells))) for heading, cells in columns.items()}
     # In a terminal that is narrower still the lines wrap: cut numbers would be wrong ones.
-    console.width = max(console.width, sum(widths.values()) + 2 * len(widths))
+    console.width = max(console.width, table_width([heading, *cells] for heading, cells in columns.items()))
     for group in _by_system(listed).values():
         first = listed[group[0]]
         about = f" · {first['family']} · {first['published']} · {first['paper']}"
-        # Lines of a file are for programs to cut.
-        console.print(Text.assemble((first["system"], "bold"), about), soft_wrap=not console.is_terminal)
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+        print_paragraph(console, Text.assemble((first["system"], "bold"), about))
+        shown = table()
         for heading, width in widths.items():
-            table.add_column(heading, justify="left" if heading == "Model" else "right", width=width, no_wrap=True)
+            shown.add_column(heading, justify="left" if heading == "Model" else "right", width=width, no_wrap=True)
         for row in group:
-            table.add_row(*(cells[row] for cells in columns.values()))
-        console.print(table)
+            shown.add_row(*(cells[row] for cells in columns.values()))
+        console.print(shown)
         console.print()
-    console.print(Text(COUNTED, "dim"), soft_wrap=not console.is_terminal)
+    print_paragraph(console, COUNTED, "dim")
 
 
 def _by_system(listed: Sequence[Entry]) -> dict[str, list[int]]:
@@ -234,7 +204,7 @@ def _label(panel: "Axes", name: str, day: float, counts: Sequence[int], colours:
     # Cased and uncased models are one size to the eye.
     for count in [counts[-1], *(counts[:1] if counts[0] < 0.8 * counts[-1] else ())]:
         panel.annotate(
-            rounded(count), (day, count), (-12 if is_left else 12, 0), textcoords="offset points",
+            model_size(count), (day, count), (-12 if is_left else 12, 0), textcoords="offset points",
             ha="right" if is_left else "left", va="center_baseline", fontsize=15, color=colours["muted"],
             bbox={"facecolor": colours["ground"], "edgecolor": "none", "pad": 1},  # no line of the grid through digits
         )  # fmt: skip
@@ -254,14 +224,8 @@ def _axes(panel: "Axes", first: float, last: float) -> None:
     panel.xaxis.set_major_formatter(DateFormatter("%b %Y"))
     panel.set_yscale("log")
     panel.set_ylim(2e6, 6e11)
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: rounded(value)))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: model_size(value)))
     panel.yaxis.set_minor_locator(NullLocator())
     panel.tick_params(labelsize=16, length=0, pad=8)
     panel.tick_params(axis="x", length=6, pad=6)
     panel.grid(visible=False, axis="x")
-
-
-def rounded(value: float) -> str:
-    """A number of parameters in three digits: 4.39M, 124M, 1.56B."""
-    factor, letter = (1e9, "B") if value >= 0.9995e9 else (1e6, "M")
-    return f"{value / factor:.3g}{letter}"

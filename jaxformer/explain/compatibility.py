@@ -3,17 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
-from jaxformer.models import FAMILIES
 from jaxformer.objectives import NOT_PROVIDED, OBJECTIVES, TextToText
+from jaxformer.tables import print_paragraph, roomy, table
 
 Entry = dict[str, Any]
 _KINDS: Mapping[str, Any] = OBJECTIVES
+# As the objectives name them: the models' own list would bring JAX with it, and a table should not keep people waiting.
+FAMILIES = tuple(dict.fromkeys(family for kind in _KINDS.values() for family in (*kind.families, *kind.refusals)))
 
 IN_ONE_ROW = "*: source and target in one row, of which the target is predicted"
 
@@ -48,18 +47,16 @@ def refusals() -> dict[tuple[str, str], list[str]]:
 
 def print_table(console: Console | None = None) -> None:
     """Print the table, the reasons and what is not provided; 80 characters wide."""
-    console = console or Console()
-    if not console.is_terminal:
-        console.width = max(console.width, 120)  # lines of a file are for programs to cut
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
-    table.add_column("Objective", no_wrap=True)
+    console = roomy(console or Console())
+    shown = table()
+    shown.add_column("Objective", no_wrap=True)
     for family in FAMILIES:
-        table.add_column(family.replace("_", "\n"), no_wrap=True, min_width=7)
-    table.add_column("Paper")
+        shown.add_column(family.replace("_", "\n"), no_wrap=True, min_width=7)
+    shown.add_column("Paper")
     for name, kind in _KINDS.items():
-        table.add_row(name, *marks(kind).values(), kind.paper)
-    console.print(table)
-    console.print(Text(IN_ONE_ROW, "dim"))
+        shown.add_row(name, *marks(kind).values(), kind.paper)
+    console.print(shown)
+    print_paragraph(console, IN_ONE_ROW, "dim")
     refused = {f"{family}: {reason}": names for (family, reason), names in refusals().items()}
     missing = {f"{name}: {reason}": [paper] for name, (paper, reason) in NOT_PROVIDED.items()}
     _print_groups(console, "Cannot train", refused)
@@ -71,10 +68,7 @@ def _print_groups(console: Console, title: str, groups: Mapping[str, list[str]])
     console.print(Text(f"\n{title}", "bold"))
     for heading, names in groups.items():
         for text, indent in ((heading, 2), (", ".join(names), 6)):
-            if console.is_terminal:
-                console.print(Padding(Text(text), (0, 0, 0, indent), expand=False))
-            else:
-                console.print(Text(" " * indent + text), soft_wrap=True)
+            print_paragraph(console, text, indent=indent)
 
 
 def marks(kind: Any) -> dict[str, str]:
@@ -82,22 +76,3 @@ def marks(kind: Any) -> dict[str, str]:
     one_row = {"decoder_only"} if issubclass(kind, TextToText) else set()
     carried = {family: "✓*" if family in one_row else "✓" for family in kind.families}
     return {family: carried.get(family, "–") for family in FAMILIES}
-
-
-def markdown_table() -> str:
-    """Return the table and the reasons as the README has them."""
-    lines = [
-        f"| objective | {' | '.join(family.replace('_', '-') for family in FAMILIES)} | paper |",
-        f"| --- |{' :-: |' * len(FAMILIES)} --- |",
-    ]
-    lines += [
-        f"| `{name}` | {' | '.join(mark.replace('*', chr(92) + '*') for mark in marks(kind).values())} | {kind.paper} |"
-        for name, kind in _KINDS.items()
-    ]
-    lines += ["", IN_ONE_ROW.replace("*", r"\*", 1) + ". What is not possible, and why:", ""]
-    lines += [
-        f"- {family.replace('_', '-')}: {reason} ({', '.join(f'`{name}`' for name in names)})"
-        for (family, reason), names in refusals().items()
-    ]
-    lines += [f"- not provided: {name}, {paper}: {reason}" for name, (paper, reason) in NOT_PROVIDED.items()]
-    return "\n".join(lines) + "\n"

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.padding import Padding
 from rich.text import Text
 
 from jaxformer.explain.examples import Example, Examples
 from jaxformer.objectives import ObjectiveMixture
+from jaxformer.tables import print_paragraph
 from jaxformer.tokenizers import Tokenizer
 
 INSERTED, PREDICTED, QUIET, TITLE = "cyan", "bold underline", "dim", "bold"
@@ -26,10 +26,7 @@ def print_examples(shown: Examples, console: Console | None = None) -> None:
     """Print examples for people. Without colours braces say what was put in; a file gets one line for each part."""
     console = console or Console()
     for indent, text in _lines(shown, coloured=console.color_system is not None):
-        if console.is_terminal:
-            console.print(Padding(text, (0, 0, 0, indent), expand=False))
-        else:
-            console.print(Text(" " * indent) + text, soft_wrap=True)
+        print_paragraph(console, text, indent=indent)
 
 
 def as_json(shown: Examples) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 from jaxformer.models import count_parameters
 from jaxformer.report import read_run
 from jaxformer.runs import OpenRun
+from jaxformer.tables import metric
 
 _FAMILIES = {
     "decoder_only": "A decoder-only", "encoder_only": "An encoder-only", "encoder_decoder": "An encoder-decoder",
@@ -35,9 +36,9 @@ def model_card(workdir: Path, run: OpenRun, loader: str) -> str:
         lines += ["", "## Labels", "", ", ".join(f"{n}: {label}" for n, label in enumerate(run.labels)) + "."]
     evaluations = {name: result for name, result in found.results.items() if isinstance(result, dict)}
     rows = [
-        f"| {name} | {metric} | {value:.4g} |"
+        f"| {name} | {metric_name} | {metric(value)} |"
         for name, result in evaluations.items()
-        for metric, value in (result.get("metrics") or {}).items()
+        for metric_name, value in (result.get("metrics") or {}).items()
         if isinstance(value, int | float)
     ]
     if rows:
@@ -58,6 +59,6 @@ def _training(found: Any, config: dict[str, Any]) -> dict[str, Any]:
         "steps": f"{last:,} of batch size {config['training']['batch_size']}",
         "optimizer": f"{config['optimizer']['name']}, learning rate {config['optimizer']['learning_rate']:g}",
         "started from": config["init_from"] or "scratch",
-        "last training loss": f"{found.last('train/loss') or float('nan'):.4g}",
-        "energy": f"{emissions.energy_kwh:.4g} kWh, {emissions.emissions_kg:.4g} kg CO2eq",
+        "last training loss": metric(found.last("train/loss") or float("nan")),
+        "energy": f"{metric(emissions.energy_kwh)} kWh, {metric(emissions.emissions_kg)} kg CO2eq",
     }

@@ -125,7 +125,7 @@ def held(
     for place in donated:
         if results[place] is not None:
             results[place].size = 0.0
-    return _walk(steps, set(arguments), [value for value in results if value is not None])
+    return _walk(steps, [value for value in results if value is not None])
 
 
 def _value(variable: Any, name: str = "") -> _Value:
@@ -213,7 +213,7 @@ def _fused(steps: Sequence[_Step], results: set[_Value]) -> set[_Value]:
     return found
 
 
-def _walk(steps: Sequence[_Step], arguments: set[_Value], results: Sequence[_Value]) -> Held:
+def _walk(steps: Sequence[_Step], results: Sequence[_Value]) -> Held:
     """Return what is held when the operations run in this order."""
     fused = _fused(steps, set(results))
     makers = {value: step for step in steps for value in step.writes}

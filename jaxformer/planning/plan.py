@@ -13,7 +13,6 @@ import dataclasses
 import math
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -28,6 +27,7 @@ from jaxformer.objectives import Supervision
 from jaxformer.planning.memory import activation_bytes, optimizer_bytes, parameter_bytes
 from jaxformer.runs import build_model, check_teacher, label_names, open_run, teacher_model
 from jaxformer.storage import location
+from jaxformer.tables import estimate, gigabytes, percent, print_paragraph, roomy, table
 from jaxformer.training import Phase, step_flops
 
 Plan = dict[str, Any]
@@ -115,11 +115,11 @@ def make_plan(
         "utilisation": utilisation,
     }
     if device is not None:
-        plan |= {"chip": chip.lower(), **_on_chip(plan, device, watts, config)}
+        plan |= {"chip": chip.lower(), **_estimated(plan, device, watts, config)}
     return plan
 
 
-def _on_chip(plan: Plan, chip: Chip, watts: float | None, config: Config) -> Plan:
+def _estimated(plan: Plan, chip: Chip, watts: float | None, config: Config) -> Plan:
     """Return what depends on the chip: whether the run fits, and the estimate."""
     devices, total = plan["devices"], plan["bytes_per_device"]["total"]
     hours = plan["flops"] / (devices * chip.peak * plan["utilisation"]) / 3600
@@ -189,24 +189,23 @@ def _work(config: Config, model: Model, supervision: Supervision, teacher: Model
 
 def print_plan(plan: Plan, console: Console | None = None) -> None:
     """Print the summary, bytes per device, the estimate with its formulas, and the table of placement."""
-    console = console or Console()
-    if not console.is_terminal:
-        console.width = max(console.width, 120)  # lines of a file are for programs to cut
+    console = roomy(console or Console())
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
     on = f"{plan['devices']:,} x {plan['chip']}" if "chip" in plan else _devices(plan)
-    console.print(Text.assemble((plan["config"], "bold"), f" ({plan['model']}) on {on}: {plan['strategy']}, {mesh}, "
-                                f"{plan['dtype']}"))  # fmt: skip
-    console.print(f"parameters        {plan['num_parameters']:,}", highlight=False)
-    console.print(f"FLOPs per token   {plan['flops_per_token']:.4g}  (forward and backward)", highlight=False)
-    console.print(
-        f"run               {plan['steps']:,} steps, {plan['tokens']:.4g} tokens, {plan['flops']:.4g} FLOPs\n",
-        highlight=False,
+    about = f" ({plan['model']}) on {on}: {plan['strategy']}, {mesh}, {plan['dtype']}"
+    print_paragraph(console, Text.assemble((plan["config"], "bold"), about))
+    flops, work = (
+        estimate(plan["flops_per_token"]),
+        f"{estimate(plan['tokens'])} tokens, {estimate(plan['flops'])} FLOPs",
     )
+    print_paragraph(console, f"parameters        {plan['num_parameters']:,}")
+    print_paragraph(console, f"FLOPs per token   {flops}  (forward and backward)")
+    print_paragraph(console, f"run               {plan['steps']:,} steps, {work}\n")
     _print_bytes(plan, console)
     _print_estimate(plan, console)
     _print_placement(plan, console)
     for note in plan["notes"]:
-        console.print(Text(f"note: {note}", "dim"))
+        print_paragraph(console, f"note: {note}", "dim")
 
 
 def _devices(plan: Plan) -> str:
@@ -214,50 +213,50 @@ def _devices(plan: Plan) -> str:
 
 
 def _table(*headings: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    shown = table()
     for heading in headings:
         is_number = heading.startswith(("GB", "Bytes", "of "))
-        table.add_column(heading, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
-    return table
+        shown.add_column(heading, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
+    return shown
 
 
 def _print_bytes(plan: Plan, console: Console) -> None:
     memory = plan.get("memory")
-    table = _table("Per device", "Bytes", "GB", *([f"of {memory / 1e9:.4g} GB"] if memory else []))
+    shown = _table("Per device", "Bytes", "GB", *([f"of {gigabytes(memory)}"] if memory else []))
     for name, size in plan["bytes_per_device"].items():
-        share = [f"{100 * size / memory:.1f} %"] if memory else []
-        table.add_row(name, f"{size:,}", f"{size / 1e9:,.3f}", *share, style="bold" if name == "total" else "")
-    console.print(table)
+        share = [percent(size / memory)] if memory else []
+        shown.add_row(name, f"{size:,}", f"{size / 1e9:,.3f}", *share, style="bold" if name == "total" else "")
+    console.print(shown)
     if memory:
         word = "fits" if plan["fits"] else "does not fit"
         total = plan["bytes_per_device"]["total"]
-        why = f"{total / 1e9:,.4g} GB against {ROOM:.0%} of {memory / 1e9:.4g} GB (the rest is XLA's own)"
-        console.print(Text.assemble((word, "bold green" if plan["fits"] else "bold red"), f": {why}"))
+        why = f"{gigabytes(total)} against {ROOM:.0%} of {gigabytes(memory)} (the rest is XLA's own)"
+        print_paragraph(console, Text.assemble((word, "bold green" if plan["fits"] else "bold red"), f": {why}"))
         if not plan["fits"]:
-            console.print(
+            print_paragraph(
+                console,
                 "less: training.accumulation_steps, training.remat=full with unroll_layers=1, training.logits_chunk; "
                 "more devices: sharding.fsdp, sharding.tensor",
-                highlight=False,
             )
         console.print()
     else:
-        console.print(f"--chip=NAME says whether it fits, and how long it takes: {', '.join(CHIPS)}\n", highlight=False)
+        print_paragraph(console, f"--chip=NAME says whether it fits, and how long it takes: {', '.join(CHIPS)}\n")
 
 
 def formulas(plan: Plan) -> dict[str, str]:
     """Return the estimate's formulas with their numbers: {"hours": …, "kWh": …, "kgCO2eq": …}."""
     hours = (
-        f"{plan['flops']:.4g} FLOPs / ({_devices(plan)} x {plan['peak']:.4g} FLOP/s x "
-        f"{plan['utilisation']:g}) / 3600 = {plan['hours']:,.4g}"
+        f"{estimate(plan['flops'])} FLOPs / ({_devices(plan)} x {estimate(plan['peak'])} FLOP/s x "
+        f"{plan['utilisation']:g}) / 3600 = {estimate(plan['hours'])}"
     )
     if plan["kwh"] is None:
         missing = f"the vendor does not publish the power of {plan['chip']}; give --watts=W"
         return {"hours": hours, "kWh": missing, "kgCO2eq": missing}
     kwh = (
-        f"{plan['hours']:,.4g} h x {_devices(plan)} x ({plan['watts']:g} W x {1 + plan['host_share']:g} for "
-        f"the host) x PUE {plan['pue']:g} / 1000 = {plan['kwh']:,.4g}"
+        f"{estimate(plan['hours'])} h x {_devices(plan)} x ({plan['watts']:g} W x {1 + plan['host_share']:g} for "
+        f"the host) x PUE {plan['pue']:g} / 1000 = {estimate(plan['kwh'])}"
     )
-    kg = f"{plan['kwh']:,.4g} kWh x {plan['grams_per_kwh']:g} g/kWh / 1000 = {plan['kg_co2eq']:,.4g}"
+    kg = f"{estimate(plan['kwh'])} kWh x {plan['grams_per_kwh']:g} g/kWh / 1000 = {estimate(plan['kg_co2eq'])}"
     return {"hours": hours, "kWh": kwh, "kgCO2eq": f"{kg}; {plan['electricity']}"}
 
 
@@ -265,17 +264,17 @@ def _print_estimate(plan: Plan, console: Console) -> None:
     if "chip" not in plan:
         return
     for name, formula in formulas(plan).items():
-        console.print(Text.assemble((f"{name:8}", "bold"), formula), soft_wrap=not console.is_terminal)
-    console.print(Text(f"{plan['chip']}: {plan['source']}\n", "dim"))
+        print_paragraph(console, Text.assemble((f"{name:8}", "bold"), formula))
+    print_paragraph(console, f"{plan['chip']}: {plan['source']}\n", "dim")
 
 
 def _print_placement(plan: Plan, console: Console) -> None:
     """Print every parameter's path, shape, partition spec and bytes per device, and why a dimension is not split."""
-    table = _table("Parameter", "Shape", "Split by", "Bytes per device")
+    shown = _table("Parameter", "Shape", "Split by", "Bytes per device")
     for entry in plan["parameters"]:
         axes = ", ".join(axis or "-" for axis in entry["spec"]) or "-"
-        table.add_row(entry["path"], " x ".join(map(str, entry["shape"])), axes, f"{entry['bytes_per_device']:,}")
-    console.print(table)
+        shown.add_row(entry["path"], " x ".join(map(str, entry["shape"])), axes, f"{entry['bytes_per_device']:,}")
+    console.print(shown)
     for entry in plan["parameters"]:
         for note in entry["notes"]:
-            console.print(f"{entry['path']} is not split: {note}", highlight=False)
+            print_paragraph(console, f"{entry['path']} is not split: {note}")

@@ -7,14 +7,13 @@ What must not: JAX, and anything that makes runs: a report is made where nothing
 
 from jaxformer.report.page import write_report, write_transfer_report
 from jaxformer.report.plots import COLOURS, MARKERS, SERIES, STYLE
-from jaxformer.report.read import Run, find_runs, read_run
+from jaxformer.report.read import find_runs, read_run
 from jaxformer.report.summary import print_summary, summary_rows
 from jaxformer.report.transfer import equal_accuracy, payback, print_transfer
 
 __all__ = [
     "COLOURS",
     "MARKERS",
-    "Run",
     "SERIES",
     "STYLE",
     "equal_accuracy",

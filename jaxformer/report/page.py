@@ -11,8 +11,9 @@ from markupsafe import Markup
 from jaxformer.errors import disk_errors
 from jaxformer.report.plots import Plot, metric_name, plots_of
 from jaxformer.report.read import Run, find_runs
-from jaxformer.report.summary import DASH, columns, count, duration, energy, mass, significant, summary_rows
-from jaxformer.report.transfer import ARMS, sentences, table, transfer_plots
+from jaxformer.report.summary import columns, summary_rows
+from jaxformer.report.transfer import ARMS, rows_of, sentences, transfer_plots
+from jaxformer.tables import DASH, count, duration, energy, mass, metric, significant
 
 PAGE = "report.html"
 
@@ -54,7 +55,7 @@ def _render(runs: Sequence[Run], out: Path, title: str, study: Mapping[str, Any]
     rows = summary_rows(runs)
     transfer = None
     if study is not None:
-        headings, cells = table(study)
+        headings, cells = rows_of(study)
         transfer = {
             "words": sentences(study),
             "arms": list(ARMS.values()),
@@ -134,7 +135,7 @@ def _scalars(result: Any) -> list[tuple[str, str]]:
         return []
     numbers = {name: value for name, value in result.items() if isinstance(value, int | float)}
     return [
-        (metric_name(name), str(value) if isinstance(value, int) else f"{value:.4g}") for name, value in numbers.items()
+        (metric_name(name), str(value) if isinstance(value, int) else metric(value)) for name, value in numbers.items()
     ]
 
 

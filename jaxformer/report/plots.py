@@ -20,7 +20,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocat
 
 from jaxformer.errors import disk_errors
 from jaxformer.report.read import Run
-from jaxformer.report.summary import energy_scale
+from jaxformer.tables import energy_scale
 
 # CSS variable -> colour on white. No two may be equal: the page finds them by their value.
 COLOURS: Mapping[str, str] = {
@@ -72,6 +72,7 @@ STYLE: Any = {  # matplotlib types its settings one by one
 RUN = "run:"  # marks what a figure draws for one run
 WIDTH = 10.0  # inches; the page scales figures to its own width
 STEPS = StrMethodFormatter("{x:,.0f}")
+SHARES = FuncFormatter(lambda share, _: f"{100 * share:.3g} %")
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def _evaluation(runs: Sequence[Run], looks: Mapping[str, Look]) -> Drawn:
                 panel.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
                 panel.yaxis.set_minor_locator(NullLocator())
             elif key.endswith(("accuracy", "f1")):
-                panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
+                panel.yaxis.set_major_formatter(SHARES)
         _legend(figure, runs, looks)
     return "evaluation", "Evaluation", "Metrics on held-out data." + _others(looks), figure
 
@@ -187,9 +188,7 @@ def _throughput(runs: Sequence[Run], looks: Mapping[str, Look]) -> Drawn:
             panel.set_ylim(bottom=0)
             panel.xaxis.set_major_formatter(STEPS)
             is_share = key == "train/mfu"
-            panel.yaxis.set_major_formatter(
-                FuncFormatter(lambda value, _: f"{100 * value:.3g} %") if is_share else EngFormatter(sep=" ")
-            )
+            panel.yaxis.set_major_formatter(SHARES if is_share else EngFormatter(sep=" "))
         _legend(figure, runs, looks)
     caption = "Speed of training, without evaluations and checkpoints." + _others(looks)
     return "throughput", "Throughput", caption, figure

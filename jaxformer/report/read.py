@@ -12,7 +12,17 @@ from typing import Any
 
 from jaxformer.errors import UserError
 from jaxformer.footprint import Emissions, read_emissions
-from jaxformer.storage import absolute, check_bucket, files_below, is_remote, location, pure, store_errors
+from jaxformer.storage import (
+    absolute,
+    files_below,
+    is_remote,
+    is_run,
+    location,
+    pure,
+    read_metrics,
+    read_record,
+    store_errors,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,29 +78,19 @@ class Run:
 def read_run(folder: Path | str) -> Run:
     """Read a run directory. Raises `UserError` when it is none, or when its config.json cannot be read.
 
+    Of config.json only "config" must be there: what else is missing is not reported.
+
     A metrics line that a crash tore, and result files that are no JSON, are left out.
     """
     path = location(folder)
-    config = path / "config.json"
-    if not config.is_file():
-        check_bucket(path)
-        raise UserError(f"{path} is no run: there is no config.json in it; give the folder that `train` wrote")
-    try:
-        record = json.loads(config.read_text())
-    except (ValueError, OSError) as error:
-        raise UserError(f"{config} cannot be read ({error}); restore it, or leave this run out") from error
-    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
-        raise UserError(f"{config} does not describe a run: it has no 'config'; give the folder that `train` wrote")
-    log = path / "metrics.jsonl"
-    lines = log.read_bytes().decode(errors="replace").splitlines() if log.exists() else []
-    metrics = [entry for line in lines if isinstance(entry := _parse(line), dict)]
+    record = read_record(path, needed=("config",))
     files = sorted((path / "results").glob("*.json"))
     results = {file.stem: _parse(file.read_bytes().decode(errors="replace")) for file in files}
     return Run(
         path=path,
         name=absolute(path).name,
         record=record,
-        metrics=tuple(metrics),
+        metrics=tuple(read_metrics(path)),
         emissions=read_emissions(path),
         results={name: result for name, result in results.items() if result is not None},
     )
@@ -105,7 +105,7 @@ def find_runs(folders: Sequence[Path | str]) -> list[Run]:
     """
     paths: dict[PurePath, Path] = {}
     for folder in map(location, folders):
-        if not (folder / "config.json").exists() and folder.is_dir():
+        if not is_run(folder) and folder.is_dir():
             below = list(_below(folder))
             if not below:
                 raise UserError(

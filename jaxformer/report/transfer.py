@@ -13,13 +13,23 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullLocator
-from rich import box
+from matplotlib.ticker import NullLocator
 from rich.console import Console
-from rich.table import Table
 
-from jaxformer.report.plots import COLOURS, STYLE, Plot, panels_of, save
-from jaxformer.report.summary import DASH, count, duration, energy, energy_scale, mass, percent, significant
+from jaxformer.report.plots import COLOURS, SHARES, STYLE, Plot, panels_of, save
+from jaxformer.tables import (
+    DASH,
+    count,
+    duration,
+    energy,
+    energy_scale,
+    mass,
+    percent,
+    print_paragraph,
+    roomy,
+    significant,
+    table,
+)
 
 Point = Mapping[str, Any]
 ARMS = {"pretrained": "From the checkpoint", "scratch": "From scratch"}
@@ -139,7 +149,7 @@ def _payback(study: Mapping[str, Any]) -> str:
     return f"In energy alone pretraining does not pay back here: {reason}. What it brings is accuracy per label."
 
 
-def table(study: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def rows_of(study: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return (headings, rows of cells), one row per label count: a block of columns per arm, and the gain.
 
     Accuracy and F1 are mean ± standard deviation over seeds.
@@ -177,10 +187,10 @@ def _cells(point: Point, energy_factor: float) -> list[str]:
 
 def print_transfer(study: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the study on the terminal: a table per label count and what it says."""
-    console = console or Console()
+    console = roomy(console or Console())
     factor, unit = _scale(study)
     title = f"Accuracy and energy of one fine-tuning ({unit}): {study['family']}, {study['task']}"
-    shown = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    shown = table(title)
     gains = _gains(study["points"])
     for heading in ("Labels", *(column for name in ARMS.values() for column in (name, unit)), "Gain (points)"):
         shown.add_column(heading, justify="right")
@@ -197,7 +207,7 @@ def print_transfer(study: Mapping[str, Any], console: Console | None = None) -> 
     console.print(shown)
     words = sentences(study)
     for name in ("headline", "equal", "cost", "payback"):
-        console.print(words[name], style="bold" if name == "headline" else "", highlight=False, soft_wrap=True)
+        print_paragraph(console, words[name], "bold" if name == "headline" else "")
 
 
 def transfer_plots(study: Mapping[str, Any], folder: Path) -> list[Plot]:
@@ -233,7 +243,7 @@ def _draw_accuracy(panel: Axes, study: Mapping[str, Any]) -> None:
     ticks = sorted({point["labels"] for point in study["points"]})
     panel.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     panel.xaxis.set_minor_locator(NullLocator())
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
+    panel.yaxis.set_major_formatter(SHARES)
     panel.set_xlabel("Labelled examples")
     panel.set_ylabel("Accuracy on held-out examples")
     equal = study["equal_accuracy"]

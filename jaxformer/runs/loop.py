@@ -18,6 +18,7 @@ from jaxformer.runs.opened import OpenedRun, opened_run
 from jaxformer.runs.progress import Display
 from jaxformer.runs.start import start_state
 from jaxformer.storage import store_errors
+from jaxformer.tables import metrics_line
 from jaxformer.training import TrainState
 
 
@@ -61,7 +62,7 @@ def loop(run: OpenedRun, learner: Learner, state: TrainState) -> dict[str, float
                 watch.meter.read(step - 1, pending)
             pending = metrics
             watch.profiler.after(step, state)
-            due = what_is_due(run.config, step, stop=run.signals.after(step))
+            due = what_is_due(run.config, step, stop=run.signals.after_step())
             if not (due.evaluates or due.saves):
                 continue
             # A state is judged or saved only once its own loss is known to be finite.
@@ -116,8 +117,7 @@ def evaluate(run: OpenedRun, learner: Learner, watch: Instruments, state: TrainS
         found = {f"eval/{name}": value for name, value in learner.judge(state.params).items()}
         if found and not watch.log.evaluated(step):
             watch.log.write(step, found)
-            words = "  ".join(f"{name} {value:.4g}" for name, value in found.items())
-            run.display.note(f"step {step}: {words}")
+            run.display.note(f"step {step}: {metrics_line(found)}")
     return found
 
 

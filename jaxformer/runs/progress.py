@@ -1,6 +1,5 @@
 """What a run shows while it goes: a bar on a terminal, plain lines elsewhere, nothing when quiet."""
 
-import math
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -9,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+from jaxformer.tables import brief, roomy
+
 LINE_EVERY = 5.0  # seconds between plain progress lines of one activity
 
 
@@ -16,7 +17,7 @@ class Display:
     """Shows activities (tokenising, training). `note` prints a line above the bar; output goes to stderr."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, highlight=False, emoji=False, quiet=quiet)
+        self.console = roomy(Console(stderr=True, highlight=False, emoji=False, quiet=quiet))
         self.bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -46,7 +47,7 @@ class Display:
 
     def progress(self, activity: str, done: int, total: int, values: Mapping[str, float] | None = None) -> None:
         """Show that `done` of `total` units of an activity are done (total 0: unknown), with some values beside it."""
-        words = "  ".join(f"{name} {shown(value)}" for name, value in (values or {}).items())
+        words = "  ".join(f"{name} {brief(value)}" for name, value in (values or {}).items())
         if self.console.is_interactive:
             if activity not in self._tasks:
                 self._tasks[activity] = self.bar.add_task(activity, total=total or None, completed=done, values=words)
@@ -59,13 +60,3 @@ class Display:
             self._last[activity] = now
             count = f" {done}/{total}" if total else f" {done}" if done else ""
             self.note(f"{activity}{count}  {words}".rstrip())
-
-
-def shown(value: float) -> str:
-    """Return a number as a person reads it: 12.3k, 3.21, 0.00012."""
-    if not math.isfinite(value):
-        return str(value)
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= limit:
-            return f"{value / (1e3 if unit == 'k' else limit):.1f}{unit}"
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -33,8 +33,8 @@ class Signals:
                 pass
         return self
 
-    def after(self, step: int) -> int:
-        """Return the signal after which all processes stop at this step, or 0. All must ask at every step."""
+    def after_step(self) -> int:
+        """Return the signal after which all processes stop after this step, or 0. All must ask at every step."""
         self._asked += 1  # JAX agrees on a number that is yet to come, and begins to count at 1: in a resumed run, too
         if has_peers() and multihost_utils.reached_preemption_sync_point(self._asked):
             self.received = signal.SIGTERM

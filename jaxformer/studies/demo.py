@@ -24,7 +24,7 @@ ARMS = ("pretrained", "scratch")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class Recipe:
     """How long to pretrain, and which fine-tunings to compare: {labels: steps}, seeds, learning rates per arm."""
 
     pretraining_steps: int
@@ -38,8 +38,8 @@ class Plan:
 
 # Rows of 64 tokens hold nearly every docstring, in half the time of 128. What else departs from the experiments was
 # measured to help on so little text in so few steps.
-PLANS = {
-    "bert": Plan(
+RECIPES = {
+    "bert": Recipe(
         pretraining_steps=1400,
         # Next-sentence prediction learns little and slows the masked LM down; with it left out, 30 % of the tokens
         # masked give twice the signal per step. N(0, 0.02) is small for so narrow a model: from it, [CLS] hardly sees
@@ -55,7 +55,7 @@ PLANS = {
         fine_tuning=("task.sequence_length=64", "checkpoint.init_skip=vocabulary/.*"),
         rates={"pretrained": (1e-3, 2e-3), "scratch": (1e-3, 2e-3)},
     ),
-    "gpt": Plan(
+    "gpt": Recipe(
         pretraining_steps=1500,
         # One layer learns more in the same time than two; the auxiliary language model takes capacity from the
         # classifier (in the paper's Table 5, too, the average without it is the higher one).
@@ -64,7 +64,7 @@ PLANS = {
         fine_tuning=("task.sequence_length=64", "task.language_model_weight=0"),
         rates={"pretrained": (1e-3, 3e-3), "scratch": (1e-3, 3e-3)},
     ),
-    "t5": Plan(
+    "t5": Recipe(
         pretraining_steps=1000,
         # 40 % of the tokens corrupted: more to predict per step, and little worse in the paper's Table 6 (25 %, 50 %).
         model=("model.num_layers=1",),
@@ -77,35 +77,36 @@ PLANS = {
 
 def run_demo(family: str, output: Path) -> None:
     """Run the demonstration of one family, or of all; show a table and write a page into `output`/FAMILY."""
-    for name in PLANS if family == "all" else (family,):
-        _study(name, PLANS[name], output / name)
+    for name in RECIPES if family == "all" else (family,):
+        _study(name, RECIPES[name], output / name)
 
 
-def _study(family: str, plan: Plan, output: Path) -> None:
+def _study(family: str, recipe: Recipe, output: Path) -> None:
     began = time.monotonic()
     base = output / "pretraining"
-    seeds = itertools.product(plan.steps, ARMS, plan.seeds)
-    number = sum(map(len, plan.rates.values())) + sum(1 for _ in seeds)
+    seeds = itertools.product(recipe.steps, ARMS, recipe.seeds)
+    number = sum(map(len, recipe.rates.values())) + sum(1 for _ in seeds)
     with Display() as display:
         display.note(f"1. {family}: train a tokenizer and pretrain on the documentation of the standard library")
-        overrides = [f"training.num_steps={plan.pretraining_steps}", "training.eval_every=0"]
-        overrides += [*plan.model, *plan.pretraining]
+        overrides = [f"training.num_steps={recipe.pretraining_steps}", "training.eval_every=0"]
+        overrides += [*recipe.model, *recipe.pretraining]
         _train_once(configs.load(f"{family}:smoke", overrides), base, display)
 
         done = itertools.count(1)
 
         def fine_tune(name: str, arm: str, labels: int, seed: int, rate: float, split: str) -> dict[str, float]:
-            config = _fine_tuning(family, plan, base, arm, labels, seed, rate, split)
+            config = _fine_tuning(family, recipe, base, arm, labels, seed, rate, split)
             result = _train_once(config, output / name, Display(quiet=True))
             display.progress("fine-tuning", next(done), number)
             return result
 
-        most = max(plan.steps)
+        most = max(recipe.steps)
         display.note(f"2. choose each arm's learning rate with {most} labels, on the validation split")
         rates = {}
         for arm in ARMS:
             scores = {
-                rate: fine_tune(f"tuning/{arm}-{rate:g}", arm, most, 0, rate, "validation") for rate in plan.rates[arm]
+                rate: fine_tune(f"tuning/{arm}-{rate:g}", arm, most, 0, rate, "validation")
+                for rate in recipe.rates[arm]
             }
             rates[arm] = max(scores, key=lambda rate: scores[rate]["eval/accuracy"])
             tried = ", ".join(f"{rate:g} ({score['eval/accuracy']:.3f})" for rate, score in scores.items())
@@ -113,16 +114,16 @@ def _study(family: str, plan: Plan, output: Path) -> None:
 
         display.note("3. fine-tune from the checkpoint and from scratch, and judge on the test split")
         points: list[dict[str, Any]] = []
-        for labels, arm in itertools.product(plan.steps, ARMS):
+        for labels, arm in itertools.product(recipe.steps, ARMS):
             runs = [
-                fine_tune(f"{arm}-{labels}-seed{seed}", arm, labels, seed, rates[arm], "test") for seed in plan.seeds
+                fine_tune(f"{arm}-{labels}-seed{seed}", arm, labels, seed, rates[arm], "test") for seed in recipe.seeds
             ]
             points.append(
                 {
                     "labels": labels,
                     "arm": arm,
                     "learning_rate": rates[arm],
-                    "steps": plan.steps[labels],
+                    "steps": recipe.steps[labels],
                     "seeds": [run["eval/accuracy"] for run in runs],
                     "f1": [run["eval/f1"] for run in runs],
                     "energy_wh": [run.get("energy_wh") for run in runs],
@@ -138,9 +139,9 @@ def _study(family: str, plan: Plan, output: Path) -> None:
 
 
 def _fine_tuning(
-    family: str, plan: Plan, base: Path, arm: str, labels: int, seed: int, rate: float, split: str
+    family: str, recipe: Recipe, base: Path, arm: str, labels: int, seed: int, rate: float, split: str
 ) -> Config:
-    steps = plan.steps[labels]
+    steps = recipe.steps[labels]
     overrides = [
         f"seed={seed}",
         f"data.max_examples={labels}",
@@ -154,8 +155,8 @@ def _fine_tuning(
         "evaluation.max_examples=0",
         "evaluation.batch_size=64",
         f"evaluation.split={split}",
-        *plan.model,
-        *plan.fine_tuning,
+        *recipe.model,
+        *recipe.fine_tuning,
     ]
     if arm == "pretrained":
         # A head that pretraining did not have, or gave another job, starts afresh.

@@ -7,16 +7,14 @@ What may come in: another kind of tokenizer or of released file.
 What must not: JAX, corpora, templates of tasks."""
 
 from jaxformer.tokenizers.loading import load_tokenizer
-from jaxformer.tokenizers.tokenizer import ROLES, SENTINEL, Tokenizer, Vocabulary
-from jaxformer.tokenizers.training import TOKENIZERS, ByteBPE, TokenizerFile, Unigram, WordPiece, train_tokenizer
+from jaxformer.tokenizers.tokenizer import ROLES, Tokenizer, Vocabulary
+from jaxformer.tokenizers.training import TOKENIZERS, ByteBPE, Unigram, WordPiece, train_tokenizer
 
 __all__ = [
     "ByteBPE",
     "ROLES",
-    "SENTINEL",
     "TOKENIZERS",
     "Tokenizer",
-    "TokenizerFile",
     "Unigram",
     "Vocabulary",
     "WordPiece",
