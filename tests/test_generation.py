@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from cases import carrier
 from runs import make_run
-from tiny import CONFIGS
+from tiny import CONFIGS, batch_of
 
 import jaxformer
 from jaxformer.errors import UserError
-from jaxformer.generation.decoding import GenerationConfig, generate
+from jaxformer.generation.decoding import GenerationConfig, _compiled, generate
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.model import Model, Params
 from jaxformer.objectives.causal_lm import CausalLM
@@ -140,6 +140,32 @@ def test_the_cache_gives_what_recomputing_the_whole_prefix_gives(name: str) -> N
     assert answers == [greedy_by_recomputing(name, prompt) for prompt in PROMPTS]
     # The test sees something: rows differ, and tokens within a row.
     assert len(set(map(tuple, answers))) == 6 and sum(len(set(answer)) for answer in answers) > 12
+
+
+def operations(jaxpr: Any) -> Iterator[Any]:
+    """All operations of a traced program, those of the programs that they call included."""
+    for operation in jaxpr.eqns:
+        yield operation
+        for called in jax.tree.leaves(list(operation.params.values())):
+            if hasattr(getattr(called, "jaxpr", called), "eqns"):
+                yield from operations(getattr(called, "jaxpr", called))
+
+
+@pytest.mark.parametrize("name", ["learned", "t5"])
+def test_the_loop_takes_no_weights_out_of_a_stack(name: str) -> None:
+    """It would copy all of them at every token, which makes small batches several times slower."""
+    model, params = built(name)
+    run = jax.make_jaxpr(_compiled(model, NEW, False))
+    program = run(params, batch_of(name if name == "t5" else "gpt", rows=6), jax.random.key(0), 1.0, NO_END)
+    (loop,) = (operation for operation in operations(program.jaxpr) if operation.primitive.name == "while")
+    read = {
+        variable.aval.shape
+        for operation in operations(loop.params["body_jaxpr"].jaxpr)
+        for variable in operation.invars
+    }
+    stacked = {leaf.shape for leaf in jax.tree.leaves(params["decoder"]["layers"])}
+    assert stacked & (read | {variable.aval.shape for variable in loop.invars}) == set()
+    assert {shape[1:] for shape in stacked} <= read
 
 
 @pytest.mark.parametrize("name", ["banded", "t5"])

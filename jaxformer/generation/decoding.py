@@ -108,15 +108,16 @@ def _compiled(model: Model, max_new_tokens: int, samples: bool) -> Any:
         prompt_BT = batch["inputs"]
         num_rows, width = prompt_BT.shape
         fresh_BN = jnp.ones((num_rows, max_new_tokens), jnp.int32)
-        cache = model.start(params, batch, jnp.concatenate([batch["segment_ids"], fresh_BN], axis=1))
+        weights = model.unstacked(params)  # once: the loop takes nothing out of a stack
+        cache = model.start(weights, batch, jnp.concatenate([batch["segment_ids"], fresh_BN], axis=1))
 
         def choose(hidden_BD: jax.Array, count: jax.Array | int) -> jax.Array:
-            logits_BV = model.project(params, hidden_BD)
+            logits_BV = model.project(weights, hidden_BD)
             if samples:
                 return jax.random.categorical(jax.random.fold_in(rng, count), logits_BV / temperature)
             return jnp.argmax(logits_BV, axis=-1)
 
-        hidden, cache = model.decode(params, cache, prompt_BT, batch["positions"], batch["segment_ids"], 0)
+        hidden, cache = model.decode(weights, cache, prompt_BT, batch["positions"], batch["segment_ids"], 0)
         first_B = choose(hidden[:, -1], 0).astype(jnp.int32)
         tokens_BN = jnp.full((num_rows, max_new_tokens), end_id, jnp.int32).at[:, 0].set(first_B)
         next_position_B = batch["positions"][:, -1] + 1
@@ -130,7 +131,7 @@ def _compiled(model: Model, max_new_tokens: int, samples: bool) -> Any:
             ended_B = ended_B | (last_B == end_id)
             positions_B1 = (next_position_B + count - 1)[:, None]
             hidden, cache = model.decode(
-                params, cache, last_B[:, None], positions_B1, jnp.ones_like(positions_B1), width + count - 1
+                weights, cache, last_B[:, None], positions_B1, jnp.ones_like(positions_B1), width + count - 1
             )
             last_B = jnp.where(ended_B, end_id, choose(hidden[:, -1], count)).astype(jnp.int32)
             tokens_BN = jax.lax.dynamic_update_slice_in_dim(tokens_BN, last_B[:, None], count, axis=1)

@@ -69,7 +69,7 @@ class DecoderOnly(Family):
         self.decoder = Stack(self.config, self.execution, self.config.visibility)
 
     def hidden(self, batch: Batch, collect: tuple[str, ...]) -> tuple[jax.Array, dict[str, Any]]:
-        hidden, layers, _ = self.decoder(
+        hidden, layers = self.decoder(
             self.embedding(batch["inputs"]),
             batch["positions"],
             batch["segment_ids"],
@@ -80,20 +80,12 @@ class DecoderOnly(Family):
         return hidden, {"decoder": layers}
 
     def start(self, batch: Batch, segment_ids_BS: jax.Array) -> Cache:
-        layers = self.variables["params"]["decoder"]["layers"]
-        cache = self.decoder.start_cache(layers, segment_ids_BS, self.execution.dtype)
-        return {**cache, "prefix_length": batch.get("prefix_length")}
+        return self.decoder.start(segment_ids_BS, prefix_length_B=batch.get("prefix_length"))
 
-    def decode(self, cache: Cache, inputs: jax.Array, positions: jax.Array, segment_ids: jax.Array, index: Any) -> Any:
-        hidden, _, cache = self.decoder(
-            self.embedding(inputs),
-            positions,
-            segment_ids,
-            prefix_length_B=cache["prefix_length"],
-            cache=cache,
-            index=index,
-        )
-        return hidden, cache
+    def decode(
+        self, cache: Cache, inputs: jax.Array, positions: jax.Array, segment_ids: jax.Array, index: jax.Array | int
+    ) -> tuple[jax.Array, Cache]:
+        return self.decoder.decode(self.embedding(inputs), positions, segment_ids, cache, index)
 
 
 class EncoderOnly(Family):
@@ -103,7 +95,7 @@ class EncoderOnly(Family):
         self.encoder = Stack(self.config, self.execution, self.config.visibility)
 
     def hidden(self, batch: Batch, collect: tuple[str, ...]) -> tuple[jax.Array, dict[str, Any]]:
-        hidden, layers, _ = self.encoder(
+        hidden, layers = self.encoder(
             self.embedding(batch["inputs"]),
             batch["positions"],
             batch["segment_ids"],
@@ -123,7 +115,7 @@ class EncoderDecoder(Family):
 
     def hidden(self, batch: Batch, collect: tuple[str, ...]) -> tuple[jax.Array, dict[str, Any]]:
         context, encoder_layers = self.encode(batch, "encoder" in collect)
-        hidden, decoder_layers, _ = self.decoder(
+        hidden, decoder_layers = self.decoder(
             self.embedding(batch["inputs"]),
             batch["positions"],
             batch["segment_ids"],
@@ -134,7 +126,7 @@ class EncoderDecoder(Family):
         return hidden, {"encoder": encoder_layers, "decoder": decoder_layers}
 
     def encode(self, batch: Batch, collect: bool = False) -> tuple[jax.Array, Any]:
-        context, layers, _ = self.encoder(
+        context, layers = self.encoder(
             self.embedding(batch["encoder_inputs"]),
             batch["encoder_positions"],
             batch["encoder_segment_ids"],
@@ -144,20 +136,14 @@ class EncoderDecoder(Family):
 
     def start(self, batch: Batch, segment_ids_BS: jax.Array) -> Cache:
         context, _ = self.encode(batch)
-        layers = self.variables["params"]["decoder"]["layers"]
-        cache = self.decoder.start_cache(layers, segment_ids_BS, self.execution.dtype, context)
-        return {**cache, "context_segment_ids": batch["encoder_segment_ids"]}
-
-    def decode(self, cache: Cache, inputs: jax.Array, positions: jax.Array, segment_ids: jax.Array, index: Any) -> Any:
-        hidden, _, cache = self.decoder(
-            self.embedding(inputs),
-            positions,
-            segment_ids,
-            context_segment_ids_BS=cache["context_segment_ids"],
-            cache=cache,
-            index=index,
+        return self.decoder.start(
+            segment_ids_BS, context_BSD=context, context_segment_ids_BS=batch["encoder_segment_ids"]
         )
-        return hidden, cache
+
+    def decode(
+        self, cache: Cache, inputs: jax.Array, positions: jax.Array, segment_ids: jax.Array, index: jax.Array | int
+    ) -> tuple[jax.Array, Cache]:
+        return self.decoder.decode(self.embedding(inputs), positions, segment_ids, cache, index)
 
 
 FAMILIES: dict[str, type[Family]] = {

@@ -6,6 +6,7 @@ K head size. Kernels are 2-D per layer, as in the papers; a stack holds them wit
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,6 +18,8 @@ from jaxformer.models.config import Execution, TransformerConfig
 from jaxformer.models.positions import Rotation, rotated, sinusoids
 
 Initializer = Callable[..., jax.Array]
+Sublayer = Callable[[jax.Array], jax.Array]
+LayerCache = dict[str, jax.Array]  # "key", "value" [B, S, H, K]; of the context, too: "cross_key", "cross_value"
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
@@ -178,6 +181,19 @@ class FeedForward(nn.Module):
         return Linear(config, config.d_model, "feed_forward_output", bias, name="output")(h_BTF)
 
 
+class Reads(NamedTuple):
+    """What a layer reads beside its own input, the same for every layer but for the mask; None: there is no such thing.
+
+    S is the length of the row that self-attention reads, or of the context.
+    """
+
+    mask_B1TS: jax.Array
+    bias_1HTS: jax.Array | None = None  # T5's position bias
+    rotation: Rotation | None = None
+    context_BSD: jax.Array | None = None  # what the encoder has made of its row
+    context_mask_B1TS: jax.Array | None = None
+
+
 class Block(nn.Module):
     """One layer: self-attention, cross-attention where there is a context, feed-forward, each with its residual."""
 
@@ -194,9 +210,52 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(self.config, self.execution)
         self.feed_forward_norm = Norm(self.config)
 
-    def _residual(
-        self, x_BTD: jax.Array, norm: Norm, sublayer: Callable[[jax.Array], jax.Array], rate: float | None = None
-    ) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, reads: Reads) -> jax.Array:
+        """Return the layer's output [B, T, D]."""
+
+        def self_attention(h_BTD: jax.Array) -> jax.Array:
+            k, v = self.attention.keys_values(h_BTD, reads.rotation)
+            return self.attention(h_BTD, k, v, reads.mask_B1TS, reads.bias_1HTS, reads.rotation)
+
+        def cross_attention(h_BTD: jax.Array) -> jax.Array:
+            k, v = self.cross_attention.keys_values(reads.context_BSD)
+            return self.cross_attention(h_BTD, k, v, reads.context_mask_B1TS, None)
+
+        return self._sublayers(x_BTD, self_attention, cross_attention)
+
+    def decode(
+        self, x_BTD: jax.Array, reads: Reads, cache: LayerCache, index: jax.Array | int
+    ) -> tuple[jax.Array, LayerCache]:
+        """Return the layer's output [B, T, D] and the cache with the row's keys and values put in from `index` on.
+
+        The row reads the keys and values of the cache, also the context's: `reads` needs no context of its own.
+        """
+        written = dict(cache)
+
+        def self_attention(h_BTD: jax.Array) -> jax.Array:
+            for name, new in zip(("key", "value"), self.attention.keys_values(h_BTD, reads.rotation), strict=True):
+                new = new.astype(cache[name].dtype)
+                written[name] = jax.lax.dynamic_update_slice_in_dim(cache[name], new, index, axis=1)
+            k, v = written["key"], written["value"]
+            return self.attention(h_BTD, k, v, reads.mask_B1TS, reads.bias_1HTS, reads.rotation)
+
+        def cross_attention(h_BTD: jax.Array) -> jax.Array:
+            return self.cross_attention(h_BTD, cache["cross_key"], cache["cross_value"], reads.context_mask_B1TS, None)
+
+        return self._sublayers(x_BTD, self_attention, cross_attention), written
+
+    def cross_keys_values(self, context_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the keys and values of the context for this layer, computed once per generation."""
+        return self.cross_attention.keys_values(context_BSD)
+
+    def _sublayers(self, x_BTD: jax.Array, self_attention: Sublayer, cross_attention: Sublayer) -> jax.Array:
+        rate = self.config.attention_output_dropout
+        x_BTD = self._residual(x_BTD, self.attention_norm, self_attention, rate)
+        if self.cross:
+            x_BTD = self._residual(x_BTD, self.cross_attention_norm, cross_attention, rate)
+        return self._residual(x_BTD, self.feed_forward_norm, self.feed_forward)
+
+    def _residual(self, x_BTD: jax.Array, norm: Norm, sublayer: Sublayer, rate: float | None = None) -> jax.Array:
         rate = self.config.dropout if rate is None else rate
         if self.config.norm_placement == "pre":
             x_BTD = x_BTD + dropout(self, sublayer(norm(x_BTD)), rate)
@@ -205,47 +264,6 @@ class Block(nn.Module):
         x_BTD = constrain(x_BTD, self.execution.mesh, ("batch", "", ""))
         # Without the barrier XLA:CPU recomputes the residual sums of all layers below in every backward fusion.
         return jax.lax.optimization_barrier(x_BTD)
-
-    def __call__(
-        self,
-        x_BTD: jax.Array,
-        mask_B1TS: jax.Array,
-        bias_1HTS: jax.Array | None = None,
-        rotation: Rotation | None = None,
-        context_BSD: jax.Array | None = None,
-        cross_mask_B1TS: jax.Array | None = None,
-        cache: dict[str, jax.Array] | None = None,
-        index: jax.Array | int = 0,
-    ) -> tuple[jax.Array, dict[str, jax.Array] | None]:
-        """Return the layer's output [B, T, D] and, with a cache, this row's keys and values put in at `index`."""
-        written: dict[str, jax.Array] = {}
-
-        def self_attention(h_BTD: jax.Array) -> jax.Array:
-            k, v = self.attention.keys_values(h_BTD, rotation)
-            if cache is not None:
-                k = jax.lax.dynamic_update_slice_in_dim(cache["key"], k.astype(cache["key"].dtype), index, axis=1)
-                v = jax.lax.dynamic_update_slice_in_dim(cache["value"], v.astype(cache["value"].dtype), index, axis=1)
-                written.update(key=k, value=v)
-            return self.attention(h_BTD, k, v, mask_B1TS, bias_1HTS, rotation)
-
-        def cross_attention(h_BTD: jax.Array) -> jax.Array:
-            if cache is None:
-                k, v = self.cross_attention.keys_values(context_BSD)
-            else:
-                k, v = cache["cross_key"], cache["cross_value"]
-                written.update(cross_key=k, cross_value=v)
-            return self.cross_attention(h_BTD, k, v, cross_mask_B1TS, None)
-
-        rate = self.config.attention_output_dropout
-        x_BTD = self._residual(x_BTD, self.attention_norm, self_attention, rate)
-        if self.cross:
-            x_BTD = self._residual(x_BTD, self.cross_attention_norm, cross_attention, rate)
-        x_BTD = self._residual(x_BTD, self.feed_forward_norm, self.feed_forward)
-        return x_BTD, written if cache is not None else None
-
-    def cross_keys_values(self, context_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return the keys and values of the context for this layer, computed once per generation."""
-        return self.cross_attention.keys_values(context_BSD)
 
 
 class Inputs(nn.Module):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxformer.models.config import Execution, TransformerConfig
 from jaxformer.models.families import FAMILIES, Batch, Family
+from jaxformer.models.stack import Cache, layer_of
 
 Params = dict[str, Any]
 
@@ -54,16 +55,32 @@ class Model:
         """Return float32 logits [..., stored_vocab_size] of hidden states [..., D]."""
         return self.module.apply({"params": params}, hidden, method="project")
 
-    def start(self, params: Params, batch: Batch, segment_ids_BS: jax.Array) -> Any:
+    def unstacked(self, params: Params) -> Params:
+        """Return the parameters as `start` and `decode` take them: the decoder's layers are a list, weights by layer.
+
+        To be done once, before the first token: a loop that takes the weights out of their stack copies all of them at
+        every token. They are copies: the decoder's layers are in memory twice.
+        """
+        decoder = params["decoder"]
+        layers = [layer_of(decoder["layers"], number) for number in range(self.config.num_layers)]
+        return {**params, "decoder": {**decoder, "layers": layers}}
+
+    def start(self, unstacked: Params, batch: Batch, segment_ids_BS: jax.Array) -> Cache:
         """Return an empty decoding cache for rows of S places, after running the encoder where there is one."""
-        return self.module.apply({"params": params}, batch, segment_ids_BS, method="start")
+        return self.module.apply({"params": unstacked}, batch, segment_ids_BS, method="start")
 
     def decode(
-        self, params: Params, cache: Any, inputs: jax.Array, positions: jax.Array, segment_ids: jax.Array, index: Any
-    ) -> tuple[jax.Array, Any]:
+        self,
+        unstacked: Params,
+        cache: Cache,
+        inputs: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        index: jax.Array | int,
+    ) -> tuple[jax.Array, Cache]:
         """Return the hidden states [B, T, D] of `inputs` [B, T], which stand at places index.. of the cached row, and
         the cache with them."""
-        return self.module.apply({"params": params}, cache, inputs, positions, segment_ids, index, method="decode")
+        return self.module.apply({"params": unstacked}, cache, inputs, positions, segment_ids, index, method="decode")
 
 
 def example_batch(model: Model) -> dict[str, jax.Array]:
