@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from compiling import xla_flags
 from training import assert_same_run, logged, make_corpus, pretraining
 
 from jaxformer.checkpoint import finished_steps
@@ -38,7 +39,7 @@ def words(family: str, corpus: Path, workdir: Path, **keys: Any) -> list[str]:
 
 def begin(command: list[str], folder: Path, processes: int = 2, devices: int = 1) -> list["subprocess.Popen[str]"]:
     folder.mkdir(parents=True, exist_ok=True)
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    flags = {"XLA_FLAGS": xla_flags(devices)}
     with (folder / "output.txt").open("a") as output:
         return local.start(command, processes, flags, cwd=folder, stdout=output, stderr=subprocess.STDOUT)
 
@@ -179,7 +180,7 @@ def launched(command: list[str], folder: Path, in_process_1: str) -> "subprocess
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]),
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": xla_flags(1),
     }
     words = [sys.executable, "-m", "jaxformer", "launch", "local", "--processes=2", "--restarts=0", "--", *command]
     return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
