@@ -34,7 +34,45 @@ os.environ.update(
     }
 )
 
+# What depends on versions of Python and of the libraries, which `make test-second` runs with another Python: a file is
+# here if what it compares is computed (JAX, Flax, Optax, NumPy), stored (checkpoints, weights, configs) or tokenized
+# (tokenizers, SentencePiece) by a library, or comes from Python itself (the documentation of its standard library, the
+# command line).
+VERSIONS = (
+    "models", "reference", "step", "optimizers", "strategies", "sharding", "generation", "distillation", "phases",
+    "checkpoint", "weight_files", "interop", "config", "parameters", "tokenizers", "released_tokenizers", "sources",
+    "cli",
+)  # fmt: skip
+# Files that take longest, the longest first: each process begins with its share, so that none is left with one at the end.
+LONG = (
+    "runs", "processes", "strategies", "models", "experiments", "launch_preemption", "demo", "slurm", "compatibility",
+    "distillation", "launch_tpu_vm", "interop", "storage", "reference", "memory", "checkpoint", "docs", "install",
+)  # fmt: skip
+
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what depends on versions, and deal the long files to the processes, each of which begins with an equal part
+    of the list (pytest-xdist's worksteal)."""
+    count = getattr(config, "workerinput", {}).get("workercount", 1)
+    hands: list[list[pytest.Item]] = [[] for _ in range(count)]
+    others = []
+    for item in items:
+        name = item.path.stem.removeprefix("test_")
+        if name in VERSIONS:
+            item.add_marker("versions")
+        if name in LONG:
+            hands[LONG.index(name) % count].append(item)
+        else:
+            others.append(item)
+    size = -(-len(items) // count)
+    for hand in hands:
+        hand.sort(key=lambda item: LONG.index(item.path.stem.removeprefix("test_")))
+        rest = max(size - len(hand), 0)
+        hand.extend(others[:rest])
+        del others[:rest]
+    items[:] = [item for hand in hands for item in hand] + others
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,6 +11,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.transforms import Bbox
 from rich.console import Console
+from sampling import sampled
 
 from jaxformer.cli.main import main
 from jaxformer.errors import UserError
@@ -81,10 +82,11 @@ def _counted_one_by_one(name: str) -> int:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=() if name in ("bert_tiny", "distilbert_base", "t5_1_1_small") else pytest.mark.slow)
-        for name in PRESETS
-    ],
+    sampled(
+        PRESETS,
+        path=lambda name: next(system.title for system in SYSTEMS if name in system.presets),
+        daily=("bert_tiny", "distilbert_base", "t5_1_1_small"),
+    ),
 )
 def test_counts_are_those_of_the_models(entries: list[catalog.Entry], name: str) -> None:
     """One trace of stand-in sizes serves a whole system; here each preset's own model is counted."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiling import AS_USERS
+from sampling import sampled
 from tiny import CONFIGS, batch_of, model_of, supervision_of
 
 from jaxformer.errors import UserError
@@ -199,14 +201,15 @@ EVERY_DAY = [("gpt3", 0), ("t5", 1), ("bert", 2), ("gpt3", 3)]
 
 
 @pytest.mark.parametrize(
-    ("name", "execution"),
-    [
-        pytest.param(name, execution, marks=() if (name, number) in EVERY_DAY else pytest.mark.slow)
-        for name in ("gpt3", "bert", "t5")
-        for number, execution in enumerate(EXECUTIONS)
-    ],
+    ("name", "number"),
+    sampled(
+        itertools.product(("gpt3", "bert", "t5"), range(len(EXECUTIONS))),
+        path=lambda name, number: number,
+        daily=EVERY_DAY,
+    ),
 )
-def test_every_execution_computes_the_same(name: str, execution: dict) -> None:
+def test_every_execution_computes_the_same(name: str, number: int) -> None:
+    execution = EXECUTIONS[number]
     if CONFIGS[name].num_layers % execution.get("unroll", 1):
         execution = execution | {"unroll": 3}
     batch = batch_of(name)
