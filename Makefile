@@ -17,8 +17,8 @@ SHELL := /bin/sh
 FAMILY ?= bert
 # One process a core, and one more: some test always waits, for a process that it started or a launcher that polls. Five
 # take all the memory that a laptop can spare.
-CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
-PYTEST := -m pytest -n $(shell expr $(CORES) + 1) --maxprocesses 5 --dist worksteal --durations 12
+WORKERS := $(shell cores=$$(getconf _NPROCESSORS_ONLN || echo 2); [ $$cores -lt 4 ] || cores=4; expr $$cores + 1)
+PYTEST := -m pytest -n $(WORKERS) --dist worksteal --durations 12
 PYTHON ?= $(shell .ci/find-python 3.13 3.12 3.14 3.11 3)
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 

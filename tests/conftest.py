@@ -43,7 +43,7 @@ VERSIONS = (
     "checkpoint", "weight_files", "interop", "config", "parameters", "tokenizers", "released_tokenizers", "sources",
     "cli",
 )  # fmt: skip
-# Files that take longest, the longest first: each process begins with its share, so that none is left with one at the end.
+# Files that take longest, the longest first: each process begins with its share, so that none ends with a long one.
 LONG = (
     "runs", "processes", "strategies", "models", "experiments", "launch_preemption", "demo", "slurm", "compatibility",
     "distillation", "launch_tpu_vm", "interop", "storage", "reference", "memory", "checkpoint", "docs", "install",
