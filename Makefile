@@ -3,21 +3,26 @@
 #   make venv                   .venv with the package (editable) and the tools of development
 #   make demo [FAMILY=bert]     what pretraining is worth, on the built-in corpus; FAMILY is bert, gpt, t5 or all
 #   make test                   the tests of every day
+#   make test-second            of those, what depends on versions, with a second Python
 #   make test-reference         models and exports against torch and transformers, in an environment of its own
-#   make test-all               make test with a second Python, the demo, test-reference, then every test
+#   make test-slow              long trainings, launches, kills: what make test leaves out, sampled
+#   make test-full              everything but test-reference: all cases, also those that no sample holds
+#   make test-faults            break the code in twenty-five places and see the tests turn red
 #   make lint                   ruff and mypy
 #   make constraints            resolve the versions anew for PYTHON and write its file in constraints/
 #
-# PYTHON=python3.12 chooses the Python of .venv, SECOND_PYTHON=… the second one of test-all.
+# PYTHON=python3.12 chooses the Python of .venv, SECOND_PYTHON=… the one of test-second.
 
 SHELL := /bin/sh
 FAMILY ?= bert
-# One process a core; four take all the memory that a laptop can spare.
-PYTEST := -m pytest -n auto --maxprocesses 4 --dist worksteal --durations 12
-PYTHON ?= $(shell .ci/find-python 3 3.11 3.13 3.12 3.14)
+# One process a core, and one more: some test always waits, for a process that it started or a launcher that polls. Five
+# take all the memory that a laptop can spare.
+WORKERS := $(shell cores=$$(getconf _NPROCESSORS_ONLN || echo 2); [ $$cores -lt 4 ] || cores=4; expr $$cores + 1)
+PYTEST := -m pytest -n $(WORKERS) --dist worksteal --durations 12
+PYTHON ?= $(shell .ci/find-python 3.13 3.12 3.14 3.11 3)
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 
-.PHONY: venv demo test test-all test-second test-reference lint constraints
+.PHONY: venv demo test test-slow test-full test-faults test-second test-reference lint constraints
 .NOTPARALLEL:
 
 venv: .venv/installed
@@ -49,26 +54,28 @@ demo: .venv/installed
 	.venv/bin/jaxformer demo --family=$(FAMILY)
 
 test: .venv/installed
-	JAXFORMER_TEST_QUICK=1 .venv/bin/python $(PYTEST) -m "not slow"
+	.venv/bin/python $(PYTEST) -m "not slow"
 
-# The whole suite comes last, so that its summary is what one reads.
-test-all: .venv/installed
-	$(MAKE) test-second
-	$(MAKE) demo
-	$(MAKE) test-reference
+test-slow: .venv/installed
+	.venv/bin/python $(PYTEST) -m "slow and not full"
+
+test-full: .venv/installed
 	.venv/bin/python $(PYTEST)
+
+test-faults: .venv/installed
+	.venv/bin/python tests/faults.py
 
 test-reference: .venv-reference/installed
 	.venv-reference/bin/python $(PYTEST) tests/test_live_reference.py
 
 # Evaluated when test-second runs, by which time .venv is there. No line both calls make and tests: make -n obeys.
 FIRST = $(shell .venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-SECOND_PYTHON ?= $(shell .ci/find-python $(filter-out $(FIRST),3.13 3.14 3.12 3.11))
+SECOND_PYTHON ?= $(shell .ci/find-python $(filter-out $(FIRST),3.11 3.12 3.13 3.14))
 SECOND = $(shell $(SECOND_PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 
 test-second: .venv/installed
 	$(if $(SECOND_PYTHON),$(MAKE) .venv-$(SECOND)/installed,@echo "NO SECOND PYTHON beside $(FIRST): its tests are left out" >&2)
-	$(if $(SECOND_PYTHON),.venv-$(SECOND)/bin/python $(PYTEST) -m "not slow")
+	$(if $(SECOND_PYTHON),.venv-$(SECOND)/bin/python $(PYTEST) -m "versions and not slow")
 
 lint: .venv/installed
 	.venv/bin/ruff check .

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from compiling import xla_flags
 
 if TYPE_CHECKING:
     import clouds
@@ -20,22 +21,58 @@ ROOT = Path(__file__).resolve().parents[1]
 # Compiled code is kept from one run of the tests to the next, per Python because the versions of JAX differ.
 COMPILED = ROOT / ".pytest_cache" / f"jax-{sys.version_info.major}.{sys.version_info.minor}"
 
-# Most of the tests' time is compilation: `make test` lets LLVM optimise less, which is a third of it. The whole suite
-# compiles as users do.
-QUICK = " --xla_backend_optimization_level=0" if os.environ.get("JAXFORMER_TEST_QUICK") else ""
-
 os.environ.update(
     {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count=8{QUICK}",
+        "XLA_FLAGS": xla_flags(8),
         "JAX_COMPILATION_CACHE_DIR": str(COMPILED),
+        # A second, of JAX's own, is too long: at this level of optimisation it leaves out most of what tests compile.
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         "JAX_NUMPY_RANK_PROMOTION": "raise",
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",
         "MPLBACKEND": "Agg",
     }
 )
 
+# What depends on versions of Python and of the libraries, which `make test-second` runs with another Python: a file is
+# here if what it compares is computed (JAX, Flax, Optax, NumPy), stored (checkpoints, weights, configs) or tokenized
+# (tokenizers, SentencePiece) by a library, or comes from Python itself (the documentation of its standard library, the
+# command line).
+VERSIONS = (
+    "models", "reference", "step", "optimizers", "strategies", "sharding", "generation", "distillation", "phases",
+    "checkpoint", "weight_files", "interop", "config", "parameters", "tokenizers", "released_tokenizers", "sources",
+    "cli",
+)  # fmt: skip
+# Files that take longest, the longest first: each process begins with its share, so that none ends with a long one.
+LONG = (
+    "runs", "processes", "strategies", "models", "experiments", "launch_preemption", "demo", "slurm", "compatibility",
+    "distillation", "launch_tpu_vm", "interop", "storage", "reference", "memory", "checkpoint", "docs", "install",
+)  # fmt: skip
+
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what depends on versions, and deal the long files to the processes, each of which begins with an equal part
+    of the list (pytest-xdist's worksteal)."""
+    count = getattr(config, "workerinput", {}).get("workercount", 1)
+    hands: list[list[pytest.Item]] = [[] for _ in range(count)]
+    others = []
+    for item in items:
+        name = item.path.stem.removeprefix("test_")
+        if name in VERSIONS:
+            item.add_marker("versions")
+        if name in LONG:
+            hands[LONG.index(name) % count].append(item)
+        else:
+            others.append(item)
+    size = -(-len(items) // count)
+    for hand in hands:
+        hand.sort(key=lambda item: LONG.index(item.path.stem.removeprefix("test_")))
+        rest = max(size - len(hand), 0)
+        hand.extend(others[:rest])
+        del others[:rest]
+    items[:] = [item for hand in hands for item in hand] + others
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -57,7 +94,7 @@ def run_cli(tmp_path: Path) -> Command:
     def run(
         *args: str | os.PathLike[str], cwd: Path = tmp_path, env: Mapping[str, str] | None = None, timeout: float = 300
     ) -> "subprocess.CompletedProcess[str]":
-        environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | dict(env or {})
+        environment = os.environ | {"XLA_FLAGS": xla_flags(1)} | dict(env or {})
         command = [sys.executable, "-m", "jaxformer", *map(str, args)]
         return subprocess.run(command, cwd=cwd, env=environment, timeout=timeout, capture_output=True, text=True)
 
@@ -97,8 +134,8 @@ def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Iterator[clouds.C
     import clouds
 
     with clouds.install(tmp_path / "cloud") as cloud:
-        kept = ("JAXFORMER_CACHE", "JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR", "JAX_DEFAULT_MATMUL_PRECISION")
-        cloud.worker_environment.update({name: os.environ[name] for name in kept})
+        kept = [name for name in os.environ if name.startswith("JAX_") or name == "JAXFORMER_CACHE"]
+        cloud.worker_environment.update({name: os.environ[name] for name in kept} | {"XLA_FLAGS": xla_flags(1)})
         monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path / "launcher"))  # not that of the workers
         cloud.environment["JAXFORMER_CACHE"] = str(tmp_path / "launcher")
         yield cloud
@@ -124,7 +161,7 @@ def launch(cloud: "clouds.Cloud", project: Path) -> Iterator[Callable[..., "subp
     started: list[subprocess.Popen[str]] = []
 
     def start(*words: str) -> "subprocess.Popen[str]":
-        environment = {**cloud.environment, "HF_TOKEN": SECRET, "XLA_FLAGS": ""}
+        environment = {**cloud.environment, "HF_TOKEN": SECRET, "XLA_FLAGS": xla_flags(1)}
         command = [sys.executable, "-m", "jaxformer", "launch", *words]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         started.append(subprocess.Popen(command, cwd=project, env=environment, **pipes))

@@ -14,6 +14,8 @@ import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from compiling import xla_flags
+
 DAEMONS = ("munged", "slurmctld", "slurmd")
 CLIENTS = ("sbatch", "srun", "scancel", "scontrol", "sinfo", "squeue")
 # What is not here has SLURM's defaults, among them no accounting and no task plugin. Processes are found by their
@@ -118,7 +120,7 @@ def cluster(folder: Path, nodes: int = 2, grace: int = 30, cpus: int = 8, gpus: 
 
     Between SIGTERM and SIGKILL a cancelled job has `grace` seconds. A node claims `cpus` cores, so that scripts may ask
     for them, and `gpus` devices, which are names only: jobs get their numbers in CUDA_VISIBLE_DEVICES. Jobs inherit the
-    environment of this process except XLA_FLAGS, so that each has one device, as users' have, until it asks for more.
+    environment of this process, but each has one device, as users' have, until it asks for more.
     Nodes are called 127.0.0.1, 127.0.0.2... and not node1, because JAX takes the first node's name for the address of
     the coordinator, and no resolver would know that name. No daemon, job or step outlives the block.
     """
@@ -128,8 +130,8 @@ def cluster(folder: Path, nodes: int = 2, grace: int = 30, cpus: int = 8, gpus: 
     with tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True) as run:
         configuration = folder / "slurm.conf"
         environment = {
-            name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "XLA_FLAGS"))
-        }
+            name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH"))
+        } | {"XLA_FLAGS": xla_flags(1)}
         environment["SLURM_CONF"] = str(configuration)
         environment["PATH"] = _path()
         slurm = Slurm(folder, environment)

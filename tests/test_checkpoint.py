@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import xla_flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from states import assert_equal, make_params, make_state, restore_named, save_all, shapes
@@ -351,7 +352,7 @@ PROGRAM = """
 
 def start(tmp_path: Path, mode: str, body: str) -> subprocess.Popen[str]:
     program = textwrap.dedent(PROGRAM) + textwrap.dedent(body)
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(1)}
     command = [sys.executable, "-c", program, str(tmp_path), mode]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -446,7 +447,7 @@ checkpoints.close()
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's record of memory")
 @pytest.mark.parametrize("layout", ["files", pytest.param("packed", marks=pytest.mark.slow)])
 def test_a_save_adds_little_more_than_what_it_writes(tmp_path: Path, layout: str) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment = os.environ | {"XLA_FLAGS": xla_flags(1)}
     done = subprocess.run(
         [sys.executable, "-c", _MEMORY, str(tmp_path), layout], env=environment, capture_output=True, text=True,
         check=True, timeout=120,

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from cases import carrier
 from rich.console import Console
+from sampling import sampled
 from shown import Verb, verb
 
 from jaxformer import config as configs
@@ -100,9 +101,12 @@ def visibility_of(name: str, family: str) -> str:
     return "prefix" if family == "decoder_only" and name != "causal_lm" else "causal"
 
 
-@pytest.mark.parametrize(
-    ("name", "family"), [pytest.param(*pair, marks=() if pair in OWN else pytest.mark.slow) for pair in ALLOWED]
-)
+def path_of(name: str, family: str) -> tuple[str, ...]:
+    """Objectives of one module share what makes their rows, and a family and its visibility the model."""
+    return family, OBJECTIVES[name].__module__, visibility_of(name, family)
+
+
+@pytest.mark.parametrize(("name", "family"), sampled(ALLOWED, path_of, daily=OWN))
 def test_an_allowed_pair_trains_and_its_loss_falls(name: str, family: str, corpus: Path) -> None:
     config = config_of(name, family, corpus, visibility_of(name, family))
     tokenizer = corpus_tokenizer(config.tokenizer, config.data, config.supervision)

@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
+from sampling import sampled
 
+from jaxformer import config as configs
 from jaxformer.errors import UserError
 from jaxformer.studies import demo
 
@@ -27,8 +29,17 @@ def times(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("metrics.jsonl")}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", demo.RECIPES)
+def test_the_configs_of_every_family_are_ones(family: str) -> None:
+    recipe = demo.RECIPES[family]
+    configs.load(f"{family}:smoke", [*recipe.model, *recipe.pretraining])
+    for arm, split in (("pretrained", "validation"), ("scratch", "test")):
+        config = demo._fine_tuning(family, recipe, Path("base"), arm, 50, 1, 1e-3, split)
+        assert bool(config.init_from) == (arm == "pretrained") and config.evaluation.split == split
+
+
+# `make demo`, of .ci/run, shows bert's at its real size.
+@pytest.mark.parametrize("family", sampled(demo.RECIPES, path=lambda family: "a study"))
 def test_both_arms_are_trained_judged_and_shown(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from runs import CASES, make_run, params_of, tokenizer_of
+from sampling import sampled
 from tiny import CONFIGS, SIZES, batch_of, model_of, supervision_of
 
 from jaxformer import config as configs
@@ -25,7 +26,8 @@ from jaxformer.training.distillation import DistillationConfig, cosine_loss, sof
 from jaxformer.training.step import Teaching, init_state, make_train_step
 from jaxformer.trees import flatten
 
-SLOW = (("gpt3", "all"), ("gpt3", "predicted"), ("t5", "predicted"))
+DAILY = (("bert", "predicted"), ("t5", "all"))
+MORE = (("gpt3", "all"), ("gpt3", "predicted"), ("t5", "predicted"))
 
 
 def teaching_of(name: str, **values: Any) -> Teaching:
@@ -69,11 +71,7 @@ def test_cosine_loss_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("name", "positions"),
-    [
-        ("bert", "predicted"),
-        ("t5", "all"),
-        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW),
-    ],
+    sampled((*DAILY, *MORE), path=lambda name, positions: positions, daily=DAILY),
 )
 def test_the_loss_is_the_sum_that_numpy_finds(name: str, positions: str) -> None:
     student, supervision, batch = student_of(name), supervision_of(name), batch_of(name)
@@ -103,8 +101,7 @@ def test_the_loss_is_the_sum_that_numpy_finds(name: str, positions: str) -> None
     assert float(metrics["loss"]) == pytest.approx(5 * soft + 2 * hard + cosine, rel=1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["bert", "gpt3", "t5"])
+@pytest.mark.parametrize("name", sampled(["bert", "gpt3", "t5"], path=lambda name: "the step"))
 def test_micro_batches_make_the_same_step(name: str) -> None:
     student, supervision, batch = student_of(name), supervision_of(name), batch_of(name, rows=8)
     teaching, optimizer = teaching_of(name), optax.sgd(0.1)

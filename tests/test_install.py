@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from compiling import xla_flags
 
 from jaxformer.storage import read_metrics
 
@@ -65,8 +66,7 @@ def test_an_installed_wheel_trains_in_any_folder(tmp_path: Path) -> None:
     subprocess.run([*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, image_folder(tmp_path)], check=True)
     (wheel,) = tmp_path.glob("jaxformer-*.whl")
     subprocess.run([*pip, "install", "--quiet", "--no-deps", "--target", installed, wheel], check=True)
-    environment = os.environ | {"PYTHONPATH": str(installed)}
-    del environment["XLA_FLAGS"]
+    environment = os.environ | {"PYTHONPATH": str(installed), "XLA_FLAGS": xla_flags(1)}
 
     def run(*words: str) -> str:
         done = subprocess.run(words, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=600)

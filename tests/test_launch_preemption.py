@@ -10,6 +10,7 @@ from pathlib import Path
 import clouds
 import gcs
 import pytest
+from compiling import xla_flags
 from launching import GKE, SKY, TPU, Launch, output, python_is, read, status, stub, until
 from training import assert_same_run, make_corpus, pretraining
 
@@ -28,7 +29,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A corpus, and a run on it that nothing disturbed."""
     folder = tmp_path_factory.mktemp("whole")
     corpus = make_corpus(folder)
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    flags = {"XLA_FLAGS": xla_flags(1)}
     assert local.wait(local.start(pretraining("gpt", corpus, folder / "run", **KEYS), 2, flags)) == 0
     return corpus, folder / "run"
 

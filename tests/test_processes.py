@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from compiling import xla_flags
+from sampling import sampled
 from training import assert_same_run, logged, make_corpus, pretraining
 
 from jaxformer.checkpoint import finished_steps
@@ -38,7 +40,7 @@ def words(family: str, corpus: Path, workdir: Path, **keys: Any) -> list[str]:
 
 def begin(command: list[str], folder: Path, processes: int = 2, devices: int = 1) -> list["subprocess.Popen[str]"]:
     folder.mkdir(parents=True, exist_ok=True)
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    flags = {"XLA_FLAGS": xla_flags(devices)}
     with (folder / "output.txt").open("a") as output:
         return local.start(command, processes, flags, cwd=folder, stdout=output, stderr=subprocess.STDOUT)
 
@@ -75,11 +77,10 @@ def assert_equal_losses(ours: Path, theirs: Path) -> None:
     assert np.abs(losses - expected_losses).max() < 0.02  # by then rounding has grown, where losses are nearly 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "processes"),
-    [("bert", 2), ("t5", 2), ("gpt", 4)],
-)  # fmt: skip
+    sampled([("bert", 2), ("t5", 2), ("gpt", 4)], path=lambda family, processes: processes),
+)
 def test_several_processes_agree_with_one(family: str, processes: int, runs: dict[tuple[str, int], Path]) -> None:
     assert_equal_losses(runs[family, processes], runs[family, 1])
 
@@ -156,18 +157,23 @@ def test_one_of_two_processes_may_end_at_any_moment(
     assert_same_run(broken, runs["gpt", 2])
 
 
-@pytest.mark.slow
-def test_random_ends_many_times_over_change_nothing(corpus: Path, tmp_path: Path) -> None:
-    draw, whole = random.Random(0), tmp_path / "whole"
-    finish(words("gpt", corpus, whole), tmp_path / "output-whole")
-    for trial in range(4):
-        broken = tmp_path / f"broken-{trial}"
-        command, output = words("gpt", corpus, broken), tmp_path / f"output-{trial}"
-        for after in sorted(draw.sample(range(0, NUM_STEPS - 20), 2)):
-            number, victim = draw.choice([signal.SIGTERM, signal.SIGKILL]), draw.randrange(2)
-            stop_one(number, victim, command, output, broken, after, local.GRACE_SECONDS)
-        finish(command, output)
-        assert_same_run(broken, whole)
+@pytest.fixture(scope="module")
+def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unbroken run in two processes, with dropout."""
+    folder = tmp_path_factory.mktemp("whole")
+    finish(words("gpt", corpus, folder / "run"), folder)
+    return folder / "run"
+
+
+@pytest.mark.parametrize("seed", sampled(range(4), path=lambda seed: "ends at random"))
+def test_random_ends_change_nothing(seed: int, corpus: Path, whole: Path, tmp_path: Path) -> None:
+    draw, broken = random.Random(seed), tmp_path / "broken"
+    command, output = words("gpt", corpus, broken), tmp_path / "output"
+    for after in sorted(draw.sample(range(0, NUM_STEPS - 20), 2)):
+        number, victim = draw.choice([signal.SIGTERM, signal.SIGKILL]), draw.randrange(2)
+        stop_one(number, victim, command, output, broken, after, local.GRACE_SECONDS)
+    finish(command, output)
+    assert_same_run(broken, whole)
 
 
 def launched(command: list[str], folder: Path, in_process_1: str) -> "subprocess.CompletedProcess[str]":
@@ -179,7 +185,7 @@ def launched(command: list[str], folder: Path, in_process_1: str) -> "subprocess
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]),
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": xla_flags(1),
     }
     words = [sys.executable, "-m", "jaxformer", "launch", "local", "--processes=2", "--restarts=0", "--", *command]
     return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from compiling import xla_flags
 from training import FAMILIES, TOPICS, fine_tuning, logged, make_corpus, pretraining
 
 import jaxformer
@@ -29,7 +30,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(words: list[str], cwd: Path) -> "subprocess.Popen[str]":
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment = os.environ | {"XLA_FLAGS": xla_flags(1)}
     command = [sys.executable, "-m", "jaxformer", *words]
     return subprocess.Popen(command, cwd=cwd, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -276,7 +277,7 @@ def test_mistakes_end_in_one_line_and_leave_nothing_behind(
 def test_a_full_disk_is_one_line_and_loses_nothing(corpus: Path, tmp_path: Path) -> None:
     """A file size limit stands for the disk: the same failure on every file that grows beyond it."""
     words = pretraining("gpt", corpus, tmp_path / "run", **{"footprint.enabled": False})
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment = os.environ | {"XLA_FLAGS": xla_flags(1)}
     environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     command = ["bash", "-c", 'ulimit -f 24; exec "$@"', "bash", sys.executable, "-m", "jaxformer", *words]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import slurm
+from compiling import xla_flags
 from training import assert_same_run, make_corpus, pretraining
 
 from jaxformer.checkpoint import finished_steps
@@ -35,7 +36,7 @@ def launch(run_cli: Callable[..., "local.subprocess.CompletedProcess[str]"], clu
     """Return a function that runs `jaxformer launch …` and gives what it printed; `code`: what it must end with."""
 
     def run(*words: str, code: int = 0) -> str:
-        done = run_cli("launch", *words, env={"XLA_FLAGS": "", **cluster.environment})
+        done = run_cli("launch", *words, env=cluster.environment)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 
@@ -59,7 +60,7 @@ def test_a_preempted_job_comes_back_and_ends_as_an_unbroken_one(
 ) -> None:
     corpus = make_corpus(tmp_path)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    flags = {"XLA_FLAGS": xla_flags(devices)}
     assert local.wait(local.start(pretraining("gpt", corpus, whole, **KEYS), 2, flags)) == 0
 
     name = f"broken-{devices}"

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from sampling import sampled
 from tiny import CONFIGS, batch_of, model_of, supervision_of
 
 from jaxformer.footprint.chips import peak
@@ -50,8 +51,8 @@ def test_cross_entropy_by_hand() -> None:
     assert weighted(jnp.array([1.0, jnp.nan, 3.0]), jnp.array([2.0, 0.0, 1.0])) == 5.0
 
 
-@pytest.mark.slow  # tests/test_strategies.py compares with accumulation every day
-@pytest.mark.parametrize("name", FAMILIES)
+# tests/test_strategies.py compares with accumulation every day.
+@pytest.mark.parametrize("name", sampled(FAMILIES, path=lambda name: "the step"))
 def test_accumulated_micro_batches_equal_one_step(name: str) -> None:
     model, supervision = model_of(name), supervision_of(name)
     optimizer = optax.sgd(0.1)

@@ -15,6 +15,7 @@ import gcs
 import google.auth.exceptions
 import numpy as np
 import pytest
+from compiling import xla_flags
 from states import assert_equal, make_state, restore_named, save_all, shapes
 from training import assert_same_run, fine_tuning, logged, make_corpus, params, pretraining
 
@@ -475,7 +476,7 @@ def has_ended(started: list["subprocess.Popen[str]"]) -> bool:
 def test_a_killed_run_goes_on_bit_by_bit(processes: int, bucket: gcs.Bucket, corpus: Path, tmp_path: Path) -> None:
     run = location("gs://bucket/runs/a")
     keys = {"training.num_steps": 100, "checkpoint.every": 20, "checkpoint.keep_last": 0, "training.eval_every": 50}
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    flags = {"XLA_FLAGS": xla_flags(1)}
 
     def finish(workdir: Path) -> None:
         with (tmp_path / "output.txt").open("a") as output:
@@ -502,7 +503,7 @@ def test_a_killed_run_goes_on_bit_by_bit(processes: int, bucket: gcs.Bucket, cor
 @pytest.mark.slow
 def test_a_stopped_run_is_saved_and_its_log_is_there(bucket: gcs.Bucket, corpus: Path) -> None:
     command = quick("gs://bucket/runs/a", corpus, **{"training.num_steps": 100_000, "checkpoint.every": 20})
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    flags = {"XLA_FLAGS": xla_flags(1)}
     (process,) = local.start(command, 1, flags, stdout=PIPE, stderr=STDOUT)
     wait_until(lambda: "runs/a/checkpoints/20/digest.json" in bucket.objects or process.poll() is not None, 120)
     process.terminate()

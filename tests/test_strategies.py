@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+from sampling import sampled
 from tiny import CONFIGS, batch_of, supervision_of
 
 from jaxformer.devices.sharding import ShardingConfig, make_mesh, place, placements
@@ -75,15 +76,18 @@ COMPARED = dict.fromkeys(CONFIGS, ("data-fsdp-tensor",)) | dict.fromkeys(("gpt3"
 DROPPING = {"bert": SPLIT, "gpt3": ("data-fsdp-tensor",), "t5": ("fsdp-tensor",)}
 
 
-def cases(meshes: dict[str, tuple[str, ...]], daily: tuple[tuple[str, str], ...]) -> list[Any]:
-    """Pairs of a model and a mesh; those that are not named for every day are slow."""
-    pairs = [(name, mesh) for name in meshes for mesh in meshes[name]]
-    return [pytest.param(*pair, marks=() if pair in daily else pytest.mark.slow) for pair in pairs]
+def pairs(meshes: dict[str, tuple[str, ...]]) -> list[tuple[str, str]]:
+    return [(name, mesh) for name in meshes for mesh in meshes[name]]
 
 
 @pytest.mark.parametrize(
     ("name", "mesh"),
-    cases(COMPARED, (("gpt3", "data-fsdp-tensor"), ("gpt3", "pmap"), ("bert", "fsdp-tensor"), ("t5", "fsdp"))),
+    # Every mesh once, every family on some, and every other system once.
+    sampled(
+        pairs(COMPARED),
+        path=lambda name, mesh: mesh if len(COMPARED[name]) > 1 else name,
+        daily=(("gpt3", "data-fsdp-tensor"), ("gpt3", "pmap"), ("bert", "fsdp-tensor"), ("t5", "fsdp")),
+    ),
 )
 def test_every_strategy_has_the_losses_of_one_device(name: str, mesh: str) -> None:
     losses, params = losses_on(name, MESHES[mesh], accumulation=2)
@@ -119,7 +123,9 @@ def test_in_double_precision_only_rounding_is_left(name: str, mesh: str) -> None
     assert np.abs(found / expected - 1).max() < 1e-9
 
 
-@pytest.mark.parametrize(("name", "mesh"), cases(DROPPING, (("gpt3", "data-fsdp-tensor"),)))
+@pytest.mark.parametrize(
+    ("name", "mesh"), sampled(pairs(DROPPING), path=lambda name, mesh: name, daily=(("gpt3", "data-fsdp-tensor"),))
+)
 def test_a_mesh_drops_what_one_device_drops(name: str, mesh: str) -> None:
     losses, _ = losses_on(name, MESHES[mesh], accumulation=2, slots=DROPOUT)
     expected, _ = on_one_device(name, accumulation=2, slots=DROPOUT)
