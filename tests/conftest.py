@@ -40,7 +40,7 @@ os.environ.update(
 # command line).
 VERSIONS = (
     "models", "reference", "step", "optimizers", "strategies", "sharding", "generation", "distillation", "phases",
-    "checkpoint", "weight_files", "interop", "config", "parameters", "tokenizers", "released_tokenizers", "sources",
+    "checkpoint", "weight_files", "interop", "config", "trees", "tokenizers", "released_tokenizers", "sources",
     "cli",
 )  # fmt: skip
 # Files that take longest, the longest first: each process begins with its share, so that none ends with a long one.

@@ -83,7 +83,7 @@ FAULTS = (
         "storage.py", "with contextlib.suppress(json.JSONDecodeError):", "with contextlib.nullcontext():",
         "test_report.py test_storage.py",
     ),
-    Fault("trees.py", "-layers <= layer < layers", "0 <= layer < layers", "test_parameters.py"),
+    Fault("trees.py", "-layers <= layer < layers", "0 <= layer < layers", "test_trees.py"),
     Fault("checks.py", "not 0 < weight < math.inf", "not 0 <= weight <= math.inf", "test_mixture.py"),
     Fault("errors.py", "cutoff=0.5", "cutoff=0.99", "test_config.py"),
 )  # fmt: skip
