@@ -539,3 +539,19 @@ def test_everything_reads_a_run_on_a_bucket(
     code = main(quick("gs://bucket/student", corpus, **teaching))
     assert code == 0, capsys.readouterr().err
     assert bucket.names("student/checkpoints/2")
+
+
+def test_a_record_is_whole_or_refused_in_one_line(tmp_path: Path) -> None:
+    record = {"config": {"seed": 0}}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert storage.read_record(tmp_path, needed=("config",)) == record  # enough for a report
+    for content in (record, record | {"name": "gpt", "labels": [], "config": 3}, [record]):
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match="does not describe a run"):
+            storage.read_record(tmp_path)
+    with pytest.raises(UserError, match="is not a run: it has no config.json"):
+        storage.read_record(tmp_path / "config.json")
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(UserError, match="cannot be read"):
+        storage.read_record(tmp_path)
