@@ -18,6 +18,6 @@ def test_a_fault_can_be_put_in_and_names_its_tests(fault: Fault) -> None:
 
 
 def test_every_room_has_a_fault() -> None:
-    assert len(FAULTS) == 25
+    assert len(FAULTS) >= 25
     rooms = {Path(fault.file).parts[0].removesuffix(".py") for fault in FAULTS}
     assert rooms == set(ORDER) - {"__main__", "__init__"}
