@@ -170,6 +170,7 @@ def test_a_real_model_has_one_loss_for_every_batch_size() -> None:
         heads: dict[str, int] = {}
         coefficients = {"tokens": 1.0}
         predicts_tokens = True
+        decodes = False
         head_dropout = label_smoothing = z_loss = 0.0
 
     step = jax.jit(make_eval_step(model, Plain()))
