@@ -15,9 +15,9 @@ from jaxformer.runs.loading import LoadedRun, bind
 from jaxformer.storage import read_metrics
 from jaxformer.training.losses import cross_entropy
 
-# bert's smoke run is trained to its end and fine-tuned from; the others' only until they have learned something, and to
-# their end by `make test-full`. A short run has passed its warm-up and has lowered the loss, which begins at ln 4096 = 8.3,
-# by more than noise does.
+# bert's smoke run is trained to its end and fine-tuned from; the others' until they have learned something, and to the
+# end by `make test-full`. A short run has passed its warm-up, and its loss, from ln 4096 = 8.3, has fallen by more than
+# noise.
 WHOLE = "bert"
 SHORT = ["training.num_steps=60", "optimizer.warmup_steps=10", "training.eval_every=60", "checkpoint.every=0"]
 SHORT += ["training.log_every=5", "evaluation.max_examples=32"]

@@ -85,6 +85,12 @@ def _temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # Paths.
 
 
+def test_a_line_of_the_log_that_a_crash_tore_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n[2]\n{"step": 3, "train/lo\n{"step": 4}\n{"st')
+    assert read_metrics(tmp_path) == [{"step": 1}, {"step": 4}]
+    assert read_metrics(tmp_path / "elsewhere") == []
+
+
 def test_a_path_keeps_what_it_is(tmp_path: Path) -> None:
     assert location("runs/a") == Path("runs/a") and location(tmp_path) == tmp_path and location("C:/a") == Path("C:/a")
     for text in ("gs://bucket/runs/a", "gs://bucket/runs/a/"):
