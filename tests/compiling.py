@@ -4,8 +4,9 @@ Most of the tests' time is compilation, and most of that is LLVM's. Nearly every
 rounding, or bits of one program with bits of the same program: neither needs more than the least of LLVM. One level
 also means one cache: what a test or a process has compiled, none compiles again.
 
-Two kinds of tests say AS_USERS, because they are about what users' programs do: the jitted gradients that decide which
-releases of JAX are supported, and `make demo`, which sets no flags at all.
+Some say AS_USERS: the jitted gradients that decide which releases of JAX are supported, the programs whose memory is
+compared with the plan's, and whole trainings, whose hundreds of steps take longer than what less optimisation saves.
+`make demo` sets no flags at all.
 """
 
 LEVEL = "--xla_backend_optimization_level=0"

@@ -15,31 +15,40 @@ from jaxformer.runs.loading import LoadedRun, bind
 from jaxformer.storage import read_metrics
 from jaxformer.training.losses import cross_entropy
 
-# One family at its full length, from which the others' tests go on; the others until they have learned something.
-# A short run has passed its warm-up and lowered the loss by more than noise does: from ln 4096 = 8.3 by half a nat.
+# bert's smoke run is trained to its end and fine-tuned from; the others' until they have learned something, and to the
+# end by `make test-full`. A short run has passed its warm-up, and its loss, from ln 4096 = 8.3, has fallen by more than
+# noise.
 WHOLE = "bert"
 SHORT = ["training.num_steps=60", "optimizer.warmup_steps=10", "training.eval_every=60", "checkpoint.every=0"]
 SHORT += ["training.log_every=5", "evaluation.max_examples=32"]
 FAMILIES = ("transformer", "gpt", "bert", "gpt2", "distilbert", "t5", "bart", "gpt3")
-FINE_TUNED = ("bert",)  # the others, at a tiny size, in test_runs.py
+# Hundreds of steps take longer at the tests' level of optimisation than compiling as users do.
+AS_USERS = {"XLA_FLAGS": ""}
+Smoke = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Any], Path]:
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Smoke:
     """Return a function that gives the finished smoke run of a family, made when first asked for."""
     runs: dict[tuple[str, bool], Path] = {}
 
-    def run(family: str, run_cli: Any, whole: bool = True) -> Path:
-        if (family, whole) not in runs:
-            keys = [] if whole else SHORT
-            keys = [*keys, f"distillation.teacher={run(WHOLE, run_cli)}"] if family == "distilbert" else keys
-            workdir = runs[family, whole] = tmp_path_factory.mktemp("smoke") / family
-            words = [f"--config.{key}" for key in keys]
-            done = run_cli("train", f"--config={family}:smoke", f"--workdir={workdir}", *words, timeout=600)
+    def run(family: str, run_cli: Any, short: bool = False) -> Path:
+        if (family, short) not in runs:
+            keys = SHORT if short else []
+            if family == "distilbert":
+                keys = [*keys, f"distillation.teacher={run('bert', run_cli, short)}"]
+            workdir = runs[family, short] = tmp_path_factory.mktemp("smoke") / family
+            words = [f"--config={family}:smoke", f"--workdir={workdir}", *(f"--config.{key}" for key in keys)]
+            done = run_cli("train", *words, env={} if short else AS_USERS, timeout=600)
             assert done.returncode == 0, done.stderr
-        return runs[family, whole]
+        return runs[family, short]
 
     return run
+
+
+def token_losses(workdir: Path) -> list[float]:
+    logged = [line for line in read_metrics(workdir) if "train/loss" in line]
+    return [line.get("train/tokens_loss", line["train/loss"]) for line in logged]
 
 
 def unigram_entropy_and_loss(run: LoadedRun) -> tuple[float, float]:
@@ -69,36 +78,42 @@ def unigram_entropy_and_loss(run: LoadedRun) -> tuple[float, float]:
     return float(-(shares * np.log(shares)).sum()), float(np.concatenate(late).mean())
 
 
+def fall_of(family: str) -> float:
+    """How far the loss falls at least, in nats; a student begins with what its teacher knows."""
+    return 0.25 if family == "distilbert" else 0.5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != WHOLE])
-def test_a_short_smoke_run_learns(family: str, smoke: Any, run_cli: Any) -> None:
-    logged = [line for line in read_metrics(smoke(family, run_cli, whole=False)) if "train/loss" in line]
-    losses = [line.get("train/tokens_loss", line["train/loss"]) for line in logged]
-    assert len(losses) == 12 and np.mean(losses[-2:]) < losses[0] - (0.25 if family == "distilbert" else 0.5)
+def test_a_short_smoke_run_learns(family: str, smoke: Smoke, run_cli: Any) -> None:
+    losses = token_losses(smoke(family, run_cli, short=True))
+    assert len(losses) == 12 and np.mean(losses[-2:]) < losses[0] - fall_of(family)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "family", [family if family == WHOLE else pytest.param(family, marks=pytest.mark.full) for family in FAMILIES]
-)
-def test_a_smoke_run_learns_more_than_how_often_tokens_come(family: str, smoke: Any, run_cli: Any) -> None:
-    workdir = smoke(family, run_cli)
-    logged = [
-        line.get("train/tokens_loss", line["train/loss"]) for line in read_metrics(workdir) if "train/loss" in line
-    ]
-    tenth = len(logged) // 10
+def assert_learned_more_than_frequencies(family: str, workdir: Path) -> None:
+    losses = token_losses(workdir)
+    tenth = len(losses) // 10
     entropy, loss = unigram_entropy_and_loss(jaxformer.load(workdir))
-    fall = 0.25 if family == "distilbert" else 0.5  # a student begins with what its teacher knows
-    assert np.mean(logged[-tenth:]) < np.mean(logged[:tenth]) - fall
-    assert np.mean(logged[-tenth:]) <= entropy and loss <= entropy
+    assert np.mean(losses[-tenth:]) < np.mean(losses[:tenth]) - fall_of(family)
+    assert np.mean(losses[-tenth:]) <= entropy and loss <= entropy
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FINE_TUNED)
-def test_a_smoke_run_can_be_fine_tuned(family: str, smoke: Any, run_cli: Any, tmp_path: Path) -> None:
-    base = smoke(family, run_cli)
-    config = f"finetune/area:{family},smoke"
-    done = run_cli("train", f"--config={config}", f"--config.init_from={base}", "--workdir=tuned", timeout=900)
+def test_a_whole_smoke_run_learns_more_than_how_often_tokens_come_and_can_be_fine_tuned(
+    smoke: Smoke, run_cli: Any, tmp_path: Path
+) -> None:
+    base = smoke(WHOLE, run_cli)
+    assert_learned_more_than_frequencies(WHOLE, base)
+    config = f"finetune/area:{WHOLE},smoke"
+    words = [f"--config={config}", f"--config.init_from={base}", "--workdir=tuned"]
+    done = run_cli("train", *words, env=AS_USERS, timeout=900)
     assert done.returncode == 0, done.stderr
     # Ten areas, the largest of them a fifth of the corpus.
     assert read_metrics(tmp_path / "tuned")[-1]["eval/accuracy"] > 0.4
+
+
+@pytest.mark.slow
+@pytest.mark.full
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != WHOLE])
+def test_the_other_smoke_runs_do_too(family: str, smoke: Smoke, run_cli: Any) -> None:
+    assert_learned_more_than_frequencies(family, smoke(family, run_cli))

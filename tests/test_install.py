@@ -58,6 +58,14 @@ def test_the_image_is_made_as_people_are_told_to_install() -> None:
     assert "gcs" in extras
 
 
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a clone")
+def test_no_module_is_left_out_of_the_repository() -> None:
+    """A pattern of .gitignore may hit a folder of ours: all works here, and no clone does."""
+    ignored = ["git", "ls-files", "--others", "--ignored", "--exclude-standard", "jaxformer", "experiments", "launch"]
+    found = subprocess.run(ignored, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert [name for name in found if name.endswith(".py")] == []
+
+
 @pytest.mark.slow
 def test_an_installed_wheel_trains_in_any_folder(tmp_path: Path) -> None:
     installed, elsewhere = tmp_path / "installed", tmp_path / "elsewhere"

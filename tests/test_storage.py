@@ -82,6 +82,12 @@ def _temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
 
 
+def test_a_line_of_the_log_that_a_crash_tore_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n[2]\n{"step": 3, "train/lo\n{"step": 4}\n{"st')
+    assert read_metrics(tmp_path) == [{"step": 1}, {"step": 4}]
+    assert read_metrics(tmp_path / "elsewhere") == []
+
+
 # Paths.
 
 
