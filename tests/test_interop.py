@@ -21,7 +21,7 @@ from jaxformer.interop import export_run, import_run
 from jaxformer.interop.configs import find_layout
 from jaxformer.interop.layouts import pieces
 from jaxformer.interop.tables import LAYOUTS
-from jaxformer.runs.loading import bind, open_run
+from jaxformer.runs.loading import bind, stored_run
 from jaxformer.runs.record import compare_with_base
 from jaxformer.trees import flatten
 
@@ -45,7 +45,7 @@ def test_import_of_an_export_is_the_identity(name: str, exported: Any, tmp_path:
     assert ours.keys() == theirs.keys()
     for path in ours:
         assert np.array_equal(ours[path], theirs[path]), path
-    before, after = open_run(run), open_run(tmp_path / "back")
+    before, after = stored_run(run), stored_run(tmp_path / "back")
     slots = {"vocab_multiple", "initialization", "attention_dropout", "attention_output_dropout", "hidden_dropout"}
     kept = {key: value for key, value in vars(before.model.config).items() if key not in slots}
     assert kept == {key: vars(after.model.config)[key] for key in kept}
@@ -150,14 +150,14 @@ def test_a_continuation_joins_its_prompt_as_one_text(kind: str, exported: Any) -
 
 def test_a_run_binds_the_token_that_its_decoder_starts_from(exported: Any) -> None:
     for name, role in (("bart", "end"), ("bart_label", "end"), ("t5", "pad"), ("transformer", "pad")):
-        run = open_run(exported(name)[0])
+        run = stored_run(exported(name)[0])
         words = bind(run.config, run.tokenizer, run.labels).vocabulary
         assert words.decoder_start == run.tokenizer.vocabulary.id(role), name
 
 
 def test_what_init_from_takes_over_is_compared(exported: Any) -> None:
     run, _, _ = exported("bert_label")
-    config = open_run(run).config
+    config = stored_run(run).config
     same = dataclasses.replace(config, init_from=str(run))
     heads = ["row_heads/label/kernel"]
     assert compare_with_base(same, LABELS, heads) == []
@@ -288,7 +288,7 @@ def test_a_special_token_without_a_row_is_left_out(exported: Any, tmp_path: Path
     state["added_tokens"].append(mask | {"normalized": False, "special": True})
     (folder / "tokenizer.json").write_text(json.dumps(state))
     import_run(str(folder), tmp_path / "run")
-    words = open_run(tmp_path / "run").tokenizer
+    words = stored_run(tmp_path / "run").tokenizer
     assert words.vocab_size == size and "mask" not in words.vocabulary.special
     assert words.encode("the queue", special=True).tolist() == tokenizer_of("plain").encode("the queue", True).tolist()
 
@@ -301,7 +301,7 @@ def test_a_bart_with_a_mask_denoises(exported: Any, tmp_path: Path) -> None:
     state["added_tokens"].append(mask | {"normalized": False, "special": True})
     (tmp_path / "hf" / "tokenizer.json").write_text(json.dumps(state))
     import_run(str(tmp_path / "hf"), tmp_path / "run")
-    assert open_run(tmp_path / "run").config.selected["objective"] == "denoising"
+    assert stored_run(tmp_path / "run").config.selected["objective"] == "denoising"
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(f"Text number {n} says that item {n} is in the queue." for n in range(60)))
     data = ["--config.data.name=text", f"--config.data.path={text}", "--config.training.batch_size=8"]
@@ -351,7 +351,7 @@ def test_trained_logit_biases_are_kept(exported: Any, tmp_path: Path) -> None:
     bias = np.linspace(-1, 1, tokenizer_of("plain").vocab_size, dtype=np.float32)[None]
     folder = changed(out, tmp_path / "hf", tensors={"final_logits_bias": bias})
     import_run(str(folder), tmp_path / "run")
-    assert open_run(tmp_path / "run").model.config.output_head == "biased"
+    assert stored_run(tmp_path / "run").model.config.output_head == "biased"
     assert np.array_equal(params_of(tmp_path / "run")["vocabulary/bias"], bias[0])
     export_run(tmp_path / "run", tmp_path / "back")
     ours, theirs = (load_file(path / "model.safetensors") for path in (tmp_path / "back", folder))
@@ -373,7 +373,7 @@ def test_the_card_and_the_tokenizer_files(exported: Any) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_every_parameter_has_a_place_of_its_own(name: str, exported: Any) -> None:
     run, _, _ = exported(name)
-    model = open_run(run).model
+    model = stored_run(run).model
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(model.shapes).items()}
     classes = (*(("tokens",) if model.predicts_tokens else ()), *(head for head, _ in model.heads))
     places = [(piece.name, piece.third) for piece in pieces(find_layout(model.config, classes), model.config, shapes)]

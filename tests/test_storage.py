@@ -36,7 +36,7 @@ from jaxformer.interop.folders import check_new
 from jaxformer.launch import local
 from jaxformer.report import find_runs, read_run
 from jaxformer.runs import staging
-from jaxformer.runs.loading import open_run
+from jaxformer.runs.loading import stored_run
 from jaxformer.runs.loop import train
 from jaxformer.runs.staging import staged
 from jaxformer.storage import (
@@ -121,7 +121,7 @@ def test_a_path_that_lost_a_slash_is_refused(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     path, config = Path("gs://bucket/run"), configs.load("gpt:smoke", [])
     for ask in (
-        lambda: location(path), lambda: train(config, path), lambda: jaxformer.load(path), lambda: open_run(path),
+        lambda: location(path), lambda: train(config, path), lambda: jaxformer.load(path), lambda: stored_run(path),
         lambda: read_run(path), lambda: check_new(path, "OUT"),
     ):  # fmt: skip
         with pytest.raises(UserError, match="write gs://BUCKET/FOLDER"):
@@ -434,7 +434,7 @@ def test_every_verb_says_so(
 def test_a_run_that_is_only_described_says_so_too(bucket: gcs.Bucket, run: Path) -> None:
     bucket.refuse = lambda method, name: 401
     with pytest.raises(UserError, match="does not accept the credentials"):
-        open_run(run)
+        stored_run(run)
 
 
 def test_weights_are_imported_from_here(bucket: gcs.Bucket, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxformer.models import count_parameters
 from jaxformer.report import read_run
-from jaxformer.runs import OpenRun
+from jaxformer.runs import StoredRun
 from jaxformer.tables import metric
 
 _FAMILIES = {
@@ -13,7 +13,7 @@ _FAMILIES = {
 }  # fmt: skip
 
 
-def model_card(workdir: Path, run: OpenRun, loader: str) -> str:
+def model_card(workdir: Path, run: StoredRun, loader: str) -> str:
     """Return the README.md of an export, from what the run directory holds; nothing is claimed that it does not say."""
     found, config = read_run(workdir), run.config.to_dict()
     model = config["model"]

@@ -14,7 +14,7 @@ from jaxformer.interop.folders import check_new, whole_or_not_at_all
 from jaxformer.interop.layouts import Layout, Piece, pieces
 from jaxformer.interop.weights import SHARD_BYTES, Shape, TensorWriter
 from jaxformer.models import Model
-from jaxformer.runs import OpenRun, open_run
+from jaxformer.runs import StoredRun, stored_run
 from jaxformer.storage import store_errors
 from jaxformer.tokenizers import Tokenizer
 from jaxformer.trees import flatten
@@ -34,7 +34,7 @@ def export_run(workdir: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> s
     tensor there. Raises UserError for a model that no class there computes, and leaves nothing behind.
     """
     check_new(out, "OUT")
-    run = open_run(workdir)
+    run = stored_run(workdir)
     model = run.model
     classes = (*(("tokens",) if model.predicts_tokens else ()), *(head for head, _ in model.heads))
     layout = find_layout(model.config, classes)
@@ -101,7 +101,7 @@ def _cut(path: str, shape: Shape, vocab_size: int) -> Shape:
     return (shape[0], vocab_size) if path == "vocabulary/kernel" else shape
 
 
-def _ids(run: OpenRun, layout: Layout) -> dict[str, Any]:
+def _ids(run: StoredRun, layout: Layout) -> dict[str, Any]:
     special = run.tokenizer.vocabulary.special
     names = {"pad_token_id": "pad", "eos_token_id": "end", "bos_token_id": layout.starts_with}
     ids = {name: special.get(role) for name, role in names.items()}

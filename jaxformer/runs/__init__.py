@@ -8,7 +8,7 @@ What must not: how a step computes (training), what batches hold (data), how res
 
 from jaxformer.runs.data import label_names
 from jaxformer.runs.judging import evaluate_run
-from jaxformer.runs.loading import OpenRun, bind, build_model, load, open_run
+from jaxformer.runs.loading import StoredRun, bind, build_model, load, stored_run
 from jaxformer.runs.loop import train
 from jaxformer.runs.progress import Display
 from jaxformer.runs.record import IMPORT, check_resumable, write_record
@@ -17,7 +17,7 @@ from jaxformer.runs.teacher import check_teacher, teacher_model
 __all__ = [
     "Display",
     "IMPORT",
-    "OpenRun",
+    "StoredRun",
     "bind",
     "build_model",
     "check_resumable",
@@ -25,7 +25,7 @@ __all__ = [
     "evaluate_run",
     "label_names",
     "load",
-    "open_run",
+    "stored_run",
     "teacher_model",
     "train",
     "write_record",

@@ -14,7 +14,7 @@ from jaxformer.data import Member, corpus_tokenizer, prepare, train_batches, wei
 from jaxformer.devices import check_same, first_alone, own_rows
 from jaxformer.errors import EmptySplit, UserError
 from jaxformer.objectives import Supervision
-from jaxformer.runs.loading import OpenRun, bind
+from jaxformer.runs.loading import StoredRun, bind
 from jaxformer.runs.opened import OpenedRun
 from jaxformer.runs.progress import Display
 from jaxformer.runs.teacher import fitting_teacher
@@ -31,7 +31,7 @@ class Data(NamedTuple):
     supervision: Supervision  # the objective or task, bound to both
     training: list[list[Member]]
     held_out: list[Member]
-    teacher: OpenRun | None = None  # the run that teaches, whose parameters are not read yet
+    teacher: StoredRun | None = None  # the run that teaches, whose parameters are not read yet
 
 
 def prepare_data(run: OpenedRun) -> Data:

@@ -58,7 +58,7 @@ def _shared(model: Model) -> Model:
     return model
 
 
-class OpenRun(NamedTuple):
+class StoredRun(NamedTuple):
     """What a run directory says of its model, parameters apart."""
 
     model: Model
@@ -68,7 +68,7 @@ class OpenRun(NamedTuple):
 
 
 @store_errors()
-def open_run(workdir: Path) -> OpenRun:
+def stored_run(workdir: Path) -> StoredRun:
     """Read a run directory's config and tokenizer. Raises UserError for anything missing."""
     workdir = location(workdir)
     record = read_record(workdir)
@@ -76,7 +76,7 @@ def open_run(workdir: Path) -> OpenRun:
     config = configs.resolve(record["config"], name=record["name"])
     tokenizer = load_tokenizer(workdir / "tokenizer.json")
     labels = tuple(record["labels"])
-    return OpenRun(build_model(config, bind(config, tokenizer, labels)), tokenizer, config, labels)
+    return StoredRun(build_model(config, bind(config, tokenizer, labels)), tokenizer, config, labels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +121,6 @@ class LoadedRun:
 def load(run: str | Path) -> LoadedRun:
     """Load a run directory: its newest good checkpoint, tokenizer and config. Raises UserError for anything missing."""
     workdir = location(run)
-    model, tokenizer, config, labels = open_run(workdir)
+    model, tokenizer, config, labels = stored_run(workdir)
     params, table = restore_params(workdir, model.shapes)
     return LoadedRun(model, params, tokenizer, config, labels, table.step)

@@ -9,7 +9,7 @@ from jaxformer.config import Config
 from jaxformer.devices import activations_mesh, param_shardings, placed
 from jaxformer.errors import UserError
 from jaxformer.models import Model, Params
-from jaxformer.runs.loading import OpenRun, open_run
+from jaxformer.runs.loading import StoredRun, stored_run
 from jaxformer.storage import location
 from jaxformer.tokenizers import Tokenizer
 from jaxformer.training import Teaching, execution
@@ -22,19 +22,19 @@ class Teacher(NamedTuple):
     params: Params
 
 
-def fitting_teacher(config: Config, tokenizer: Tokenizer) -> OpenRun | None:
+def fitting_teacher(config: Config, tokenizer: Tokenizer) -> StoredRun | None:
     """Return the run that `config.distillation` names as teacher, its parameters unread; None without that section.
 
     Raises UserError for a folder that is no run, and for a teacher of which this student cannot learn.
     """
     if config.distillation is None:
         return None
-    run = open_run(location(config.distillation.teacher))
+    run = stored_run(location(config.distillation.teacher))
     check_teacher(config, run, tokenizer)
     return run
 
 
-def check_teacher(config: Config, run: OpenRun, tokenizer: Tokenizer | None = None) -> None:
+def check_teacher(config: Config, run: StoredRun, tokenizer: Tokenizer | None = None) -> None:
     """Raise UserError for a teacher of which this student cannot learn: another family or vocabulary, a shorter table
     of positions, hidden states of another size to compare, layers that it does not have.
 
@@ -69,12 +69,12 @@ def check_teacher(config: Config, run: OpenRun, tokenizer: Tokenizer | None = No
         )
 
 
-def teacher_model(config: Config, run: OpenRun, mesh: Mesh | None = None) -> Model:
+def teacher_model(config: Config, run: StoredRun, mesh: Mesh | None = None) -> Model:
     """Return the model of a teacher as this run executes it, heads of rows left out."""
     return Model(run.config.model, execution(config.training, mesh))
 
 
-def open_teacher(config: Config, run: OpenRun | None, mesh: Mesh) -> Teacher | None:
+def open_teacher(config: Config, run: StoredRun | None, mesh: Mesh) -> Teacher | None:
     """Return the teacher that `fitting_teacher` found, its parameters placed on the mesh."""
     if run is None or config.distillation is None:
         return None
