@@ -86,8 +86,15 @@ def fall_of(family: str) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != WHOLE])
 def test_a_short_smoke_run_learns(family: str, smoke: Smoke, run_cli: Any) -> None:
-    losses = token_losses(smoke(family, run_cli, short=True))
-    assert len(losses) == 12 and np.mean(losses[-2:]) < losses[0] - fall_of(family)
+    workdir = smoke(family, run_cli, short=True)
+    losses = token_losses(workdir)
+    if (
+        family == "distilbert"
+    ):  # whose teacher knows hardly more by then than how often tokens come: it learns to see alike
+        losses = [line["train/cosine_loss"] for line in read_metrics(workdir) if "train/loss" in line]
+        assert len(losses) == 12 and np.mean(losses[-2:]) < losses[0] / 4
+    else:
+        assert len(losses) == 12 and np.mean(losses[-2:]) < losses[0] - fall_of(family)
 
 
 def assert_learned_more_than_frequencies(family: str, workdir: Path) -> None:
