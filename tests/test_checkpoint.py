@@ -343,7 +343,8 @@ PROGRAM = """
     import os, resource, sys, time
     from pathlib import Path
     import jax, jax.numpy as jnp
-        from jaxformer.errors import UserError
+    from jaxformer.checkpoint import CheckpointConfig, Checkpoints
+    from jaxformer.errors import UserError
     directory, mode = Path(sys.argv[1]), sys.argv[2]
     def state(step, size=10): return {"params": {"kernel": jnp.full(size, float(step))}, "step": jnp.int32(step)}
     checkpoints = Checkpoints(directory, CheckpointConfig(keep_last=2))

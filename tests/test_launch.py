@@ -52,8 +52,9 @@ CASES = {
 
 
 @pytest.fixture(autouse=True)
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path / "cache"))  # where jobs are remembered: there are none yet
     monkeypatch.setenv("HF_TOKEN", SECRET)
 
 

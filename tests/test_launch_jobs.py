@@ -17,8 +17,9 @@ from jaxformer.launch import policy, records, worker
 
 
 @pytest.fixture(autouse=True)
-def secret(monkeypatch: pytest.MonkeyPatch) -> None:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", SECRET)
+    monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path / "cache"))  # where jobs are remembered: there are none yet
 
 
 # Who runs again.

@@ -113,7 +113,8 @@ def test_a_stop_at_a_step_that_was_to_be_judged_leaves_the_judgement_for_later(
     assert main(pretraining("gpt", corpus, tmp_path / "whole", **keys)) == 0
     for last in (4, 8):
         with monkeypatch.context() as patch:
-            patch.setattr(Signals, "after", lambda self, step, last=last: signal.SIGTERM if step == last else 0)
+            calls = iter([0, 0, 0, signal.SIGTERM])  # after each of the four steps of this part of the run
+            patch.setattr(Signals, "after_step", lambda self, calls=calls: next(calls))
             assert main(pretraining("gpt", corpus, tmp_path / "broken", **keys)) == 75
         assert not any("eval/loss" in line for line in logged(tmp_path / "broken") if line["step"] == last)
     assert main(pretraining("gpt", corpus, tmp_path / "broken", **keys)) == 0

@@ -238,6 +238,9 @@ def test_offsets_that_do_not_fit_the_tokens_are_noticed(tmp_path: Path) -> None:
 WRITES_UNTIL_KILLED = """
 import sys
 from pathlib import Path
+from jaxformer.data.files import Text
+from jaxformer.data.store import build_store
+from jaxformer.tokenizers import load_tokenizer
 
 def progress(activity, done, total):
     print("at work", flush=True)
