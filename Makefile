@@ -20,7 +20,8 @@ FAMILY ?= bert
 WORKERS := $(shell cores=$$(getconf _NPROCESSORS_ONLN || echo 2); [ $$cores -lt 4 ] || cores=4; expr $$cores + 1)
 PYTEST := -m pytest -n $(WORKERS) --dist worksteal --durations 12
 PYTHON ?= $(shell .ci/find-python 3.13 3.12 3.14 3.11 3)
-PIP_FLAGS ?= --quiet --disable-pip-version-check
+# What is imported is compiled then; compiling all that is installed takes longer than installing it.
+PIP_FLAGS ?= --quiet --disable-pip-version-check --no-compile
 
 .PHONY: venv demo test test-slow test-full test-faults test-second test-reference lint constraints
 .NOTPARALLEL:

@@ -139,6 +139,7 @@ def stop_one(
     return code
 
 
+@pytest.mark.slow
 def test_one_of_two_processes_may_end_at_any_moment(
     corpus: Path, runs: dict[tuple[str, int], Path], tmp_path: Path
 ) -> None:

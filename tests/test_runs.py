@@ -23,6 +23,8 @@ from jaxformer.runs.signals import Signals
 from jaxformer.storage import read_metrics
 from jaxformer.trees import flatten
 
+NUM_STEPS = 120  # time for a kill before the end
+
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -55,7 +57,7 @@ def unbroken(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     class Runs(dict[str, Path]):
         def __missing__(self, family: str) -> Path:
             folder = tmp_path_factory.mktemp(f"unbroken-{family}")
-            keys = {"training.num_steps": 200, "footprint.enabled": family == "gpt"}
+            keys = {"training.num_steps": NUM_STEPS, "footprint.enabled": family == "gpt"}
             words = pretraining(family, corpus, folder / "run", **keys)
             with start(words, folder) as process:
                 errors = process.communicate(timeout=300)[1]
@@ -71,7 +73,10 @@ def test_a_killed_run_equals_an_unbroken_one(
     family: str, corpus: Path, unbroken: dict[str, Path], tmp_path: Path
 ) -> None:
     workdir = tmp_path / "run"
-    keys = {"training.num_steps": 200, "footprint.enabled": family == "gpt"}  # measuring takes as long as the steps
+    keys = {
+        "training.num_steps": NUM_STEPS,
+        "footprint.enabled": family == "gpt",
+    }  # measuring takes as long as the steps
     words = pretraining(family, corpus, workdir, **keys)
     with start(words, tmp_path) as process:
         assert stop_after(25, process, workdir, signal.SIGKILL) == -signal.SIGKILL
@@ -79,7 +84,7 @@ def test_a_killed_run_equals_an_unbroken_one(
         with start(words, tmp_path) as process:
             assert stop_after(60, process, workdir, signal.SIGTERM) == 75
         stopped = read_metrics(workdir)[-1]["step"]
-        assert stopped in finished_steps(workdir / "checkpoints") and stopped < 200
+        assert stopped in finished_steps(workdir / "checkpoints") and stopped < NUM_STEPS
     newest = finished_steps(workdir / "checkpoints")[-1]
     with start(words, tmp_path) as process:
         errors = process.communicate(timeout=300)[1]
@@ -206,10 +211,10 @@ def test_a_finished_run_trains_no_further_and_a_longer_one_goes_on(
     workdir = tmp_path / "run"
     shutil.copytree(unbroken["gpt"], workdir)
     before = logged(workdir)
-    assert main(pretraining("gpt", corpus, workdir, **{"training.num_steps": 200})) == 0
+    assert main(pretraining("gpt", corpus, workdir, **{"training.num_steps": NUM_STEPS})) == 0
     assert logged(workdir) == before
-    assert main(pretraining("gpt", corpus, workdir, **{"training.num_steps": 210})) == 0
-    assert logged(workdir)[: len(before)] == before and logged(workdir)[-1]["step"] == 210
+    assert main(pretraining("gpt", corpus, workdir, **{"training.num_steps": NUM_STEPS + 10})) == 0
+    assert logged(workdir)[: len(before)] == before and logged(workdir)[-1]["step"] == NUM_STEPS + 10
     capsys.readouterr()
     assert main(pretraining("gpt", corpus, workdir, seed=1)) == 2
     shown = capsys.readouterr().err
@@ -234,19 +239,19 @@ def test_damaged_checkpoints_are_set_aside_at_home_and_refused_elsewhere(
 ) -> None:
     workdir, base = tmp_path / "run", unbroken["gpt"]
     shutil.copytree(base, workdir)
-    newest = workdir / "checkpoints" / "200"
+    newest = workdir / "checkpoints" / str(NUM_STEPS)
     victim = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
     assert main(fine_tuning("gpt", corpus, tmp_path / "tuned", workdir)) == 2
     assert "is damaged" in capsys.readouterr().err.strip().splitlines()[-1] and newest.exists()
-    assert main(pretraining("gpt", corpus, workdir, **{"training.num_steps": 200})) == 0
-    assert "resuming" in capsys.readouterr().err and (workdir / "checkpoints" / "200.damaged-1").exists()
-    assert 200 in finished_steps(workdir / "checkpoints")
+    assert main(pretraining("gpt", corpus, workdir, **{"training.num_steps": NUM_STEPS})) == 0
+    assert "resuming" in capsys.readouterr().err and (workdir / "checkpoints" / f"{NUM_STEPS}.damaged-1").exists()
+    assert NUM_STEPS in finished_steps(workdir / "checkpoints")
     # Eight devices here, one there: the losses agree to rounding.
     ours, theirs = ([line["train/loss"] for line in logged(run) if "train/loss" in line] for run in (workdir, base))
-    assert ours == pytest.approx(theirs, rel=1e-4) and len(ours) == 200
+    assert ours == pytest.approx(theirs, rel=1e-4) and len(ours) == NUM_STEPS
 
 
 def test_mistakes_end_in_one_line_and_leave_nothing_behind(

@@ -75,6 +75,8 @@ class Stack(nn.Module):
         config, execution = self.config, self.execution
         layers = self.param("layers", self._init_layers)
         x_BTD = self._embedded(x_BTD, positions_BT, token_types_BT)
+        if self.is_initializing():  # the layers are there; what they would compute, nobody reads
+            return self._final(x_BTD), None
         reads = self._reads(
             positions_BT,
             segment_ids_BT,
