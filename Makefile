@@ -58,8 +58,7 @@ test: .venv/installed
 	.venv/bin/python $(PYTEST) -m "not slow"
 
 test-slow: .venv/installed
-	.venv/bin/python -m pytest -q -m "slow and not full" tests/test_launch_tpu_vm.py  # alone: they wait for moments
-	.venv/bin/python $(PYTEST) -m "slow and not full" --ignore=tests/test_launch_tpu_vm.py
+	.venv/bin/python $(PYTEST) -m "slow and not full"
 
 test-full: .venv/installed
 	.venv/bin/python $(PYTEST)

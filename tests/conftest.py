@@ -1,6 +1,7 @@
 """What every test finds: eight fake CPU devices, exact arithmetic, a cache of its own, and the command line."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -48,6 +49,10 @@ LONG = (
     "runs", "processes", "strategies", "models", "experiments", "launch_preemption", "demo", "slurm", "compatibility",
     "distillation", "launch_tpu_vm", "interop", "storage", "reference", "memory", "checkpoint", "docs", "install",
 )  # fmt: skip
+
+# Tests press Ctrl-C. A shell lets what it starts in the background ignore that, and so would all that tests start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
