@@ -8,6 +8,7 @@ never appended to. And nobody but `location` may turn a string into a path: `Pat
 
 import contextlib
 import functools
+import hashlib
 import importlib.util
 import json
 import logging
@@ -15,6 +16,7 @@ import os
 import re
 import shutil
 import sys
+import time
 import urllib.parse
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +28,7 @@ from jaxformer.errors import UserError, disk_errors
 _GS = "gs://"
 _REQUESTS = 16  # at a time
 _PIECE_BYTES = 8 << 20
+_CLOCK_NANOSECONDS = 2 * 10**9  # the coarsest that file systems have
 
 # epath prefers TensorFlow, where it happens to be installed; it decides when it is first used.
 os.environ.setdefault("EPATH_USE_TF", "false")
@@ -172,6 +175,30 @@ def check_bucket(path: Path) -> None:
         return
     bucket, _, key = os.fspath(path).removeprefix(_GS).partition("/")
     filesystem().call("GET", "b/{}/o", bucket, prefix=key, maxResults=1, json_out=True)
+
+
+def content_digest(path: Path) -> str:
+    """Return the SHA-256 of a local file's content, in hexadecimal digits.
+
+    It is computed once per file and remembered in the cache by path, size and times. Raises OSError for a file that
+    cannot be read.
+    """
+    path = path.resolve()
+    seen = path.stat()
+    known_by = [os.fspath(path), seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns]
+    name = hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
+    memory = cache_folder() / "digests" / f"{name}.json"
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        remembered = json.loads(memory.read_text())
+        if remembered["file"] == known_by:
+            return str(remembered["sha256"])
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    # What changed a moment ago may change again within the clock's resolution, with equal size and times.
+    if time.time_ns() - max(seen.st_mtime_ns, seen.st_ctime_ns) > _CLOCK_NANOSECONDS:
+        with contextlib.suppress(UserError, OSError):  # a cache that cannot be written costs time, nothing else
+            write_json(memory, {"file": known_by, "sha256": found})
+    return found
 
 
 # The files of a run directory.

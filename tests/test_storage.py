@@ -1,7 +1,9 @@
 """Run directories on gs://: paths, checkpoints, the log, whole runs, and what goes wrong there, with a fake store."""
 
+import hashlib
 import importlib.util
 import json
+import os
 import subprocess
 import tempfile
 import time
@@ -40,6 +42,7 @@ from jaxformer.runs.loading import stored_run
 from jaxformer.runs.loop import train
 from jaxformer.runs.staging import staged
 from jaxformer.storage import (
+    content_digest,
     delete_tree,
     files_below,
     folders_in,
@@ -561,3 +564,24 @@ def test_a_record_is_whole_or_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "config.json").mkdir()
     with pytest.raises(UserError, match="cannot be read"):
         storage.read_record(tmp_path)
+
+
+def test_the_content_of_a_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("some text")
+    expected = hashlib.sha256(b"some text").hexdigest()
+    reads: list[str] = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *args: reads.append("read") or digest(*args))
+    monkeypatch.setattr(storage, "_CLOCK_NANOSECONDS", 0)
+    assert [content_digest(file), content_digest(file), content_digest(tmp_path / "." / "a.txt")] == [expected] * 3
+    assert len(reads) == 1
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    time.sleep(0.01)
+    file.write_text("same text")
+    os.utime(file, ns=times)  # neither its size nor its time tells
+    assert content_digest(file) == hashlib.sha256(b"same text").hexdigest() and len(reads) == 2
+    monkeypatch.setattr(storage, "_CLOCK_NANOSECONDS", 10**12)
+    young = tmp_path / "b.txt"
+    young.write_text("a")
+    assert content_digest(young) == content_digest(young) == hashlib.sha256(b"a").hexdigest() and len(reads) == 4
