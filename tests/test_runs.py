@@ -23,7 +23,7 @@ from jaxformer.runs.signals import Signals
 from jaxformer.storage import read_metrics
 from jaxformer.trees import flatten
 
-NUM_STEPS = 120  # time for a kill before the end
+NUM_STEPS = {"gpt": 120, "bert": 80, "t5": 80}  # time for a kill before the end, or two
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,13 @@ def stop_after(step: int, process: "subprocess.Popen[str]", workdir: Path, numbe
     return process.returncode
 
 
+def killable(family: str, corpus: Path, workdir: Path) -> list[str]:
+    """Arguments of a run on one device of those that there are. Only one family measures: that takes as long as its
+    steps."""
+    keys = {"training.num_steps": NUM_STEPS[family], "footprint.enabled": family == "gpt", "sharding.data": 1}
+    return pretraining(family, corpus, workdir, **keys)
+
+
 @pytest.fixture(scope="module")
 def unbroken(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     """Finished pretraining runs, made when first asked for."""
@@ -57,11 +64,7 @@ def unbroken(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     class Runs(dict[str, Path]):
         def __missing__(self, family: str) -> Path:
             folder = tmp_path_factory.mktemp(f"unbroken-{family}")
-            keys = {"training.num_steps": NUM_STEPS, "footprint.enabled": family == "gpt"}
-            words = pretraining(family, corpus, folder / "run", **keys)
-            with start(words, folder) as process:
-                errors = process.communicate(timeout=300)[1]
-            assert process.returncode == 0, errors
+            assert main(killable(family, corpus, folder / "run")) == 0
             self[family] = folder / "run"
             return self[family]
 
@@ -70,29 +73,24 @@ def unbroken(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_killed_run_equals_an_unbroken_one(
-    family: str, corpus: Path, unbroken: dict[str, Path], tmp_path: Path
+    family: str, corpus: Path, unbroken: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workdir = tmp_path / "run"
-    keys = {
-        "training.num_steps": NUM_STEPS,
-        "footprint.enabled": family == "gpt",
-    }  # measuring takes as long as the steps
-    words = pretraining(family, corpus, workdir, **keys)
+    words = killable(family, corpus, workdir)
     with start(words, tmp_path) as process:
         assert stop_after(25, process, workdir, signal.SIGKILL) == -signal.SIGKILL
     if family == "gpt":  # and once more, politely
         with start(words, tmp_path) as process:
             assert stop_after(60, process, workdir, signal.SIGTERM) == 75
         stopped = read_metrics(workdir)[-1]["step"]
-        assert stopped in finished_steps(workdir / "checkpoints") and stopped < NUM_STEPS
+        assert stopped in finished_steps(workdir / "checkpoints") and stopped < NUM_STEPS["gpt"]
     newest = finished_steps(workdir / "checkpoints")[-1]
-    with start(words, tmp_path) as process:
-        errors = process.communicate(timeout=300)[1]
-    assert process.returncode == 0 and f"at step {newest}" in errors
+    assert main(words) == 0 and f"at step {newest}" in capsys.readouterr().err
     assert logged(workdir) == logged(unbroken[family])
     ours, theirs = (flatten(jaxformer.load(run).params) for run in (workdir, unbroken[family]))
     assert all(np.array_equal(ours[path], theirs[path]) for path in theirs) and ours.keys() == theirs.keys()
-    assert len(list((workdir / "emissions").glob("*.csv"))) == (3 if family == "gpt" else 0)
+    # Whether a kill leaves what was measured until then depends on its moment.
+    assert len(list((workdir / "emissions").glob("*.csv"))) in ((2, 3) if family == "gpt" else (0,))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
@@ -211,10 +209,10 @@ def test_a_finished_run_trains_no_further_and_a_longer_one_goes_on(
     workdir = tmp_path / "run"
     shutil.copytree(unbroken["gpt"], workdir)
     before = logged(workdir)
-    assert main(pretraining("gpt", corpus, workdir, **{"training.num_steps": NUM_STEPS})) == 0
+    assert main(pretraining("gpt", corpus, workdir, **{"training.num_steps": NUM_STEPS["gpt"]})) == 0
     assert logged(workdir) == before
-    assert main(pretraining("gpt", corpus, workdir, **{"training.num_steps": NUM_STEPS + 10})) == 0
-    assert logged(workdir)[: len(before)] == before and logged(workdir)[-1]["step"] == NUM_STEPS + 10
+    assert main(pretraining("gpt", corpus, workdir, **{"training.num_steps": NUM_STEPS["gpt"] + 10})) == 0
+    assert logged(workdir)[: len(before)] == before and logged(workdir)[-1]["step"] == NUM_STEPS["gpt"] + 10
     capsys.readouterr()
     assert main(pretraining("gpt", corpus, workdir, seed=1)) == 2
     shown = capsys.readouterr().err
@@ -239,19 +237,21 @@ def test_damaged_checkpoints_are_set_aside_at_home_and_refused_elsewhere(
 ) -> None:
     workdir, base = tmp_path / "run", unbroken["gpt"]
     shutil.copytree(base, workdir)
-    newest = workdir / "checkpoints" / str(NUM_STEPS)
+    newest = workdir / "checkpoints" / str(NUM_STEPS["gpt"])
     victim = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
     assert main(fine_tuning("gpt", corpus, tmp_path / "tuned", workdir)) == 2
     assert "is damaged" in capsys.readouterr().err.strip().splitlines()[-1] and newest.exists()
-    assert main(pretraining("gpt", corpus, workdir, **{"training.num_steps": NUM_STEPS})) == 0
-    assert "resuming" in capsys.readouterr().err and (workdir / "checkpoints" / f"{NUM_STEPS}.damaged-1").exists()
-    assert NUM_STEPS in finished_steps(workdir / "checkpoints")
+    assert main(pretraining("gpt", corpus, workdir, **{"training.num_steps": NUM_STEPS["gpt"]})) == 0
+    assert (
+        "resuming" in capsys.readouterr().err and (workdir / "checkpoints" / f"{NUM_STEPS['gpt']}.damaged-1").exists()
+    )
+    assert NUM_STEPS["gpt"] in finished_steps(workdir / "checkpoints")
     # Eight devices here, one there: the losses agree to rounding.
     ours, theirs = ([line["train/loss"] for line in logged(run) if "train/loss" in line] for run in (workdir, base))
-    assert ours == pytest.approx(theirs, rel=1e-4) and len(ours) == NUM_STEPS
+    assert ours == pytest.approx(theirs, rel=1e-4) and len(ours) == NUM_STEPS["gpt"]
 
 
 def test_mistakes_end_in_one_line_and_leave_nothing_behind(
