@@ -115,7 +115,7 @@ def test_an_imported_run_is_a_run(exported: Any, tmp_path: Path, capsys: pytest.
     slots = ["--config.model.norm_placement=pre", "--config.model.initialization=gpt2"]
     command = ["train", "--config=gpt:smoke", *data, *sizes, *slots, "--config.objective.sequence_length=32"]
     command += ["--config.training.num_steps=2", "--config.optimizer.warmup_steps=1", "--config.training.batch_size=8"]
-    command += ["--config.training.unroll_layers=1", "--config.evaluation.max_examples=8"]
+    command += ["--config.sharding.data=1", "--config.evaluation.max_examples=8"]
     workdir = tmp_path / "tuned"
     assert main([*command, f"--config.init_from={run}", f"--workdir={workdir}", "--quiet"]) == 0
     assert not np.array_equal(params_of(workdir)["embedding/tokens"], params_of(run)["embedding/tokens"])

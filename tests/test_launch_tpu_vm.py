@@ -126,7 +126,10 @@ def test_the_queue_is_waited_in_and_slices_know_each_other(cloud: clouds.Cloud, 
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_the_job_running_and_the_same_command_looks_after_it(cloud: clouds.Cloud, launch: Launch) -> None:
-    words = tpu("for i in $(seq 60); do echo line $i; sleep 0.1; done; [ -e ../again ] || { touch ../again; exit 75; }")
+    # The first attempt lasts until somebody looks after it again.
+    script = "echo line 1; until [ -e $WHERE/go ]; do sleep 0.1; done; echo line 2; [ -e $WHERE/again ]"
+    script += " || { sleep 2; touch $WHERE/again; exit 75; }"
+    words = tpu(script, f"--env=WHERE={cloud.folder}")
     process = launch(*words)
     until(speaking, process)
     assert "runs already" in output(launch(*words), 2)
@@ -134,9 +137,12 @@ def test_ctrl_c_leaves_the_job_running_and_the_same_command_looks_after_it(cloud
     assert "the same command looks after it again" in output(process, 130)
     assert status(launch, "job")["state"] == "left alone"
     before = len(cloud.calls("gcloud"))
-    said = output(launch(*words), 0)
+    process = launch(*words)
+    until(speaking, process)
+    (cloud.folder / "go").touch()
+    said = output(process, 0)
     assert [call[3] for call in cloud.calls("gcloud")[before:]].count("scp") == 0
-    assert said.count("[0] line 60") == 2 and "attempt 2 in" in said
+    assert said.count("[0] line 2") == 2 and "attempt 2 in" in said
     assert status(launch, "job")["attempts"] == 2
 
 

@@ -191,6 +191,7 @@ def launched(command: list[str], folder: Path, in_process_1: str) -> "subprocess
     return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_takes_the_others_down_and_is_named_first(corpus: Path, tmp_path: Path) -> None:
     began = time.monotonic()
     done = launched(

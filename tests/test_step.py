@@ -1,6 +1,7 @@
 """The step: exact accumulation and sharding, losses by hand, FLOPs."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -118,12 +119,12 @@ def test_the_loss_is_the_sum_of_coefficient_times_mean() -> None:
     assert {name: float(count) for name, count in counts.items()} == {
         "tokens": float(batch["weights"].sum()), "next_sentence": 4.0,
     }  # fmt: skip
-    loss, means = loss_of(parts, counts, None, params, batch, rng)
+    loss, means = jax.jit(functools.partial(loss_of, parts))(counts, None, params, batch, rng)
     assert float(loss) == pytest.approx(float(means["tokens"] + means["next_sentence"]), rel=1e-6)
     doubled = dataclasses.replace(parts, shard_gradients=lambda gradients: jax.tree.map(lambda x: 2 * x, gradients))
-    (value, _), gradients = gradients_of(parts, counts, None, params, batch, rng)
+    (value, _), gradients = jax.jit(functools.partial(gradients_of, parts))(counts, None, params, batch, rng)
     assert float(value) == pytest.approx(float(loss), rel=1e-6)
-    twice = gradients_of(doubled, counts, None, params, batch, rng)[1]
+    twice = jax.jit(functools.partial(gradients_of, doubled))(counts, None, params, batch, rng)[1]
     np.testing.assert_allclose(twice["embedding"]["tokens"], 2 * gradients["embedding"]["tokens"], rtol=1e-5)
 
 
