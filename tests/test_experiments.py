@@ -15,9 +15,9 @@ from jaxformer.runs.loading import LoadedRun, bind
 from jaxformer.storage import read_metrics
 from jaxformer.training.losses import cross_entropy
 
-# gpt's smoke run is trained to its end and fine-tuned from (bert's is much like what `make demo` does); the others' until
-# they have learned something, and to the end by `make test-full`. A short run has passed its warm-up, and its loss, from
-# ln 4096 = 8.3, has fallen by more than noise.
+# gpt's smoke run is trained to its end and fine-tuned from: bert's is much like what `make demo` does. The others are
+# trained until they have learned something, and to the end by `make test-full`. A short run has passed its warm-up, and
+# its loss, from ln 4096 = 8.3, has fallen by more than noise.
 WHOLE = "gpt"
 SHORT = ["training.num_steps=36", "optimizer.warmup_steps=10", "training.eval_every=36", "checkpoint.every=0"]
 SHORT += ["training.log_every=3", "evaluation.max_examples=32"]
