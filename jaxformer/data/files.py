@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from jaxformer.checks import check_choice
-from jaxformer.data.records import Record, Source, digest, first_line
+from jaxformer.data.records import Malformed, Record, Source, digest, first_line
 from jaxformer.errors import UserError
 
 
@@ -38,15 +38,17 @@ class Files(Source):
             raise UserError(f"data.path: no file {wanted}; give a file, a folder or a pattern such as 'texts/*.txt'")
         return found
 
-    def rows(self, file: Path) -> Iterator[tuple[str, Record]]:
-        """Yield (where, record) of one file."""
+    def rows(self, file: Path) -> Iterator[tuple[str, Record | Malformed]]:
+        """Yield (where, record) of one file, or what is wrong with a row of it."""
         raise TypeError("a kind of file says how it is read")
 
-    def records(self, split: str, labelled: bool) -> Iterator[tuple[str, Record]]:
-        numbered = enumerate(itertools.chain.from_iterable(self.rows(file) for file in self.files()))
-        for number, (where, record) in numbered:
+    def records(self, split: str, labelled: bool) -> Iterator[tuple[str, Record | Malformed]]:
+        for number, row in enumerate(self.all_records(labelled)):
             if self._in_split(number, split):
-                yield where, record
+                yield row
+
+    def all_records(self, labelled: bool) -> Iterator[tuple[str, Record | Malformed]]:
+        return itertools.chain.from_iterable(self.rows(file) for file in self.files())
 
     def fingerprint(self, split: str) -> str:
         files = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in self.files()]
@@ -83,19 +85,22 @@ class JSONLines(Files):
 
     SUFFIX: ClassVar[str] = ".jsonl"
 
-    def rows(self, file: Path) -> Iterator[tuple[str, Record]]:
+    def rows(self, file: Path) -> Iterator[tuple[str, Record | Malformed]]:
         for number, line in enumerate(_lines(file), 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{file}:{number}: not JSON ({error.msg} at column {error.colno}); mend or drop the line"
-                ) from error
-            if not isinstance(record, dict):
-                raise UserError(f"{file}:{number}: {type(record).__name__}, not an object with fields")
-            yield f"{file}:{number}", record
+            if line.strip():
+                yield (where := f"{file}:{number}"), _json_object(line, where)
+
+
+def _json_object(line: str, where: str) -> Record | Malformed:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        return Malformed(f"{where}: not JSON ({error.msg} at column {error.colno}); mend or drop the line")
+    return (
+        record
+        if isinstance(record, dict)
+        else Malformed(f"{where}: {type(record).__name__}, not an object with fields")
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
