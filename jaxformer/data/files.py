@@ -1,7 +1,7 @@
 """Local files as sources: plain text, JSON lines, Parquet. What is malformed is named with its file and line."""
 
+import codecs
 import dataclasses
-import glob
 import itertools
 import json
 from collections.abc import Iterator
@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import ClassVar
 
 from jaxformer.checks import check_choice
+from jaxformer.data.finding import JSON_LINES, KINDS, OTHERS, PARQUET, Kind, find_files, suffix_of
+from jaxformer.data.left_out import LeftOut, count
+from jaxformer.data.reading import lines, not_utf8, open_bytes
 from jaxformer.data.records import Malformed, Record, Source, digest, first_line
 from jaxformer.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Files(Source):
-    """Local files: `path` is one, a folder (all files in it, sorted), or a pattern with `*`."""
+    """Local files: `path` is one, a folder (`finding` says which of its files), or a pattern with `*`."""
 
     path: str
-    SUFFIX: ClassVar[str] = ""
+    KIND: ClassVar[Kind]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -26,17 +29,10 @@ class Files(Source):
             raise UserError("data.path: missing; give a file, a folder or a pattern such as 'texts/*.txt'")
 
     def files(self) -> list[Path]:
-        path = Path(self.path).expanduser()
-        if path.is_dir():
-            found = sorted(file for file in path.rglob(f"*{self.SUFFIX}") if file.is_file())
-        elif path.is_file():
-            found = [path]  # also where its name holds * or [
-        else:
-            found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
-        if not found:
-            wanted = f"*{self.SUFFIX} in {self.path}" if path.is_dir() else self.path
-            raise UserError(f"data.path: no file {wanted}; give a file, a folder or a pattern such as 'texts/*.txt'")
-        return found
+        return find_files(self.path, self.KIND).files
+
+    def left_out_files(self) -> LeftOut:
+        return find_files(self.path, self.KIND).left_out
 
     def rows(self, file: Path) -> Iterator[tuple[str, Record | Malformed]]:
         """Yield (where, record) of one file, or what is wrong with a row of it."""
@@ -60,6 +56,7 @@ class Text(Files):
     """Plain UTF-8 text, cut into documents at blank lines, at every line, or not at all (`document`: file)."""
 
     document: str = "blank_line"
+    KIND: ClassVar[Kind] = KINDS["text"]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,7 +65,7 @@ class Text(Files):
     def rows(self, file: Path) -> Iterator[tuple[str, Record]]:
         kept: list[str] = []
         first = 1
-        for number, line in enumerate(_lines(file), 1):
+        for number, line in enumerate(lines(file), 1):
             ends = self.document == "line" or (self.document == "blank_line" and not line.strip())
             kept.append(line)
             if ends:
@@ -78,36 +75,50 @@ class Text(Files):
         if text := "".join(kept).strip():
             yield f"{file}:{first}", {self.text_field: text}
 
+    def left_out_files(self) -> LeftOut:
+        found = find_files(self.path, self.KIND)
+        suffixes = [suffix_of(file) for file in found.files]
+        left_out = dict(found.left_out)
+        for suffix in sorted({suffix for suffix in suffixes if suffix in OTHERS}):
+            reader = "json_lines" if suffix in (*JSON_LINES, ".json") else "parquet" if suffix in PARQUET else ""
+            advice = f"; data.name={reader} reads their fields" if reader else ""
+            count(left_out, f"files read as plain text, {suffix}{advice}", suffixes.count(suffix), len(suffixes))
+        return left_out
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JSONLines(Files):
     """One JSON object per line."""
 
-    SUFFIX: ClassVar[str] = ".jsonl"
+    KIND: ClassVar[Kind] = KINDS["json_lines"]
 
     def rows(self, file: Path) -> Iterator[tuple[str, Record | Malformed]]:
-        for number, line in enumerate(_lines(file), 1):
-            if line.strip():
-                yield (where := f"{file}:{number}"), _json_object(line, where)
+        with open_bytes(file) as lines_of_bytes:
+            for number, line in enumerate(lines_of_bytes, 1):
+                line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+                if line.strip():
+                    yield (where := f"{file}:{number}"), _json_object(line, where)
 
 
-def _json_object(line: str, where: str) -> Record | Malformed:
+def _json_object(line: bytes, where: str) -> Record | Malformed:
     try:
-        record = json.loads(line)
+        record = json.loads(line.decode())
     except json.JSONDecodeError as error:
         return Malformed(f"{where}: not JSON ({error.msg} at column {error.colno}); mend or drop the line")
-    return (
-        record
-        if isinstance(record, dict)
-        else Malformed(f"{where}: {type(record).__name__}, not an object with fields")
-    )
+    except UnicodeDecodeError as error:
+        return Malformed(f"{where}: {not_utf8(line, error)}")
+    except RecursionError:
+        return Malformed(f"{where}: not JSON (nested too deeply); mend or drop the line")
+    if not isinstance(record, dict):
+        return Malformed(f"{where}: {type(record).__name__}, not an object with fields")
+    return record
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parquet(Files):
     """Parquet files, one record per row."""
 
-    SUFFIX: ClassVar[str] = ".parquet"
+    KIND: ClassVar[Kind] = KINDS["parquet"]
 
     def rows(self, file: Path) -> Iterator[tuple[str, Record]]:
         import pyarrow
@@ -125,25 +136,3 @@ class Parquet(Files):
             raise UserError(
                 f"{file}: not a Parquet file, or damaged after row {number}: {first_line(error)}"
             ) from error
-
-
-def _lines(file: Path) -> Iterator[str]:
-    try:
-        with file.open(encoding="utf-8-sig") as lines:  # without the byte order mark that Windows writes
-            yield from lines
-    except UnicodeDecodeError as error:
-        number = _undecodable(file)
-        raise UserError(f"{file}:{number}: not UTF-8 text ({error.reason}); convert the file") from error
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
-
-
-def _undecodable(file: Path) -> int:
-    """Return the first line that is not UTF-8. Text is decoded in blocks, so reading lines does not tell."""
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                return number
-    return 1

@@ -60,6 +60,10 @@ class Source:
         """Return what names the text of this source: it changes when the text may have changed."""
         raise TypeError("a source has a fingerprint")
 
+    def left_out_files(self) -> LeftOut:
+        """Return how many files are no data of this source, though they lie where it reads."""
+        return {}
+
     def documents(self, split: str, left_out: LeftOut | None = None) -> Iterator[str]:
         """Yield the documents of a split."""
 
