@@ -12,13 +12,14 @@ import hashlib
 import importlib.util
 import json
 import logging
+import math
 import os
 import re
 import shutil
 import sys
 import time
 import urllib.parse
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 from typing import Any
@@ -45,7 +46,7 @@ def location(text: str | os.PathLike[str]) -> Path:
 
     Raises UserError for other stores, for gs:// without gcsfs, and for a gs:/ that is half typed.
     """
-    name = os.fspath(text)
+    name = os.path.expanduser(os.fspath(text))
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+", name)  # one letter is a drive of Windows
     if scheme is None:
         return Path(name)
@@ -241,15 +242,25 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     return [entry for entry in entries if isinstance(entry, dict)]
 
 
+def finite(content: Any) -> Any:
+    """Return what JSON can hold: it knows no NaN and no infinite numbers, which become null."""
+    if isinstance(content, Mapping):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that a crash leaves the old file or the new one, never half of one."""
+    """Write JSON so that a crash leaves the old file or the new one, never half of one; see `finite`."""
+    text = json.dumps(finite(content), indent=1) + "\n"
     if is_remote(path):
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        path.write_text(text)
         return
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        temporary.write_text(text)
         temporary.replace(path)
 
 

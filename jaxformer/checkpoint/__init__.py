@@ -5,7 +5,7 @@ taking over another run's parameters, strictly (`partial`).
 What may come in: other ways to keep and to select.
 What must not: what a run is beyond its arrays and their step."""
 
-from jaxformer.checkpoint.digest import finished_steps, stored_shapes
+from jaxformer.checkpoint.digest import content_of, finished_steps, stored_shapes
 from jaxformer.checkpoint.manager import CheckpointConfig, Checkpoints, save_params
 from jaxformer.checkpoint.partial import RestoreTable, restore_params
 from jaxformer.checkpoint.reading import read_params_in_groups
@@ -14,6 +14,7 @@ __all__ = [
     "CheckpointConfig",
     "Checkpoints",
     "RestoreTable",
+    "content_of",
     "finished_steps",
     "read_params_in_groups",
     "restore_params",

@@ -201,6 +201,20 @@ def stored_shapes(path: Path) -> dict[str, tuple[Shape, str]]:
     return {name.removeprefix(PARAMS): entry for name, entry in arrays.items() if name.startswith(PARAMS)}
 
 
+def content_of(path: Path) -> str:
+    """Return what names the parameters that `path` leads to, as "step 100, 0123456789abcdef": the same for a copy.
+
+    Raises:
+      UserError: there is no checkpoint, or its digest is damaged.
+    """
+    folder = locate(path)
+    try:
+        found = read_digest(folder)
+    except DamagedDigest as error:
+        raise UserError(f"the checkpoint {folder} is damaged: {error}; name another one") from error
+    return f"step {found.step}, {_hash_content({name: found.files[name][1] for name in sorted(found.files)})[:16]}"
+
+
 def _hash(path: Path, size: int) -> str:
     if is_remote(path):
         found = hashlib.sha256()

@@ -15,6 +15,7 @@ from jaxformer.cli import verbs
 from jaxformer.errors import Interrupted, UserError
 
 OVERRIDE = "--config."
+CHANGED = "go on although the run's data or tokenizer changed"
 OVERRIDES = "--config.SECTION.KEY=VALUE overrides any key of the config"
 
 
@@ -160,7 +161,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--config", required=True, metavar="NAME[:ARG]|FILE[:ARG]", help="the experiment")
     train.add_argument("--workdir", metavar="DIR", help="the run directory (default: runs/NAME[-ARG])")
-    train.add_argument("--allow-config-change", action="store_true", help="resume although the config differs")
+    train.add_argument(
+        "--allow-config-change", action="store_true", help="resume although the config, or what the run reads, differs"
+    )
     train.add_argument("--profile", action="store_true", help="write a trace of a few steps to DIR/profile")
     train.add_argument("--quiet", action="store_true", help="show nothing but errors")
 
@@ -171,6 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--split", default="validation", choices=("validation", "test", "train"), help="default: validation"
     )
+    evaluate.add_argument("--allow-config-change", action="store_true", help=CHANGED)
     evaluate.add_argument("--json", action="store_true", help="print JSON")
 
     generate = add(
@@ -181,6 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--temperature", type=float, help="0 takes the likeliest token; above 0 samples")
     generate.add_argument("--max-new-tokens", type=int, help="longest answer, in tokens")
     generate.add_argument("--seed", type=int, help="seed of the sampling")
+    generate.add_argument("--allow-config-change", action="store_true", help=CHANGED)
     generate.add_argument("--json", action="store_true", help="print JSON")
 
     report = add("report", verbs.report, "write a page with plots and a table of runs", "report runs/* --output=report")
@@ -203,6 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     export.add_argument("out", metavar="OUT", help="the new folder")
     export.add_argument("--workdir", required=True, metavar="DIR", help="the run directory")
+    export.add_argument("--allow-config-change", action="store_true", help=CHANGED)
     export.add_argument("--format", default="huggingface", choices=("huggingface",), help="default: huggingface")
 
     actions = group("tokenizer", "train and try tokenizers", "tokenizer show --tokenizer=runs/bert-smoke", "ACTION")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxformer.errors import UserError
-from jaxformer.storage import local_path, location
+from jaxformer.storage import finite, local_path, location
 
 
 def default_workdir(spec: str) -> Path:
@@ -41,9 +41,9 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
 def evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
     from jaxformer.runs import evaluate_run
 
-    metrics = evaluate_run(location(args.workdir), args.split, overrides)
+    metrics = evaluate_run(location(args.workdir), args.split, overrides, allow_change=args.allow_config_change)
     if args.json:
-        print(json.dumps(metrics))
+        print(json.dumps(finite(metrics)))
     else:
         for name, value in metrics.items():
             print(f"{name:24} {value:.6g}")
@@ -55,7 +55,7 @@ def generate(args: argparse.Namespace, overrides: list[str]) -> int:
 
     from jaxformer.runs import load
 
-    run = load(args.workdir)
+    run = load(args.workdir, allow_change=args.allow_config_change)
     given = {"temperature": args.temperature, "max_new_tokens": args.max_new_tokens, "seed": args.seed}
     generation = dataclasses.replace(run.config.generation, **{k: v for k, v in given.items() if v is not None})
     prompts = args.prompts or [line.rstrip("\n") for line in sys.stdin]
@@ -91,7 +91,7 @@ def import_weights(args: argparse.Namespace, overrides: list[str]) -> int:
 def export_weights(args: argparse.Namespace, overrides: list[str]) -> int:
     from jaxformer.interop import export_run
 
-    name = export_run(location(args.workdir), location(args.out))
+    name = export_run(location(args.workdir), location(args.out), allow_change=args.allow_config_change)
     print(f"{args.out}: {name}.from_pretrained loads it")
     return 0
 

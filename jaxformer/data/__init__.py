@@ -7,10 +7,12 @@ What must not: JAX, and state: nothing that depends on the number of hosts or wo
 
 from jaxformer.data.batches import Member, evaluation_batches, train_batches
 from jaxformer.data.preparing import corpus_tokenizer, prepare, training_texts, weighted_sources
+from jaxformer.data.records import PLACES
 from jaxformer.data.sources import SOURCES
 
 __all__ = [
     "Member",
+    "PLACES",
     "SOURCES",
     "corpus_tokenizer",
     "evaluation_batches",

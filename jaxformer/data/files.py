@@ -4,7 +4,9 @@ import codecs
 import dataclasses
 import itertools
 import json
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,8 +14,11 @@ from jaxformer.checks import check_choice
 from jaxformer.data.finding import JSON_LINES, KINDS, OTHERS, PARQUET, Kind, find_files, suffix_of
 from jaxformer.data.left_out import LeftOut, count
 from jaxformer.data.reading import lines, not_utf8, open_bytes
-from jaxformer.data.records import Malformed, Record, Source, digest, first_line
+from jaxformer.data.records import Contents, Malformed, Record, Source, digest, first_line
 from jaxformer.errors import UserError
+from jaxformer.storage import content_digest
+
+_LISTED = 1000  # files; of more there is one digest of all
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,8 +52,25 @@ class Files(Source):
         return itertools.chain.from_iterable(self.rows(file) for file in self.files())
 
     def fingerprint(self, split: str) -> str:
-        files = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in self.files()]
-        return digest(type(self).__name__, files, dataclasses.asdict(self), split)
+        return digest(type(self).__name__, _hashed(self.files()), dataclasses.asdict(self), split)
+
+    def contents(self) -> Contents:
+        files = self.files()
+        given = Path(self.path).expanduser()
+        root = given if given.is_dir() else Path(os.path.commonpath([file.parent for file in files]))
+        hashes = [found[:16] for found in _hashed(files)]
+        if len(files) > _LISTED:
+            return {"path": {f"{len(files)} files": digest(*hashes)}}
+        return {"path": {file.relative_to(root).as_posix(): found for file, found in zip(files, hashes, strict=True)}}
+
+
+def _hashed(files: list[Path]) -> list[str]:
+    """Return the digest of each file's content, which names it wherever the file lies and however it is called."""
+    try:
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(content_digest, files))
+    except OSError as error:
+        raise UserError(f"{error.filename or files[0]}: cannot be read: {error.strerror}") from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

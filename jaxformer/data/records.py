@@ -13,6 +13,8 @@ from jaxformer.data.left_out import LeftOut, count
 from jaxformer.errors import UserError, suggest
 
 Record = Mapping[str, Any]
+# What a source reads, by the key that names it: {"path": {file: digest of its content}}, in the order of reading.
+Contents = dict[str, dict[str, str]]
 Read = TypeVar("Read")  # what a reader makes of a record
 
 
@@ -57,8 +59,13 @@ class Source:
         return tuple(sorted(set(self._each("train", True, label))))
 
     def fingerprint(self, split: str) -> str:
-        """Return what names the text of this source: it changes when the text may have changed."""
+        """Return what names the text of this source: it changes when the text may have changed, and not with the
+        place where it lies."""
         raise TypeError("a source has a fingerprint")
+
+    def contents(self) -> Contents:
+        """Return what a run keeps of what it has read, so that a change can be named."""
+        raise TypeError("a source says what it reads")
 
     def left_out_files(self) -> LeftOut:
         """Return how many files are no data of this source, though they lie where it reads."""
@@ -189,9 +196,13 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+# Where the text lies: what it is, `contents` says.
+PLACES = ("path", "validation_path", "test_path", "dataset", "data_dir")
+
+
 def digest(*parts: Any) -> str:
     """Return 16 hexadecimal digits of the parts, of which a source's settings are dicts."""
     # What does not change the text or its split does not change the name.
-    unread = ("workers", "max_examples", "subset_seed")
+    unread = ("workers", "max_examples", "subset_seed", *PLACES)
     kept = [{key: part[key] for key in part if key not in unread} if isinstance(part, dict) else part for part in parts]
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxformer.checks import check_choice, check_kind, check_range, read_members
 from jaxformer.data.files import JSONLines, Parquet, Text
-from jaxformer.data.records import Record, Source, digest, first_line
+from jaxformer.data.records import Contents, Record, Source, digest, first_line
 from jaxformer.errors import UserError, suggest
 from jaxformer.storage import cache_folder
 
@@ -43,9 +43,10 @@ class TFDS(Source):
                 yield f"{self.dataset} {name}[{number}]", _named(builder, record)
 
     def fingerprint(self, split: str) -> str:
-        info = self._builder().info
-        sizes = {name: (part.num_examples, part.num_bytes) for name, part in sorted(info.splits.items())}
-        return digest(type(self).__name__, info.full_name, sizes, dataclasses.asdict(self), split)
+        return digest(type(self).__name__, _sizes(self._builder()), dataclasses.asdict(self), split)
+
+    def contents(self) -> Contents:
+        return {"dataset": _sizes(self._builder())}
 
     def _builder(self) -> Any:
         with _quiet():
@@ -81,9 +82,10 @@ class StdlibDocs(Source):
         return tuple(sorted(AREAS))
 
     def fingerprint(self, split: str) -> str:
-        info = self._builder("documents").info
-        sizes = {name: (part.num_examples, part.num_bytes) for name, part in sorted(info.splits.items())}
-        return digest(info.full_name, sizes, dataclasses.asdict(self), split)
+        return digest(type(self).__name__, _sizes(self._builder("documents")), dataclasses.asdict(self), split)
+
+    def contents(self) -> Contents:
+        return {"name": _sizes(self._builder("documents"))}
 
     def _builder(self, kind: str) -> Any:
         with _quiet():
@@ -109,6 +111,15 @@ def _rows(builder: Any, split: str) -> Iterator[Record]:
     source = builder.as_data_source(split=split)
     for number in range(len(source)):
         yield source[number]
+
+
+def _sizes(builder: Any) -> dict[str, str]:
+    """Return how large the splits of a data set are, by its name with the version and theirs."""
+    info = builder.info
+    return {
+        f"{info.full_name} {name}": f"{part.num_examples} rows, {part.num_bytes} bytes"
+        for name, part in sorted(info.splits.items())
+    }
 
 
 def _named(builder: Any, record: Record) -> Record:
@@ -161,6 +172,13 @@ class SourceMixture(Source):
     def sources(self) -> list[tuple[Source, float]]:
         """Return the members and their weights. Raises UserError for a bad member."""
         return [(source, weight) for source, weight, _ in self._read]
+
+    def contents(self) -> Contents:
+        return {
+            f"members[{number}].{key}": found
+            for number, (member, _) in enumerate(self.sources())
+            for key, found in member.contents().items()
+        }
 
     def rates(self, sizes: Sequence[int]) -> list[float]:
         """Return each member's share of the examples, given their numbers of rows."""

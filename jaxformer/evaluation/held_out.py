@@ -72,12 +72,19 @@ def evaluate(
     metrics = {"loss": sum(supervision.coefficients[name] * loss for name, (loss, _) in means.items())}
     for name, (loss, accuracy) in means.items():
         if name == "tokens":
-            metrics |= {"perplexity": math.exp(min(loss, 700.0)), "token_accuracy": accuracy}
+            # A large loss has a perplexity that no float holds; one that is not finite has none.
+            perplexity = math.exp(min(loss, 700.0)) if math.isfinite(loss) else math.nan
+            metrics |= {"perplexity": perplexity, "token_accuracy": accuracy}
         elif name != "label":
             metrics |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
     if truth:
         metrics |= task_metrics(supervision.metrics, np.concatenate(truth), np.concatenate(guesses), len(labels))
     return metrics
+
+
+def not_finite(metrics: Mapping[str, float]) -> list[str]:
+    """Return the names of the metrics that are no finite numbers."""
+    return [name for name, value in metrics.items() if not math.isfinite(value)]
 
 
 def combined(parts: Sequence[tuple[str, float, Mapping[str, float]]]) -> dict[str, float]:

@@ -27,14 +27,15 @@ _SPECIAL = {
 
 
 @store_errors()
-def export_run(workdir: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> str:
+def export_run(workdir: Path, out: Path, *, allow_change: bool = False, shard_bytes: int = SHARD_BYTES) -> str:
     """Write a run's newest checkpoint as a Hugging Face folder and return the name of the class that loads it.
 
     Rows beyond `vocab_size` are left out. Arrays are read one stack at a time, and together only where they share a
-    tensor there. Raises UserError for a model that no class there computes, and leaves nothing behind.
+    tensor there. Raises UserError for a model that no class there computes, and, unless `allow_change`, for a tokenizer
+    that is not the one that the run was trained with; leaves nothing behind then.
     """
     check_new(out, "OUT")
-    run = stored_run(workdir)
+    run = stored_run(workdir, allow_change)
     model = run.model
     classes = (*(("tokens",) if model.predicts_tokens else ()), *(head for head, _ in model.heads))
     layout = find_layout(model.config, classes)

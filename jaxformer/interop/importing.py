@@ -49,7 +49,8 @@ def import_run(source: str, workdir: Path, tokenizer: Path | None = None, *, rev
     with whole_or_not_at_all(workdir) as temporary:
         words.save(temporary / "tokenizer.json")
         save_params(temporary / "checkpoints", params)
-        write_record(temporary, resolved, labels, count)
+        kept = {"data": {}, "tokenizer": words.fingerprint}  # which data they learnt from nobody says
+        write_record(temporary, resolved, labels, count, fingerprints=kept)
     return count
 
 

@@ -2,8 +2,8 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Generator, Sequence
-from typing import NamedTuple
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -14,11 +14,12 @@ from jaxformer.data import Member, corpus_tokenizer, prepare, train_batches, wei
 from jaxformer.devices import check_same, first_alone, own_rows
 from jaxformer.errors import EmptySplit, UserError
 from jaxformer.objectives import Supervision
-from jaxformer.runs.loading import StoredRun, bind
+from jaxformer.runs import fingerprints
+from jaxformer.runs.loading import StoredRun, bind, own_tokenizer
 from jaxformer.runs.opened import OpenedRun
 from jaxformer.runs.progress import Display
 from jaxformer.runs.teacher import fitting_teacher
-from jaxformer.storage import location
+from jaxformer.storage import location, read_record
 from jaxformer.tokenizers import Tokenizer, load_tokenizer
 from jaxformer.training import Phase
 
@@ -31,25 +32,47 @@ class Data(NamedTuple):
     supervision: Supervision  # the objective or task, bound to both
     training: list[list[Member]]
     held_out: list[Member]
+    fingerprints: Mapping[str, Any] = {}  # of what is read
     teacher: StoredRun | None = None  # the run that teaches, whose parameters are not read yet
 
 
 def prepare_data(run: OpenedRun) -> Data:
     """Return what a training run reads, prepared by process 0 first and found done by the others.
 
-    Raises UserError for data that cannot be used as the config says, and for a teacher that does not fit: before any
-    text is tokenised.
+    Raises UserError for data that cannot be used as the config says, for a teacher that does not fit, and, where a run
+    goes on, for data, labels or a tokenizer that changed: before any text is tokenised.
     """
     config = run.config
     tokenizer = first_alone(lambda: choose_tokenizer(run))
-    teacher = fitting_teacher(config, tokenizer)
+    teacher = fitting_teacher(config, tokenizer, run.allows_change)
     labels = label_names(config)
+    read = first_alone(lambda: fingerprints_of(run, tokenizer, labels))
     supervision = bind(config, tokenizer, labels)
     training = first_alone(lambda: training_members(config, tokenizer, labels, run.display))
     held_out = first_alone(lambda: held_out_members(config, supervision, tokenizer, run.display))
     check_same("the tokenizer", tokenizer.fingerprint)
-    check_same("the data", str([[len(member.rows) for member in drawn] for drawn in (*training, held_out)]))
-    return Data(tokenizer, labels, supervision, training, held_out, teacher)
+    sizes = [[len(member.rows) for member in drawn] for drawn in (*training, held_out)]
+    check_same("the data", str([sizes, read["data"]]))
+    return Data(tokenizer, labels, supervision, training, held_out, read, teacher)
+
+
+def fingerprints_of(run: OpenedRun, tokenizer: Tokenizer, labels: Sequence[str]) -> dict[str, Any]:
+    """Return the fingerprints of what a run reads, compared with those of a run that goes on.
+
+    Raises UserError naming what changed, unless the run allows it: then it is said.
+    """
+    recorded = read_record(run.folder) if run.resumes else {}
+    found = fingerprints.taken(run.config, tokenizer, recorded.get(fingerprints.KEY))
+    if not run.resumes:
+        return found
+    lines = fingerprints.differences_of_run(recorded, run.config, labels, found, tokenizer)
+    if fingerprints.KEY not in recorded:
+        run.display.note(f"{run.workdir} {fingerprints.NOT_KEPT}")
+    if lines and not run.allows_change:
+        raise fingerprints.refusal(run.workdir, fingerprints.OTHER_DATA, lines)
+    for line in lines:
+        run.display.note(f"changed: {line}")
+    return found
 
 
 def choose_tokenizer(run: OpenedRun) -> Tokenizer:
@@ -69,7 +92,7 @@ def choose_tokenizer(run: OpenedRun) -> Tokenizer:
         if base:
             if not finished_steps(location(base) / "checkpoints"):  # said now, before a corpus is tokenised
                 raise UserError(f"{key}: {base} is not a run with a checkpoint; give a folder that `train` wrote")
-            found[f"{key} {base}"] = load_tokenizer(location(base) / "tokenizer.json")
+            found[f"{key} {base}"] = own_tokenizer(location(base), run.allows_change)
     if config.selected["tokenizer"] == "file":
         found[f"tokenizer.path {config.tokenizer.path}"] = load_tokenizer(config.tokenizer.path)
     if not found:

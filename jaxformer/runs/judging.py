@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,15 @@ from jaxformer.config import Config
 from jaxformer.data import Member, evaluation_batches, prepare
 from jaxformer.devices import own_rows, place
 from jaxformer.errors import UserError
-from jaxformer.evaluation import combined, evaluate
+from jaxformer.evaluation import combined, evaluate, not_finite
 from jaxformer.models import Model, Params
 from jaxformer.runs.data import Data, label_names
+from jaxformer.runs.fingerprints import check_data
 from jaxformer.runs.loading import bind, load
 from jaxformer.storage import store_errors, write_json
 from jaxformer.training import losses_of, make_eval_step
+
+_log = logging.getLogger(__name__)
 
 
 def judge(
@@ -71,13 +75,16 @@ class Relabelled:
 
 
 @store_errors()
-def evaluate_run(workdir: Path, split: str, overrides: Sequence[str] = ()) -> dict[str, float]:
+def evaluate_run(
+    workdir: Path, split: str, overrides: Sequence[str] = (), *, allow_change: bool = False
+) -> dict[str, float]:
     """Judge a run's newest checkpoint on a split of its data (or of the data that the overrides name) and write the
-    result to `results/evaluate-SPLIT.json`."""
-    run = load(workdir)
+    result to `results/evaluate-SPLIT.json`. Raises UserError, unless `allow_change`, where its own data changed."""
+    run = load(workdir, allow_change=allow_change)
     config = configs.resolve(run.config.to_dict(), overrides, name=run.config.name, stored=True)
     if config.model != run.config.model:
         raise UserError("--config.model: a trained model cannot be changed; leave these overrides out")
+    check_data(workdir, config, run.config, allow_change)
     names = label_names(config)
     labels = run.labels or names  # imported weights that write their labels know none before they see the data
     if set(names) != set(labels):
@@ -91,4 +98,6 @@ def evaluate_run(workdir: Path, split: str, overrides: Sequence[str] = ()) -> di
     eval_step = jax.jit(make_eval_step(run.model, losses_of(supervision)))
     metrics = judge(config, data, run.model, eval_step, run.params)
     write_json(workdir / "results" / f"evaluate-{split}.json", {"step": run.step, "split": split, "metrics": metrics})
+    if odd := not_finite(metrics):
+        _log.warning("%s: this evaluation is not finite (%s); in the results these are null", workdir, ", ".join(odd))
     return metrics

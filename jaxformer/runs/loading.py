@@ -17,6 +17,7 @@ from jaxformer.errors import UserError
 from jaxformer.generation import GenerationConfig, generate, require_generator
 from jaxformer.models import Model, Params
 from jaxformer.objectives import Supervision
+from jaxformer.runs.fingerprints import check_tokenizer
 from jaxformer.storage import location, read_record, store_errors
 from jaxformer.tokenizers import Tokenizer, load_tokenizer
 from jaxformer.training import execution
@@ -67,14 +68,23 @@ class StoredRun(NamedTuple):
     labels: tuple[str, ...]
 
 
+def own_tokenizer(workdir: Path, allow_change: bool = False) -> Tokenizer:
+    """Read a run's tokenizer. Raises UserError where it is missing, or, unless `allow_change`, is another than the run
+    was trained with."""
+    tokenizer = load_tokenizer(workdir / "tokenizer.json")
+    check_tokenizer(workdir, read_record(workdir, needed=()), tokenizer, allow_change)
+    return tokenizer
+
+
 @store_errors()
-def stored_run(workdir: Path) -> StoredRun:
-    """Read a run directory's config and tokenizer. Raises UserError for anything missing."""
+def stored_run(workdir: Path, allow_change: bool = False) -> StoredRun:
+    """Read a run directory's config and tokenizer. Raises UserError for anything missing, and, unless `allow_change`,
+    for another tokenizer than the run was trained with."""
     workdir = location(workdir)
     record = read_record(workdir)
     prepare_process()
     config = configs.resolve(record["config"], name=record["name"])
-    tokenizer = load_tokenizer(workdir / "tokenizer.json")
+    tokenizer = own_tokenizer(workdir, allow_change)
     labels = tuple(record["labels"])
     return StoredRun(build_model(config, bind(config, tokenizer, labels)), tokenizer, config, labels)
 
@@ -118,9 +128,10 @@ class LoadedRun:
 
 
 @store_errors()
-def load(run: str | Path) -> LoadedRun:
-    """Load a run directory: its newest good checkpoint, tokenizer and config. Raises UserError for anything missing."""
+def load(run: str | Path, *, allow_change: bool = False) -> LoadedRun:
+    """Load a run directory: its newest good checkpoint, tokenizer and config. Raises UserError for anything missing,
+    and, unless `allow_change`, for a tokenizer that is not the one that the run was trained with."""
     workdir = location(run)
-    model, tokenizer, config, labels = stored_run(workdir)
+    model, tokenizer, config, labels = stored_run(workdir, allow_change)
     params, table = restore_params(workdir, model.shapes)
     return LoadedRun(model, params, tokenizer, config, labels, table.step)

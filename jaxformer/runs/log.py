@@ -1,6 +1,7 @@
 """`metrics.jsonl`: what a run logs, and the same scalars for TensorBoard."""
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TextIO
 from tensorboardX import SummaryWriter
 
 from jaxformer.errors import disk_errors
-from jaxformer.storage import read_metrics
+from jaxformer.storage import finite, read_metrics
 
 
 class MetricsLog:
@@ -32,15 +33,23 @@ class MetricsLog:
 
     def _cut(self, step: int) -> None:
         """Keep the whole lines of steps up to `step`, so that no step stands twice."""
-        kept = [json.dumps(entry) + "\n" for entry in read_metrics(self.path.parent) if entry["step"] <= step]
+        kept = [json.dumps(finite(entry)) + "\n" for entry in read_metrics(self.path.parent) if entry["step"] <= step]
         temporary = self.path.with_name(f".metrics.{os.getpid()}")
         temporary.write_text("".join(kept))
         temporary.replace(self.path)
 
     def last(self, name: str) -> float:
         """Return the newest logged value of `name`, 0 where there is none."""
-        values = [entry[name] for entry in read_metrics(self.path.parent) if name in entry]
+        values = [entry[name] for entry in read_metrics(self.path.parent) if entry.get(name) is not None]
         return float(values[-1]) if values else 0.0
+
+    def newest(self) -> dict[str, float]:
+        """Return the numbers of the last evaluation and the last "train/loss"; what was not finite is left out."""
+        entries = read_metrics(self.path.parent)
+        losses = [{"train/loss": entry["train/loss"]} for entry in entries if "train/loss" in entry]
+        judged = [{key: entry[key] for key in entry if key.startswith("eval/")} for entry in entries]
+        found = {**(losses or [{}])[-1], **([entry for entry in judged if entry] or [{}])[-1]}
+        return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}
 
     def evaluated(self, step: int) -> bool:
         """Say whether an evaluation of this step is logged; the process that writes knows."""
@@ -51,14 +60,16 @@ class MetricsLog:
             self._evaluated.add(step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Log the values of a step; one that is not finite is null, and TensorBoard does not get it."""
         if not self.writes:
             return
         with disk_errors(self.path):
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.write(json.dumps(finite({"step": step, **values})) + "\n")
             self._file.flush()
             self._note(step, values)
             for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+                if math.isfinite(value):
+                    self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
         if not self.writes:

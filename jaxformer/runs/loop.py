@@ -11,6 +11,7 @@ import jax
 from jaxformer.config import Config
 from jaxformer.devices import agreed, meet
 from jaxformer.errors import Interrupted
+from jaxformer.evaluation import not_finite
 from jaxformer.runs.data import prepare_data, training_batches
 from jaxformer.runs.instruments import Instruments, watching
 from jaxformer.runs.learner import Learner, build_learner
@@ -45,6 +46,8 @@ def train(
 def loop(run: OpenedRun, learner: Learner, state: TrainState) -> dict[str, float]:
     """Step from `state` to the end of the run: log, evaluate and save when it is time. Returns what `train` does."""
     training, start = run.config.training, int(state.step)
+    if start >= training.num_steps:
+        run.display.note(f"nothing to do: {run.workdir} is at step {start}, training.num_steps is {training.num_steps}")
     batches = training_batches(run.config, learner.data.training, run.mesh, start)
     results: dict[str, float] = {}
     with watching(run, learner, start) as watch, contextlib.closing(batches):
@@ -76,6 +79,8 @@ def loop(run: OpenedRun, learner: Learner, state: TrainState) -> dict[str, float
                 stop(run, step, due.stop)
         run.checkpoints.wait()
         meet()
+        if start >= training.num_steps:  # what the log says; only process 0 has all of it
+            return watch.log.newest() | results
     return {"train/loss": watch.meter.loss, **results}
 
 
@@ -105,24 +110,32 @@ def is_evaluated(config: Config, step: int) -> bool:
 def _owes_evaluation(run: OpenedRun, watch: Instruments, start: int) -> bool:
     """Say whether the state that a run starts from is to be evaluated: that of a finished run is, for whoever asks;
     else a stop may have left no time for it."""
-    if not is_evaluated(run.config, start):
+    if start > run.config.training.num_steps or not is_evaluated(run.config, start):
         return False
     return start == run.config.training.num_steps or not agreed(watch.log.evaluated(start))
 
 
 def evaluate(run: OpenedRun, learner: Learner, watch: Instruments, state: TrainState) -> dict[str, float]:
-    """Judge a state on the held-out rows; log and show the metrics, and return them as "eval/…"."""
+    """Judge a state on the held-out rows; log and show the metrics, and return them as "eval/…". What is not finite is
+    said, and null in the log."""
     with watch.meter.paused():
         step = int(state.step)
         found = {f"eval/{name}": value for name, value in learner.judge(state.params).items()}
         if found and not watch.log.evaluated(step):
             watch.log.write(step, found)
             run.display.note(f"step {step}: {metrics_line(found)}")
+        if odd := not_finite(found):
+            run.display.note(
+                f"step {step}: this evaluation is not finite ({', '.join(odd)}): the model gives no numbers for some "
+                "held-out rows; a checkpoint of this step does not count as the best"
+            )
     return found
 
 
 def save(run: OpenedRun, watch: Instruments, state: TrainState, metrics: dict[str, float]) -> None:
-    """Start to save a checkpoint; `metrics` are those of an evaluation of this very state."""
+    """Start to save a checkpoint; `metrics` are those of an evaluation of this very state. One that is not finite says
+    nothing of the others either: no class is chosen by the scores of a model that gives none."""
+    metrics = {} if not_finite(metrics) else metrics
     with watch.meter.saving():
         run.checkpoints.save(int(state.step), state, metrics)
         run.footprint.flush()

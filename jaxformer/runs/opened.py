@@ -13,11 +13,12 @@ from jaxformer.checkpoint import Checkpoints
 from jaxformer.config import Config
 from jaxformer.devices import agreed, connect, is_first, make_mesh, prepare_process
 from jaxformer.footprint import Footprint
+from jaxformer.runs.paths import where_recorded
 from jaxformer.runs.progress import Display
 from jaxformer.runs.record import check_resumable
 from jaxformer.runs.signals import Signals
 from jaxformer.runs.staging import Staging, staged
-from jaxformer.storage import is_run
+from jaxformer.storage import is_run, read_record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,7 @@ class OpenedRun:
     checkpoints: Checkpoints
     footprint: Footprint
     profiles: bool  # whether a trace of a few steps is wanted
+    allows_change: bool  # whether it may go on although its config, or what it reads, has changed
 
     @property
     def workdir(self) -> Path:
@@ -61,6 +63,7 @@ def opened_run(
     started = datetime.datetime.now(datetime.UTC)
     resumes = is_run(workdir)
     if resumes:
+        config = where_recorded(config, read_record(workdir)["config"])
         check_resumable(workdir, config, allow_config_change)
     prepare_process()
     with Signals() as signals, staged(workdir) as staging:  # signals first: before JAX has its own for SIGTERM
@@ -75,7 +78,8 @@ def opened_run(
         finished = False
         try:
             yield OpenedRun(
-                config, staging, resumes, started, display, signals, mesh, checkpoints, footprint, profiles
+                config, staging, resumes, started, display, signals, mesh, checkpoints, footprint, profiles,
+                allow_config_change,
             )  # fmt: skip
             finished = True
         finally:

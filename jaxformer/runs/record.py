@@ -1,4 +1,5 @@
-"""The record of a run, `config.json`: what it is, and whether it may go on with a config."""
+"""The record of a run, `config.json`: what it is, what changed in it at which step, and whether it may go on with a
+config."""
 
 import contextlib
 import datetime
@@ -7,15 +8,21 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from jaxformer import config as configs
+from jaxformer.checkpoint import content_of, finished_steps
 from jaxformer.config import Config
+from jaxformer.data import PLACES
 from jaxformer.errors import UserError
+from jaxformer.runs.fingerprints import KEY
+from jaxformer.runs.paths import anchored, paths_of, same_target, target
 from jaxformer.storage import location, read_record, write_json
+from jaxformer.training import schedule
 
 # What may differ between the stored config and the one that resumes the run: its length, what is logged and judged,
 # where and how fast it runs. None of these changes what a step computes beyond rounding.
@@ -42,7 +49,12 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "toke
 
 def check_resumable(workdir: Path, config: Config, allow_change: bool) -> None:
     """Raise UserError for imported weights, which no training left behind, and, unless `allow_change`, listing the keys
-    in which `config` departs from the run's own, but for those that may change."""
+    in which `config` departs from the run's own, but for those that may change, and the learning rates that another
+    length of the run would change.
+
+    Paths count by what they lead to. Those of which the run keeps a fingerprint do not count here: their content does,
+    once it is read.
+    """
     record = read_record(workdir)
     if record["name"].startswith(IMPORT):
         raise UserError(
@@ -51,20 +63,76 @@ def check_resumable(workdir: Path, config: Config, allow_change: bool) -> None:
         )
     if allow_change:
         return
-    stored, wanted = configs.flat(record["config"]), configs.flat(config.to_dict())
+    stored, known, rates = record["config"], dict(record.get(KEY, {})), []
+    steps = finished_steps(location(workdir) / "checkpoints")
     with contextlib.suppress(UserError):  # keys that are newer than the run had their default values
-        stored = configs.flat(configs.resolve(record["config"], name=record["name"]).to_dict())
-    absent = "(absent)"
+        before = configs.resolve(stored, name=record["name"])
+        stored, rates = before.to_dict(), other_rates(before, config, steps[-1]) if steps else []
+    wanted = config.to_dict()
+    if steps:
+        known["optimizer.decay_steps"] = ""  # counts by the rates that it gives
+    if known.get("init_from") and wanted["init_from"] and not same_target(stored["init_from"], wanted["init_from"]):
+        with contextlib.suppress(UserError):
+            if content_of(location(wanted["init_from"])) == known["init_from"]:
+                wanted["init_from"] = stored["init_from"]  # moved
     differing = [
-        f"{key}: {stored.get(key, absent)} -> {wanted.get(key, absent)}"
-        for key in sorted(stored.keys() | wanted.keys())
-        if stored.get(key, absent) != wanted.get(key, absent) and not key.startswith(CHANGEABLE)
+        f"{key}: {old} -> {new}"
+        for key, (old, new) in changes(_comparable(stored, known), _comparable(wanted, known)).items()
+        if not key.startswith(CHANGEABLE)
     ]
-    if differing:
+    if differing or rates:
         raise UserError(
-            f"{workdir} holds a run with another config ({'; '.join(differing)}); choose another --workdir, "
-            "or resume it with --allow-config-change"
+            f"{workdir} holds a run with another config ({'; '.join([*differing, *rates])}); choose another "
+            "--workdir, or resume it with --allow-config-change"
         )
+
+
+def other_rates(before: Config, config: Config, step: int) -> list[str]:
+    """Return one line with the learning rates of both configs where a run that goes on from `step` would have another
+    rate at some step; [] where it would not, or has no step to go."""
+    lengths = [one.training.num_steps for one in (before, config)]
+    old, new = (schedule(one.optimizer, length) for one, length in zip((before, config), lengths, strict=True))
+    end = lengths[1]
+    looked_at = {*range(step, end, max((end - step) // 1000, 1)), min(lengths[0], end - 1), end - 1}
+    differing = [done for done in sorted(looked_at) if step <= done < end and old(done) != new(done)]
+    if not differing:
+        return []
+    at = differing[0]
+    hint = ""
+    if lengths[0] != end and before.optimizer == config.optimizer:
+        hint = f"; optimizer.decay_steps={lengths[0]} keeps the decay as it was"
+    return [
+        f"training.num_steps: {lengths[0]} -> {end}, with which the learning rate of step {at + 1} would be "
+        f"{new(at):.4g} instead of {old(at):.4g}{hint}"
+    ]
+
+
+_ABSENT = "(absent)"
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return {key: (old, new)} of what differs."""
+    pairs = {key: (before.get(key, _ABSENT), now.get(key, _ABSENT)) for key in sorted(before.keys() | now.keys())}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _comparable(config: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """Return a config's keys with one spelling of each path, without those that are `known` by their fingerprints."""
+    paths = {key: target(path) for key, path in paths_of(config).items()}
+    keys = configs.flat(config) | {key: path for key, path in paths.items() if "[" not in key}
+    left_out = {"optimizer.decay_steps", "distillation.teacher"} & set(known)
+    left_out |= {"tokenizer.path"} if "tokenizer" in known else set()
+    left_out |= {f"data.{place}" for place in PLACES} if "data" in known else set()
+    if members := keys.get("data.members"):
+        keys["data.members"] = tuple(
+            {
+                key: paths.get(f"data.members[{number}].{key}", value)
+                for key, value in member.items()
+                if f"data.{key}" not in left_out
+            }
+            for number, member in enumerate(members)
+        )
+    return {key: value for key, value in keys.items() if key not in left_out}
 
 
 # Model fields that may differ from those of the run that parameters come from, without a word.
@@ -94,14 +162,58 @@ def compare_with_base(config: Config, labels: Sequence[str], restored: Iterable[
 
 
 def write_record(
-    workdir: Path, config: Config, labels: Sequence[str], num_parameters: int, started: datetime.datetime | None = None
-) -> None:
-    """Write `config.json`: what this run is, on what it runs, and when it `started` (None: now)."""
+    workdir: Path, config: Config, labels: Sequence[str], num_parameters: int, started: datetime.datetime | None = None,
+    fingerprints: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """Write `config.json`: what this run is, what it reads, on what it runs, and when it `started` (None: now)."""
+    record = _described(config, labels, num_parameters, fingerprints)
+    record |= {"created": (started or datetime.datetime.now(datetime.UTC)).isoformat(timespec="seconds")}
+    write_json(workdir / "config.json", record | {"segments": [_segment(0, record["created"], record["command"], {})]})
+
+
+def write_segment(
+    workdir: Path, config: Config, labels: Sequence[str], num_parameters: int, fingerprints: Mapping[str, Any],
+    step: int,
+) -> None:  # fmt: skip
+    """Bring `config.json` up to date where a run goes on from `step` with anything changed: it says how the run trains
+    now, and "segments" what changed at which step."""
+    old = read_record(workdir)
+    new = old | _described(config, labels, num_parameters, fingerprints)
+    changed = changes(_facts(old), _facts(new))
+    if KEY not in old:  # a run from before there were any: that it keeps them now is no change
+        changed = {key: pair for key, pair in changed.items() if not key.startswith(f"{KEY}.")}
+    elif not changed:
+        return
+    segments = old.get("segments") or [_segment(0, old.get("created"), old.get("command"), {})]
+    if changed:
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        segments = [*segments, _segment(step, now, new["command"], changed)]
+    write_json(workdir / "config.json", new | {"segments": segments})
+
+
+def _segment(step: int, time: Any, command: Any, changed: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
+    return {"from_step": step, "time": time, "command": command, "changed": dict(changed)}
+
+
+def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a record may change from one start to the next, each key with its section before it. Paths count
+    by what they lead to."""
+    sections = {key: record.get(key) or {} for key in (KEY, "packages", "device")}
+    facts = configs.flat(record["config"]) | configs.flat(sections)
+    facts |= configs.flat({f"{KEY}.data": facts.pop(f"{KEY}.data", None) or {}})
+    facts |= {key: target(path) for key, path in paths_of(record["config"]).items() if "[" not in key}
+    return facts | {key: record.get(key) for key in ("git_revision", "python")} | {"labels": tuple(record["labels"])}
+
+
+def _described(
+    config: Config, labels: Sequence[str], num_parameters: int, fingerprints: Mapping[str, Any] | None
+) -> dict[str, Any]:
     device = jax.devices()[0]
-    record = {
+    return {
         "name": config.name,
-        "config": config.to_dict(),
+        "config": anchored(config).to_dict(),
         "labels": list(labels),
+        **({} if fingerprints is None else {KEY: dict(fingerprints)}),
         "num_parameters": num_parameters,
         "git_revision": _git_revision(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -113,9 +225,7 @@ def write_record(
             "processes": jax.process_count(),
         },
         "command": shlex.join(["jaxformer", *sys.argv[1:]]),
-        "created": (started or datetime.datetime.now(datetime.UTC)).isoformat(timespec="seconds"),
     }
-    write_json(workdir / "config.json", record)
 
 
 def _git_revision() -> str | None:

@@ -10,7 +10,7 @@ from jaxformer.devices import is_first, placed
 from jaxformer.models import Params
 from jaxformer.runs.learner import Learner
 from jaxformer.runs.opened import OpenedRun
-from jaxformer.runs.record import compare_with_base, write_record
+from jaxformer.runs.record import compare_with_base, write_record, write_segment
 from jaxformer.runs.teacher import begin_with_layers
 from jaxformer.storage import location
 from jaxformer.training import TrainState
@@ -28,11 +28,20 @@ def start_state(run: OpenedRun, learner: Learner) -> TrainState:
         state = learner.last.make_state(learner.rngs[0])
         params = _from_another(run, learner, state.params)
         state = state if params is None else state._replace(params=params)
-    if not run.resumes and is_first():
-        learner.data.tokenizer.save(run.folder / "tokenizer.json")
-        write_record(run.folder, run.config, learner.data.labels, learner.num_parameters, run.started)
+    if is_first():
+        _record(run, learner, int(state.step))
     run.staging.sync()  # config.json is there before the first checkpoint
     return state
+
+
+def _record(run: OpenedRun, learner: Learner, step: int) -> None:
+    """Write what the run is, or, where it goes on, what changed; a run that has no step to go stays as it is."""
+    data, count = learner.data, learner.num_parameters
+    if not run.resumes:
+        data.tokenizer.save(run.folder / "tokenizer.json")
+        write_record(run.folder, run.config, data.labels, count, run.started, data.fingerprints)
+    elif step < run.config.training.num_steps:
+        write_segment(run.folder, run.config, data.labels, count, data.fingerprints, step)
 
 
 def _resumed(run: OpenedRun, learner: Learner) -> TrainState | None:

@@ -22,14 +22,15 @@ class Teacher(NamedTuple):
     params: Params
 
 
-def fitting_teacher(config: Config, tokenizer: Tokenizer) -> StoredRun | None:
+def fitting_teacher(config: Config, tokenizer: Tokenizer, allow_change: bool = False) -> StoredRun | None:
     """Return the run that `config.distillation` names as teacher, its parameters unread; None without that section.
+    `allow_change` is that of `stored_run`.
 
     Raises UserError for a folder that is no run, and for a teacher of which this student cannot learn.
     """
     if config.distillation is None:
         return None
-    run = stored_run(location(config.distillation.teacher))
+    run = stored_run(location(config.distillation.teacher), allow_change)
     check_teacher(config, run, tokenizer)
     return run
 
