@@ -211,10 +211,14 @@ def test_a_finished_run_trains_no_further_and_a_longer_one_goes_on(
     before = logged(workdir)
     assert main(pretraining("gpt", corpus, workdir, **{"training.num_steps": NUM_STEPS["gpt"]})) == 0
     assert logged(workdir) == before
-    assert main(pretraining("gpt", corpus, workdir, **{"training.num_steps": NUM_STEPS["gpt"] + 10})) == 0
+    longer = {"training.num_steps": NUM_STEPS["gpt"] + 10}
+    assert main(pretraining("gpt", corpus, workdir, **longer)) == 2
+    assert f"optimizer.decay_steps={NUM_STEPS['gpt']} keeps the decay as it was" in capsys.readouterr().err
+    longer["optimizer.decay_steps"] = NUM_STEPS["gpt"]
+    assert main(pretraining("gpt", corpus, workdir, **longer)) == 0
     assert logged(workdir)[: len(before)] == before and logged(workdir)[-1]["step"] == NUM_STEPS["gpt"] + 10
     capsys.readouterr()
-    assert main(pretraining("gpt", corpus, workdir, seed=1)) == 2
+    assert main(pretraining("gpt", corpus, workdir, **longer, seed=1)) == 2
     shown = capsys.readouterr().err
     assert "another config (seed: 0 -> 1)" in shown and "--allow-config-change" in shown
 
