@@ -58,7 +58,7 @@ def _training(found: Any, config: dict[str, Any]) -> dict[str, Any]:
         "data": config["data"]["name"],
         "steps": f"{last:,} of batch size {config['training']['batch_size']}",
         "optimizer": f"{config['optimizer']['name']}, learning rate {config['optimizer']['learning_rate']:g}",
-        "started from": config["init_from"] or "scratch",
+        "started from": PurePath(config["init_from"]).name or "scratch",  # where it lies here tells nobody else
         "last training loss": metric(found.last("train/loss") or float("nan")),
         "energy": f"{metric(emissions.energy_kwh)} kWh, {metric(emissions.emissions_kg)} kg CO2eq",
     }

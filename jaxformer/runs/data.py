@@ -62,7 +62,8 @@ def fingerprints_of(run: OpenedRun, tokenizer: Tokenizer, labels: Sequence[str])
     Raises UserError naming what changed, unless the run allows it: then it is said.
     """
     recorded = read_record(run.folder) if run.resumes else {}
-    found = fingerprints.taken(run.config, tokenizer, recorded.get(fingerprints.KEY))
+    saved = run.resumes and finished_steps(run.workdir / "checkpoints")  # else it starts from `init_from` once more
+    found = fingerprints.taken(run.config, tokenizer, recorded.get(fingerprints.KEY) if saved else None)
     if not run.resumes:
         return found
     lines = fingerprints.differences_of_run(recorded, run.config, labels, found, tokenizer)
