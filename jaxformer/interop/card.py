@@ -1,6 +1,6 @@
 """The model card of an export: what the model is, what it learnt from, how good it is, and what it cost."""
 
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from jaxformer.models import count_parameters
