@@ -331,6 +331,7 @@ def test_a_tokenizer_file_that_changed_since_is_refused(tmp_path: Path, own_tune
 
 def test_another_teacher_is_noticed_and_a_base_is_needed_no_more(tmp_path: Path) -> None:
     teacher = make_run("gpt2", tmp_path / "teacher")
+    assert read_record(teacher)["config"]["tokenizer"]["path"] == str(Path.cwd() / "tokenizer.json")  # it was relative
     config = configs.load(
         "gpt:smoke", [f"init_from={teacher}", f"data.path={write_rows(tmp_path / 'x.txt')}", "data.name=text"]
     )
