@@ -2,7 +2,8 @@
 
 What lives here: a run opened for training (`opened`), what it reads (`data`), what learns (`learner`, `teacher`), where
 it starts (`start`), and the story of its steps (`loop`), watched by `instruments` (`log`, `monitor`); what of it stays
-on disk (`record`, `staging`), what it has read (`fingerprints`, `paths`); and how it is used afterwards (`loading`, `judging`).
+on disk (`record`, `staging`), what it has read (`fingerprints`, `paths`); and how it is used afterwards (`loading`,
+`judging`).
 What may come in: another verb that needs what a run consists of.
 What must not: how a step computes (training), what batches hold (data), how results are drawn (report)."""
 
