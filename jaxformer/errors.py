@@ -22,7 +22,14 @@ class UserError(Exception):
 
 
 class EmptySplit(UserError):
-    """A split of the data holds nothing. Training needs its own; without a held-out one there is no evaluation."""
+    """A split of the data holds nothing. Training needs its own; without a held-out one there is no evaluation.
+
+    `left_out` tells what it held, {what: {"count", "of"}}.
+    """
+
+    def __init__(self, message: str, left_out: dict[str, dict[str, int]] | None = None) -> None:
+        super().__init__(message)
+        self.left_out = left_out or {}
 
 
 class Interrupted(BaseException):

@@ -145,3 +145,16 @@ def mass(kg: float | None) -> str:
     """A mass with its own unit, such as "4.56 g"."""
     factor, unit = mass_scale([kg])
     return DASH if kg is None else f"{significant(kg * factor)} {unit}"
+
+
+def counted(left_out: Mapping[str, Mapping[str, Mapping[str, int]]]) -> list[str]:
+    """Return a line for everything that was left out or cut, given {part of the data: {what: {"count", "of"}}}: the sum
+    over the parts, and each part's own where there are several."""
+    lines = []
+    for what in dict.fromkeys(what for part in left_out.values() for what in part):
+        found = {name: part[what] for name, part in left_out.items() if what in part}
+        number, of = (sum(counts[key] for counts in found.values()) for key in ("count", "of"))
+        each = ", ".join(f"{counts['count']:,} of {counts['of']:,}" for counts in found.values())
+        where = f"{' and '.join(found)}: " if any(found) else ""
+        lines.append(f"{where}{number:,} of {of:,} {what}" + (f" ({each})" if len(found) > 1 else ""))
+    return lines

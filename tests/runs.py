@@ -80,7 +80,7 @@ def make_run(name: str, workdir: Path, **slots: Any) -> Path:
     workdir.mkdir(parents=True)
     tokenizer.save(workdir / "tokenizer.json")
     save_params(workdir / "checkpoints", params, step=7)
-    write_record(workdir, config, labels, 0, fingerprints={"data": {}, "tokenizer": tokenizer.fingerprint})
+    write_record(workdir, config, labels, 0, read={"fingerprints": {"data": {}, "tokenizer": tokenizer.fingerprint}})
     return workdir
 
 

@@ -188,11 +188,58 @@ def test_packed_pairs_are_those_of_the_plain_way(seed: int, lengths: tuple[int, 
 
 
 def test_pairs_of_which_none_fits_are_refused() -> None:
-    for store, limits in ((store_of(*THREE), (2, 2)), (store_of([[1]], [], [], [[2]]), (9, 9))):
+    for store, limits, count, why in (
+        (store_of(*THREE), (2, 2), 3, LONGER.format(2, 2)),
+        (store_of([[1]], [], [], [[2]]), (9, 9), 2, EMPTY_SIDE),
+    ):
         message = f"has both sides and fits, with an end token each, into {limits[0]} and {limits[1]} tokens"
         with pytest.raises(EmptySplit, match=message) as caught:
             rows_of(store, texts(*limits))
         assert len(str(caught.value).splitlines()) == 1
+        assert f"({count} of {count} {why})" in str(caught.value)
+        assert caught.value.left_out == {why: {"count": count, "of": count}}
+
+
+# What is left out or cut.
+
+EMPTY_SIDE = "pairs left out: a side is empty"
+LONGER = "pairs left out: longer than {} and {} tokens, end tokens counted"
+REMAINDER = "tokens left out: the last row would be shorter than 3"
+
+
+def test_pairs_that_do_not_fit_are_counted() -> None:
+    sizes = [(3, 4), (0, 5), (9, 2), (3, 19), (11, 9), (1, 0), (0, 30)]
+    documents = [[list(range(1, size + 1))] if size else [] for pair in sizes for size in pair]
+    rows = rows_of(store_of(*documents), texts(10, 10))
+    assert len(rows.index["pair"]) == 2
+    assert rows.left_out == {EMPTY_SIDE: {"count": 3, "of": 7}, LONGER.format(10, 10): {"count": 2, "of": 7}}
+    assert rows_of(store_of([[1]], [[2]]), texts(2, 2)).left_out == {}
+
+
+@pytest.mark.parametrize(
+    ("length", "separator", "left", "of"),
+    [(3, None, 1, 7), (2, None, 1, 7), (7, None, 0, 7), (4, None, 3, 7), (9, None, 0, 7), (4, SEPARATOR, 1, 9)],
+)
+def test_the_remainder_of_the_windows_is_counted(length: int, separator: int | None, left: int, of: int) -> None:
+    rows = rows_of(store_of(*TWO), objective("windows", length, separator, dupe_factor=2))
+    assert sum(len(row["tokens"]) for row in read(rows)) == 2 * (of - left)
+    what = REMAINDER.replace("3", str(length))
+    assert rows.left_out == ({what: {"count": left, "of": of}} if left else {})
+
+
+def test_segment_pairs_that_are_cut_are_counted() -> None:
+    store = store_of(*random_documents(3, count=40))
+    long, short = (rows_of(store, pairs(length, 0.0)) for length in (6, 10**4))
+    ((what, counts),) = long.left_out.items()
+    assert what == "segment pairs cut to 6 tokens"
+    # A pair that was cut fills its row; others may do so by chance.
+    assert 0 < counts["count"] <= sum(len(row["tokens"]) == 6 for row in read(long)) < counts["of"] == len(long)
+    assert short.left_out == {}
+
+
+def test_packed_documents_are_cut_into_pieces_and_nothing_is_left_out() -> None:
+    rows = rows_of(store_of(*TWO), objective("packed", 3))
+    assert sum(len(row["tokens"]) for row in read(rows)) == 7 and rows.left_out == {}
 
 
 # Rarity.
@@ -255,7 +302,7 @@ def test_the_index_is_made_once_and_read_again(kind: Any, tmp_path: Path, monkey
     name = kind.row_settings["rows"]
     monkeypatch.setitem(module.KINDS, name, (lambda *_: pytest.fail("made again"), *module.KINDS[name][1:]))
     assert read(build_rows(store, kind, 0)) == first
-    assert len(list(tmp_path.iterdir())) == 1
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".npz"]
 
 
 def test_other_settings_stores_and_seeds_have_their_own_index(tmp_path: Path) -> None:
@@ -265,29 +312,34 @@ def test_other_settings_stores_and_seeds_have_their_own_index(tmp_path: Path) ->
     assert read(build_rows(store, KINDS[2], 1)) == read(rows_of(store, KINDS[2], 1)) != read(rows_of(store, KINDS[2]))
     build_rows(store, KINDS[0], 1)  # windows draw nothing: another seed needs no other index
     build_rows(dataclasses.replace(store, fingerprint="another"), KINDS[0], 0)
-    assert len(list(tmp_path.iterdir())) == 10
+    assert len(list(tmp_path.glob("*.npz"))) == 10
 
 
-def test_a_damaged_index_is_made_again(kind: Any, tmp_path: Path) -> None:
-    store = store_of(*random_documents(8), path=tmp_path)
+@pytest.mark.parametrize("suffix", [".npz", ".json"])
+def test_a_damaged_index_is_made_again_and_that_is_said(suffix: str, kind: Any, tmp_path: Path) -> None:
+    store, notes = store_of(*random_documents(8), path=tmp_path), []
     expected = read(build_rows(store, kind, 0))
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob(f"*{suffix}")
     whole = path.read_bytes()
-    places = range(0, len(whole), max(1, len(whole) // 60))
+    places = range(0, len(whole), max(1, len(whole) // 15))
     flipped = [whole[:n] + bytes([whole[n] ^ 0xFF]) + whole[n + 1 :] for n in places]
-    for damaged in (b"", whole[:-1], whole[: len(whole) // 2], b"PK" + b"\0" * 50, *flipped):
+    for damaged in (b"", whole[:-2], whole[: len(whole) // 2], b"PK" + b"\0" * 50, *flipped):
         path.write_bytes(damaged)
-        assert read(build_rows(store, kind, 0)) == expected
+        assert read(build_rows(store, kind, 0, note=notes.append)) == expected
+        assert len(notes) == 1 and str(path) in notes.pop() and path.read_bytes() == whole
 
 
-def test_every_flipped_byte_of_an_index_is_survived(tmp_path: Path) -> None:
-    store = store_of(*TWO, path=tmp_path)
+@pytest.mark.parametrize("suffix", [".npz", ".json"])
+def test_every_flipped_byte_of_an_index_is_noticed(suffix: str, tmp_path: Path) -> None:
+    store, notes = store_of(*TWO, path=tmp_path), []
     expected = read(build_rows(store, objective("windows", 3), 0))
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob(f"*{suffix}")
     whole = path.read_bytes()
-    for place in range(len(whole)):
+    for place in range(0, len(whole), 5):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        assert read(build_rows(store, objective("windows", 3), 0)) == expected
+        rows = build_rows(store, objective("windows", 3), 0, note=notes.append)
+        assert read(rows) == expected and rows.left_out == {REMAINDER: {"count": 1, "of": 7}}
+        assert len(notes) == 1 and notes.pop().startswith(str(path))
 
 
 def test_a_store_without_text_is_refused(kind: Any) -> None:

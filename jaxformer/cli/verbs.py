@@ -39,9 +39,12 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
-    from jaxformer.runs import evaluate_run
+    from jaxformer.runs import Display, evaluate_run
 
-    metrics = evaluate_run(location(args.workdir), args.split, overrides, allow_change=args.allow_config_change)
+    with Display() as display:
+        metrics = evaluate_run(
+            location(args.workdir), args.split, overrides, display, allow_change=args.allow_config_change
+        )
     if args.json:
         print(json.dumps(finite(metrics)))
     else:
@@ -105,7 +108,7 @@ def tokenizer_train(args: argparse.Namespace, overrides: list[str]) -> int:
     output = local_path(args.output, "--output")
     config = configs.load(args.config, overrides)
     with Display() as display:
-        tokenizer = corpus_tokenizer(config.tokenizer, config.data, config.supervision, display.progress)
+        tokenizer = corpus_tokenizer(config.tokenizer, config.data, config.supervision, display.progress, display.note)
     with disk_errors(args.output):
         output.parent.mkdir(parents=True, exist_ok=True)
         tokenizer.save(output)

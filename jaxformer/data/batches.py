@@ -11,6 +11,8 @@ import grain
 import numpy as np
 from absl import flags
 
+from jaxformer.data.left_out import LeftOut
+
 Batch = dict[str, np.ndarray]
 Transform = Callable[[Any, np.random.Generator], Mapping[str, np.ndarray]]
 
@@ -22,6 +24,7 @@ class Member(NamedTuple):
     transform: Transform
     weight: float = 1.0
     name: str = ""
+    left_out: Mapping[str, LeftOut] = {}  # by the store, or the row index, that it was counted for
 
 
 class _Numbered:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from jaxformer.tables import counted
+
 # {what: {"count": how many, "of": how many there were}}. `what` is plural and reads on from "3 of 60": "rows left out:
 # no label", "examples cut to 128 tokens".
 LeftOut = dict[str, dict[str, int]]
@@ -21,3 +23,8 @@ def total(parts: Iterable[LeftOut]) -> LeftOut:
             known = sums.setdefault(what, {"count": 0, "of": 0})
             sums[what] = {key: known[key] + counts[key] for key in known}
     return sums
+
+
+def reasons(left_out: LeftOut) -> str:
+    """Return in brackets what was left out, "" where nothing was: why a split may be empty."""
+    return f" ({'; '.join(counted({'': left_out}))})" if left_out else ""

@@ -3,13 +3,15 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from jaxformer.data.batches import Member
+from jaxformer.data.left_out import LeftOut, count, total
 from jaxformer.data.records import Source
 from jaxformer.data.rows import build_rows
+from jaxformer.data.sealed import Damaged, Note, seal, told, unsealed
 from jaxformer.data.sources import SourceMixture
 from jaxformer.data.store import build_examples, build_pairs, build_store
 from jaxformer.errors import UserError
@@ -26,18 +28,25 @@ def weighted_sources(source: Source) -> list[tuple[Source, float]]:
 
 
 def corpus_tokenizer(
-    config: Any, source: Source, supervision: Supervision, progress: Progress | None = None
+    config: Any, source: Source, supervision: Supervision, progress: Progress | None = None, note: Note | None = None
 ) -> Tokenizer:
-    """Return the tokenizer that `config` asks for, trained on the training text unless that was done before."""
+    """Return the tokenizer that `config` asks for, trained on the training text unless that was done before. `note` is
+    told of a damaged one, which is trained again."""
     if not config.trained:
         return load_tokenizer(config.path)
     fingerprints = [[corpus.fingerprint("train"), *fields] for corpus, fields in _read(source, supervision)]
     key = json.dumps([type(config).__name__, dataclasses.asdict(config), fingerprints])
     path = cache_folder() / "tokenizers" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-    if not path.exists():
-        if progress:
-            progress("training the tokenizer", 0, 0)
-        train_tokenizer(config, training_texts(source, supervision)).save(path)
+    record = path.with_suffix(".sealed.json")
+    try:
+        if unsealed(record) is not None:
+            return load_tokenizer(path)
+    except Damaged as error:
+        told(error, "the tokenizer", note)
+    if progress:
+        progress("training the tokenizer", 0, 0)
+    train_tokenizer(config, training_texts(source, supervision)).save(path)
+    seal(record, [path.name], {})
     return load_tokenizer(path)
 
 
@@ -61,10 +70,11 @@ def _read(source: Source, supervision: Supervision) -> list[tuple[Source, tuple[
 
 def prepare(
     source: Source, supervision: Supervision, tokenizer: Tokenizer, split: str, *, seed: int,
-    progress: Progress | None = None, cache: Path | None = None,
+    progress: Progress | None = None, note: Note | None = None, cache: Path | None = None,
 ) -> list[Member]:  # fmt: skip
     """Return the rows of an objective, or the examples of a task, of one split: a member for each corpus of a mixture
-    and for each objective that reads it. Stores are kept in `cache` (None: where all of them are).
+    and for each objective that reads it. Stores are kept in `cache` (None: where all of them are); `note` is told of
+    damaged ones, which are made again.
 
     Raises UserError for malformed data, an empty split, and a number of a corpus that there is not.
     """
@@ -79,32 +89,53 @@ def prepare(
                 f"their numbers are 0 to {len(corpora) - 1}"
             )
         found = [
-            _rows(corpora[corpus][0], part.objective, tokenizer, split, seed, cache, progress)
+            _rows(corpora[corpus][0], part.objective, tokenizer, split, seed, cache, progress, note)
             if corpus in wanted
-            else []
+            else ([], {})
             for corpus in range(len(corpora))
         ]
-        sizes = [len(rows) for rows in found]
+        sizes = [len(rows) for rows, _ in found]
         rates = source.rates(sizes) if isinstance(source, SourceMixture) else [1.0]
-        total = sum(rates[corpus] for corpus in wanted)
+        share = sum(rates[corpus] for corpus in wanted)
         transform = Padded(part.objective, supervision.shapes) if len(parts) > 1 else part.objective
         for corpus in wanted:
             name = "-".join(
                 [*([f"{part.objective.name}{number}"] if len(parts) > 1 else []),
                  *([f"data{corpus}"] if len(corpora) > 1 else [])]
             )  # fmt: skip
-            members.append(Member(found[corpus], transform, part.weight * rates[corpus] / total, name))
+            rows, left_out = found[corpus]
+            members.append(Member(rows, transform, part.weight * rates[corpus] / share, name, left_out))
     return members
 
 
 def _rows(
     source: Source, supervision: Supervision, tokenizer: Tokenizer, split: str, seed: int, cache: Path,
-    progress: Progress | None,
-) -> Any:  # fmt: skip
+    progress: Progress | None, note: Note | None,
+) -> tuple[Any, dict[str, LeftOut]]:  # fmt: skip
+    """Return the rows or examples, and what of the source is not in them, by what it was counted for."""
     if supervision.labelled:
-        return build_examples(source, split, tokenizer, supervision.fields, cache, progress)
+        examples = build_examples(source, split, tokenizer, supervision.fields, cache, progress, note)
+        cut: LeftOut = {}
+        room = supervision.room
+        count(cut, f"examples cut to {room} tokens of text", int((examples.lengths > room).sum()), len(examples))
+        fingerprint = examples.store.fingerprint
+        return examples, {fingerprint: examples.store.left_out, f"{fingerprint} cut to {room}": cut}
     if supervision.fields:
-        store = build_pairs(source, split, tokenizer, supervision.fields, cache, progress)
+        store = build_pairs(source, split, tokenizer, supervision.fields, cache, progress, note)
     else:
-        store = build_store(source, split, tokenizer, cache, progress)
-    return build_rows(store, supervision, seed)
+        store = build_store(source, split, tokenizer, cache, progress, note)
+    rows = build_rows(store, supervision, seed, note=note)
+    return rows, {store.fingerprint: store.left_out, rows.name: rows.left_out}
+
+
+def left_out_files(source: Source) -> LeftOut:
+    """Return how many files lie where a source, or a mixture's members, read, and are not read, or not as they seem."""
+    return total(corpus.left_out_files() for corpus, _ in weighted_sources(source))
+
+
+def left_out_of(members: Iterable[Member]) -> LeftOut:
+    """Return what is not in the rows of these members, or cut in them: of what several share, once."""
+    parts: dict[str, LeftOut] = {}
+    for member in members:
+        parts.update(member.left_out)
+    return total(parts.values())

@@ -15,9 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from jaxformer.data.left_out import LeftOut, count, reasons
+from jaxformer.data.sealed import Damaged, Note, seal, told, unsealed
 from jaxformer.data.store import Store
 from jaxformer.errors import EmptySplit, disk_errors
 
+FORMAT = 2  # of an index on disk; others of before are not opened
 Index = dict[str, np.ndarray]
 Row = dict[str, Any]
 
@@ -30,6 +33,8 @@ class Rows:
     settings: dict[str, Any]
     index: Index
     seed: int = 0
+    name: str = ""  # of the index
+    left_out: LeftOut = dataclasses.field(default_factory=dict)  # of what the store has, or cut
 
     def __len__(self) -> int:
         return len(next(iter(self.index.values())))
@@ -41,34 +46,41 @@ class Rows:
         return row
 
 
-def build_rows(store: Store, objective: Any, seed: int, cache: bool = True) -> Rows:
+def build_rows(store: Store, objective: Any, seed: int, cache: bool = True, note: Note | None = None) -> Rows:
     """Return the rows of a store for an objective, from the index kept beside the store where there is one.
 
-    Raises UserError when the store has no text.
+    `note` is told of a damaged one, which is made again. Raises UserError when the store has no text.
     """
     if store.document_offsets[-1] == 0:
-        raise EmptySplit("data: there is no text in this split; check the data section, or data.validation_share")
+        raise EmptySplit(
+            f"data: there is no text in this split{reasons(store.left_out)}; "
+            "check the data section, or data.validation_share",
+            store.left_out,
+        )
     settings = dict(objective.row_settings)
-    key = json.dumps([store.fingerprint, settings, seed if settings["rows"] == "segment_pairs" else 0], sort_keys=True)
-    make, _, columns = KINDS[settings["rows"]]
-    path = store.path / f"rows-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
-    if settings.get("frequency_smoothing"):
-        columns = (*columns, "rarity")
-    if cache and path.exists():
-        try:
+    key = json.dumps(
+        [FORMAT, store.fingerprint, settings, seed if settings["rows"] == "segment_pairs" else 0], sort_keys=True
+    )
+    name = f"rows-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    make = KINDS[settings["rows"]][0]
+    path, record = (store.path / f"{name}{suffix}" for suffix in (".npz", ".json"))
+    try:
+        if cache and (facts := unsealed(record)) is not None:
             with path.open("rb") as file, np.load(file) as stored:
-                return Rows(store, settings, {name: stored[name] for name in columns}, seed)
-        except Exception:  # whichever of zipfile's and numpy's errors a damaged file gives: made again below
-            pass
-    index = make(store, settings, seed)
-    if "rarity" in columns:
+                return Rows(store, settings, dict(stored.items()), seed, name, facts["left_out"])
+    except Damaged as error:
+        told(error, "the row index", note)
+    left_out: LeftOut = {}
+    index = make(store, settings, seed, left_out)
+    if settings.get("frequency_smoothing"):
         index["rarity"] = _rarity(store, settings)
     if cache:
         with disk_errors(path):
             temporary = path.with_name(f".{uuid.uuid4().hex}.npz")
             np.savez(temporary, allow_pickle=False, **index)
             temporary.replace(path)
-    return Rows(store, settings, index, seed)
+            seal(record, [path.name], {"left_out": left_out})
+    return Rows(store, settings, index, seed, name, left_out)
 
 
 def _rarity(store: Store, settings: dict[str, Any]) -> np.ndarray:
@@ -78,7 +90,7 @@ def _rarity(store: Store, settings: dict[str, Any]) -> np.ndarray:
     return np.maximum(counts, 1.0) ** -settings["frequency_smoothing"]
 
 
-def _windows(store: Store, settings: dict[str, Any], seed: int) -> Index:
+def _windows(store: Store, settings: dict[str, Any], seed: int, left_out: LeftOut) -> Index:
     """Windows of the stream of all documents, each followed by the separator where there is one.
 
     The last, shorter window is left out, unless it is the only one.
@@ -86,6 +98,12 @@ def _windows(store: Store, settings: dict[str, Any], seed: int) -> Index:
     total = int(store.document_offsets[-1]) + _separators(settings) * (len(store.document_offsets) - 1)
     length = settings["row_length"]
     starts = np.arange(max(1, total // length), dtype=np.int64) * length
+    count(
+        left_out,
+        f"tokens left out: the last row would be shorter than {length}",
+        max(0, total - length) % length,
+        total,
+    )
     return {"start": np.tile(starts, settings.get("dupe_factor", 1))}
 
 
@@ -123,7 +141,7 @@ def _separators(settings: dict[str, Any]) -> int:
     return int(settings["separator"] is not None)
 
 
-def _packed(store: Store, settings: dict[str, Any], seed: int) -> Index:
+def _packed(store: Store, settings: dict[str, Any], seed: int, left_out: LeftOut) -> Index:
     """Whole documents, cut where longer than a row, packed in order: a row ends where the next piece does not fit.
 
     Pieces keep the documents' order, so packing needs one search per row.
@@ -168,7 +186,7 @@ def _packed_row(rows: Rows, number: int) -> Row:
     return _gathered(rows, source, separator, piece + 1)
 
 
-def _segment_pairs(store: Store, settings: dict[str, Any], seed: int) -> Index:
+def _segment_pairs(store: Store, settings: dict[str, Any], seed: int, left_out: LeftOut) -> Index:
     """BERT's sentence pairs (released create_pretraining_data): `dupe_factor` passes, an rng per document."""
     offsets, starts = store.document_offsets, store.sentence_starts
     documents = [
@@ -186,14 +204,16 @@ def _segment_pairs(store: Store, settings: dict[str, Any], seed: int) -> Index:
         for document in range(len(bounds))
         for pair in _pairs(bounds, document, settings, np.random.default_rng([seed, number, document]))
     ]
-    columns = np.array(pairs, np.int64).reshape(-1, 5).T
-    return dict(zip(KINDS["segment_pairs"][2], columns, strict=True))
+    *columns, excess = np.array(pairs, np.int64).reshape(-1, 6).T
+    count(left_out, f"segment pairs cut to {settings['row_length']} tokens", int((excess > 0).sum()), len(pairs))
+    return dict(zip(("a_start", "a_length", "b_start", "b_length", "label"), columns, strict=True))
 
 
 def _pairs(
     bounds: list[np.ndarray], document: int, settings: dict[str, Any], rng: np.random.Generator
-) -> list[tuple[int, int, int, int, int]]:
-    """Return (a_start, a_length, b_start, b_length, label) of one pass over one document.
+) -> list[tuple[int, int, int, int, int, int]]:
+    """Return (a_start, a_length, b_start, b_length, label, tokens too many, which are cut) of one pass over one
+    document.
 
     Sentences are collected until they reach the target length, drawn once per pass and document; A is a random first
     part of them, B the rest or, half of the time and whenever there is one sentence only, what begins at a random place
@@ -225,7 +245,8 @@ def _pairs(
         else:
             label, following = 0, stop
             b_start, b_length = int(own[split]), int(own[stop] - own[split])
-        pairs.append((*_truncated(a_start, a_length, b_start, b_length, longest, rng), label))
+        excess = max(0, a_length + b_length - longest)
+        pairs.append((*_truncated(a_start, a_length, b_start, b_length, longest, rng), label, excess))
         sentence = following
     return pairs
 
@@ -259,16 +280,25 @@ def _pair(rows: Rows, number: int) -> Row:
     }
 
 
-def _pairs_of_texts(store: Store, settings: dict[str, Any], seed: int) -> Index:
+def _pairs_of_texts(store: Store, settings: dict[str, Any], seed: int, left_out: LeftOut) -> Index:
     """Pairs of documents of which both sides have text and fit with their end tokens, packed in order where asked."""
     sizes = np.diff(store.document_offsets).reshape(-1, 2)
-    sizes, texts = sizes + 1, sizes > 0  # with the end token of each side
-    kept = np.flatnonzero((texts & (sizes <= settings["lengths"])).all(axis=1))
+    has_text = (sizes > 0).all(axis=1)
+    sizes += 1  # with the end token of each side
+    fits = (sizes <= settings["lengths"]).all(axis=1)
+    limits = " and ".join(map(str, settings["lengths"]))
+    count(left_out, "pairs left out: a side is empty", int((~has_text).sum()), len(sizes))
+    count(
+        left_out, f"pairs left out: longer than {limits} tokens, end tokens counted", int((has_text & ~fits).sum()),
+        len(sizes),
+    )  # fmt: skip
+    kept = np.flatnonzero(has_text & fits)
     if not len(kept):
         raise EmptySplit(
-            "data: no pair of texts in this split has both sides and fits, with an end token each, into "
-            f"{' and '.join(map(str, settings['lengths']))} tokens; "
-            "check the fields, or lengthen objective.source_length and target_length"
+            f"data: no pair of texts in this split has both sides and fits, with an end token each, into {limits} "
+            f"tokens{reasons(store.left_out | left_out)}; "
+            "check the fields, or lengthen objective.source_length and target_length",
+            store.left_out | left_out,
         )
     first = np.arange(len(kept))
     last = first + 1
@@ -293,10 +323,10 @@ def _pairs_row(rows: Rows, number: int) -> Row:
     }
 
 
-# How each kind of row is indexed, how one is read, and the columns of the index.
-KINDS: dict[str, tuple[Callable[[Store, dict[str, Any], int], Index], Callable[[Rows, int], Row], tuple[str, ...]]] = {
-    "windows": (_windows, _window, ("start",)),
-    "packed": (_packed, _packed_row, ("first", "last", "document", "begin", "size")),
-    "segment_pairs": (_segment_pairs, _pair, ("a_start", "a_length", "b_start", "b_length", "label")),
-    "pairs": (_pairs_of_texts, _pairs_row, ("first", "last", "pair")),
+# How each kind of row is indexed, and how one is read.
+KINDS: dict[str, tuple[Callable[[Store, dict[str, Any], int, LeftOut], Index], Callable[[Rows, int], Row]]] = {
+    "windows": (_windows, _window),
+    "packed": (_packed, _packed_row),
+    "segment_pairs": (_segment_pairs, _pair),
+    "pairs": (_pairs_of_texts, _pairs_row),
 }

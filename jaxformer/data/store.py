@@ -1,7 +1,7 @@
 """Token stores: text tokenised once, in parallel, kept on disk with random access.
 
-A store is a folder: `tokens.bin`, `documents.npy` (offsets), `sentences.npy` (sentence starts) and `meta.json`, written
-last and renamed into place whole, so a store that is there is complete.
+A store is a folder: `tokens.bin`, `documents.npy` (offsets), `sentences.npy` (sentence starts) and `meta.json`, the
+seal of these, which tells what was left out. It is renamed into place whole, so a store that is there is complete.
 """
 
 import dataclasses
@@ -17,11 +17,15 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from jaxformer.data.left_out import LeftOut, count, reasons
 from jaxformer.data.records import Source
+from jaxformer.data.sealed import Damaged, Note, seal, told, unsealed
 from jaxformer.errors import EmptySplit, disk_errors
 from jaxformer.tokenizers import Tokenizer
 
 Progress = Callable[[str, int, int], None]
+FORMAT = 2  # of the files below; others of before are not opened
+UNKNOWN_SHARE = 0.01  # of the tokens, that is not worth a word
 CHUNK = 512  # texts that the tokenizer gets at a time: it spreads them over all cores
 
 # Sentences end at . ! or ? (with closing quotes or brackets) before a capital, a digit or an opening; at blank lines.
@@ -51,6 +55,7 @@ class Store:
     document_offsets: np.ndarray  # int64 [documents + 1]
     sentence_starts: np.ndarray  # int64: the tokens that begin a sentence, each document's first included
     fingerprint: str
+    left_out: LeftOut = dataclasses.field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
         # Worker processes map the file themselves; pickling a map would send each a copy of the whole corpus.
@@ -74,6 +79,11 @@ class ExampleStore:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """The tokens of each example, all its fields together: int64 [examples]."""
+        return np.diff(self.store.document_offsets).reshape(-1, len(self.fields)).sum(axis=1)
+
     def __getitem__(self, number: int) -> dict[str, Any]:
         texts = {}
         for place, field in enumerate(self.fields):
@@ -84,14 +94,19 @@ class ExampleStore:
 
 
 def build_store(
-    source: Source, split: str, tokenizer: Tokenizer, cache: Path, progress: Progress | None = None
-) -> Store:
+    source: Source, split: str, tokenizer: Tokenizer, cache: Path, progress: Progress | None = None,
+    note: Note | None = None,
+) -> Store:  # fmt: skip
     """Return the token store of a source's split, tokenised unless that was done before, without empty documents.
 
-    Raises UserError for malformed sources and full disks.
+    `note` is told of a damaged one, which is made again. Raises UserError for malformed sources and full disks.
     """
     key = [source.fingerprint(split), split, tokenizer.fingerprint, SPLITTER]
-    return _open_or_write(cache, key, lambda: source.documents(split), tokenizer, progress, f"tokenising {split}", True)
+
+    def texts(left_out: LeftOut) -> Iterator[str]:
+        return source.documents(split, left_out)
+
+    return _open_or_write(cache, key, texts, tokenizer, progress, note, f"tokenising {split}", True)
 
 
 def build_examples(
@@ -101,60 +116,66 @@ def build_examples(
     fields: Sequence[str],
     cache: Path,
     progress: Progress | None = None,
+    note: Note | None = None,
 ) -> ExampleStore:
     """Return the labelled examples of a source's split, tokenised per field into the same kind of store."""
     chosen = [source.max_examples, source.subset_seed] if split == "train" else []
     key = [source.fingerprint(split), split, tokenizer.fingerprint, "examples", *fields, *chosen]
     labels: list[int] = []
 
-    def texts() -> Iterator[str]:
-        for example in source.examples(split, tuple(fields)):
+    def texts(left_out: LeftOut) -> Iterator[str]:
+        for example in source.examples(split, tuple(fields), left_out):
             labels.append(example["label"])
             yield from (example[field] for field in fields)
 
-    store = _open_or_write(cache, key, texts, tokenizer, progress, f"tokenising {split} examples", False, labels)
+    store = _open_or_write(cache, key, texts, tokenizer, progress, note, f"tokenising {split} examples", False, labels)
     loaded = np.load(store.path / "labels.npy")
     if len(loaded) == 0:
-        raise EmptySplit(f"data: there are no labelled examples in the {split} split")
+        raise EmptySplit(
+            f"data: there are no labelled examples in the {split} split{reasons(store.left_out)}", store.left_out
+        )
     return ExampleStore(store, tuple(fields), loaded)
 
 
 def build_pairs(
     source: Source, split: str, tokenizer: Tokenizer, fields: Sequence[str], cache: Path,
-    progress: Progress | None = None,
+    progress: Progress | None = None, note: Note | None = None,
 ) -> Store:  # fmt: skip
     """Return the fields of a source's split, one document each, as many in turn as there are fields."""
     key = [source.fingerprint(split), split, tokenizer.fingerprint, "pairs", *fields, SPLITTER]
-    return _open_or_write(
-        cache, key, lambda: source.texts(split, tuple(fields)), tokenizer, progress, f"tokenising {split} pairs", False
-    )
+
+    def texts(left_out: LeftOut) -> Iterator[str]:
+        return source.texts(split, tuple(fields), left_out)
+
+    return _open_or_write(cache, key, texts, tokenizer, progress, note, f"tokenising {split} pairs", False)
 
 
 def _open_or_write(
-    cache: Path, key: list[Any], texts: Callable[[], Iterable[str]], tokenizer: Tokenizer, progress: Progress | None,
-    activity: str, drop_empty: bool, labels: list[int] | None = None,
+    cache: Path, key: list[Any], texts: Callable[[LeftOut], Iterable[str]], tokenizer: Tokenizer,
+    progress: Progress | None, note: Note | None, activity: str, drop_empty: bool, labels: list[int] | None = None,
 ) -> Store:  # fmt: skip
-    fingerprint = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    fingerprint = hashlib.sha256(json.dumps([FORMAT, *key]).encode()).hexdigest()[:16]
     path = cache / "stores" / fingerprint
-    store = _open(path, fingerprint)
-    if store is not None:
-        return store
+    try:
+        if (store := _open(path, fingerprint)) is not None:
+            return store
+    except Damaged as error:
+        told(error, "the token store", note)
     temporary = path.with_name(f".{fingerprint}.{uuid.uuid4().hex}")
     with disk_errors(path):
         shutil.rmtree(path, ignore_errors=True)  # damaged
         temporary.mkdir(parents=True)
         try:
-            _write(temporary, texts(), tokenizer, progress, activity, drop_empty)
+            left_out: LeftOut = {}
+            _write(temporary, texts(left_out), tokenizer, progress, activity, drop_empty, left_out)
             if labels is not None:
                 np.save(temporary / "labels.npy", np.array(labels, np.int32))
-            sizes = {file.name: file.stat().st_size for file in sorted(temporary.iterdir())}
-            (temporary / "meta.json").write_text(
-                json.dumps({"dtype": _dtype(tokenizer), "sizes": sizes, "splitter": SPLITTER})
-            )
+            names = [file.name for file in temporary.iterdir()]
+            seal(temporary / "meta.json", names, {"dtype": _dtype(tokenizer), "left_out": left_out})
             try:
                 temporary.rename(path)
             except OSError:  # another process was quicker
-                if _open(path, fingerprint) is None:
+                if not path.exists():
                     raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -168,48 +189,52 @@ def _dtype(tokenizer: Tokenizer) -> str:
 
 
 def _open(path: Path, fingerprint: str) -> Store | None:
-    """Return the store, or None when it is not there, incomplete or of other sizes than were written."""
-    try:
-        meta = json.loads((path / "meta.json").read_text())
-        if any((path / name).stat().st_size != size for name, size in meta["sizes"].items()):
-            return None
-        offsets, sentences = np.load(path / "documents.npy"), np.load(path / "sentences.npy")
-        dtype = np.dtype(meta["dtype"])
-        if offsets[-1] * dtype.itemsize != meta["sizes"]["tokens.bin"]:
-            return None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    """Return the store, or None when it is not there. Raises Damaged for one that is not as it was written."""
+    facts = unsealed(path / "meta.json")
+    if facts is None:
+        if path.exists():
+            raise Damaged(f"{path / 'meta.json'} is not there")
         return None
+    offsets, sentences = np.load(path / "documents.npy"), np.load(path / "sentences.npy")
+    dtype = np.dtype(facts["dtype"])
     # An empty file cannot be mapped.
     tokens = np.memmap(path / "tokens.bin", dtype, "r") if offsets[-1] else np.zeros(0, dtype)
-    return Store(path, tokens, offsets, sentences, fingerprint)
+    return Store(path, tokens, offsets, sentences, fingerprint, facts["left_out"])
 
 
 def _write(
-    folder: Path, texts: Iterable[str], tokenizer: Tokenizer, progress: Progress | None, activity: str, drop_empty: bool
-) -> None:
+    folder: Path, texts: Iterable[str], tokenizer: Tokenizer, progress: Progress | None, activity: str,
+    drop_empty: bool, left_out: LeftOut,
+) -> None:  # fmt: skip
     lengths: list[np.ndarray] = []
     sentences: list[np.ndarray] = []
-    done = total = 0
+    unknown = tokenizer.vocabulary.special.get("unknown", -1)
+    done = total = num_empty = num_unknown = 0
     with (folder / "tokens.bin").open("wb") as file:
         for chunk in _chunks(texts):
             encodings = tokenizer.backend.encode_batch(chunk, add_special_tokens=False)
             for text, encoding in zip(chunk, encodings, strict=True):
-                count = len(encoding.ids)
-                if count == 0 and drop_empty:
+                number = len(encoding.ids)
+                if number == 0 and drop_empty:
+                    num_empty += 1
                     continue
-                starts = {0} if count else set()
+                starts = {0} if number else set()
                 # A sentence that begins with characters the tokenizer drops begins with its first kept one.
                 starts |= {
                     token for start in sentence_starts(text) if (token := _token_at(encoding, start, text)) is not None
                 }
                 sentences.append(np.array(sorted(starts), np.int64) + total)
-                lengths.append(np.array([count], np.int64))
+                lengths.append(np.array([number], np.int64))
+                num_unknown += encoding.ids.count(unknown)
                 total += _append(file, encoding.ids, _dtype(tokenizer))
             done += len(chunk)
             if progress:
                 progress(activity, done, 0)
     if progress and done:
         progress(activity, done, done)
+    count(left_out, "documents left out: empty", num_empty, done)
+    if num_unknown > UNKNOWN_SHARE * total:
+        count(left_out, "tokens unknown to the tokenizer, all written as one", num_unknown, total)
     np.save(folder / "documents.npy", np.concatenate([np.zeros(1, np.int64), *lengths]).cumsum())
     np.save(folder / "sentences.npy", np.concatenate(sentences or [np.zeros(0, np.int64)]))
 

@@ -50,7 +50,7 @@ def import_run(source: str, workdir: Path, tokenizer: Path | None = None, *, rev
         words.save(temporary / "tokenizer.json")
         save_params(temporary / "checkpoints", params)
         kept = {"data": {}, "tokenizer": words.fingerprint}  # which data they learnt from nobody says
-        write_record(temporary, resolved, labels, count, fingerprints=kept)
+        write_record(temporary, resolved, labels, count, read={"fingerprints": kept})
     return count
 
 

@@ -53,6 +53,10 @@ class Supervision(Protocol):
         """The fields of the data that it reads; (): its documents."""
 
     @property
+    def room(self) -> int:
+        """The tokens of text that an example of a bound task holds; longer texts are cut. An objective's rows tell."""
+
+    @property
     def parts(self) -> tuple[Part, ...]:
         """A mixture's members; anything else is its own only part."""
 

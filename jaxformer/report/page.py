@@ -13,7 +13,7 @@ from jaxformer.report.plots import Plot, metric_name, plots_of
 from jaxformer.report.read import Run, find_runs
 from jaxformer.report.summary import columns, summary_rows
 from jaxformer.report.transfer import ARMS, rows_of, sentences, transfer_plots
-from jaxformer.tables import DASH, count, duration, energy, mass, metric, significant
+from jaxformer.tables import DASH, count, counted, duration, energy, mass, metric, significant
 
 PAGE = "report.html"
 
@@ -118,6 +118,7 @@ def _detail(run: Run, row: Mapping[str, Any]) -> dict[str, Any]:
         ("Device", row["device"]),
         ("Revision", record.get("git_revision")),
         ("Packages", ", ".join(f"{name} {version}" for name, version in packages.items())),
+        ("Left out or cut", "; ".join(counted(record.get("left_out") or {}))),
         ("Segments", str(run.emissions.segments) if run.emissions.segments > 1 else ""),
     ]
     results = [(name, _scalars(result)) for name, result in run.results.items()]

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,16 @@ from jax.sharding import Mesh
 
 from jaxformer.checkpoint import finished_steps
 from jaxformer.config import Config
-from jaxformer.data import Member, corpus_tokenizer, prepare, train_batches, weighted_sources
+from jaxformer.data import (
+    LeftOut,
+    Member,
+    corpus_tokenizer,
+    left_out_files,
+    left_out_of,
+    prepare,
+    train_batches,
+    weighted_sources,
+)
 from jaxformer.devices import check_same, first_alone, own_rows
 from jaxformer.errors import EmptySplit, UserError
 from jaxformer.objectives import Supervision
@@ -20,6 +30,7 @@ from jaxformer.runs.opened import OpenedRun
 from jaxformer.runs.progress import Display
 from jaxformer.runs.teacher import fitting_teacher
 from jaxformer.storage import location, read_record
+from jaxformer.tables import counted
 from jaxformer.tokenizers import Tokenizer, load_tokenizer
 from jaxformer.training import Phase
 
@@ -33,6 +44,7 @@ class Data(NamedTuple):
     training: list[list[Member]]
     held_out: list[Member]
     fingerprints: Mapping[str, Any] = {}  # of what is read
+    left_out: Mapping[str, LeftOut] = {}  # of the files and of each split, what is not read, or cut
     teacher: StoredRun | None = None  # the run that teaches, whose parameters are not read yet
 
 
@@ -49,11 +61,18 @@ def prepare_data(run: OpenedRun) -> Data:
     read = first_alone(lambda: fingerprints_of(run, tokenizer, labels))
     supervision = bind(config, tokenizer, labels)
     training = first_alone(lambda: training_members(config, tokenizer, labels, run.display))
-    held_out = first_alone(lambda: held_out_members(config, supervision, tokenizer, run.display))
+    held_out, empty = first_alone(lambda: held_out_members(config, supervision, tokenizer, run.display))
     check_same("the tokenizer", tokenizer.fingerprint)
     sizes = [[len(member.rows) for member in drawn] for drawn in (*training, held_out)]
     check_same("the data", str([sizes, read["data"]]))
-    return Data(tokenizer, labels, supervision, training, held_out, read, teacher)
+    left_out = {
+        "files": left_out_files(config.data),
+        "train": left_out_of(itertools.chain.from_iterable(training)),
+        config.evaluation.split: left_out_of(held_out) or empty,
+    }
+    for line in counted(left_out):
+        run.display.note(line)
+    return Data(tokenizer, labels, supervision, training, held_out, read, left_out, teacher)
 
 
 def fingerprints_of(run: OpenedRun, tokenizer: Tokenizer, labels: Sequence[str]) -> dict[str, Any]:
@@ -97,7 +116,9 @@ def choose_tokenizer(run: OpenedRun) -> Tokenizer:
     if config.selected["tokenizer"] == "file":
         found[f"tokenizer.path {config.tokenizer.path}"] = load_tokenizer(config.tokenizer.path)
     if not found:
-        return corpus_tokenizer(config.tokenizer, config.data, config.supervision, run.display.progress)
+        return corpus_tokenizer(
+            config.tokenizer, config.data, config.supervision, run.display.progress, run.display.note
+        )
     (first, tokenizer), *others = found.items()
     for where, other in others:
         if other.fingerprint != tokenizer.fingerprint:
@@ -133,7 +154,7 @@ def training_members(
         changed = dataclasses.replace(config, **{section: phase.of(config.supervision)})
         drawn = prepare(
             config.data, bind(changed, tokenizer, labels), tokenizer, "train", seed=config.seed,
-            progress=display.progress,
+            progress=display.progress, note=display.note,
         )  # fmt: skip
         members.append(drawn)
     return members
@@ -157,12 +178,17 @@ def training_batches(
                 done += 1
 
 
-def held_out_members(config: Config, supervision: Supervision, tokenizer: Tokenizer, display: Display) -> list[Member]:
-    """Return the held-out rows of every member, or none, with a note, where one has none."""
+def held_out_members(
+    config: Config, supervision: Supervision, tokenizer: Tokenizer, display: Display
+) -> tuple[list[Member], LeftOut]:
+    """Return the held-out rows of every member, or none, with a note and what was left out of them, where one has
+    none."""
     try:
-        return prepare(
-            config.data, supervision, tokenizer, config.evaluation.split, seed=config.seed, progress=display.progress
-        )
+        members = prepare(
+            config.data, supervision, tokenizer, config.evaluation.split, seed=config.seed,
+            progress=display.progress, note=display.note,
+        )  # fmt: skip
     except EmptySplit as error:
         display.note(f"no evaluation during this run: {error}")
-        return []
+        return [], error.left_out
+    return members, {}

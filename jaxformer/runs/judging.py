@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from jax.sharding import Mesh
 
 from jaxformer import config as configs
 from jaxformer.config import Config
-from jaxformer.data import Member, evaluation_batches, prepare
+from jaxformer.data import Member, evaluation_batches, left_out_files, left_out_of, prepare
 from jaxformer.devices import own_rows, place
 from jaxformer.errors import UserError
 from jaxformer.evaluation import combined, evaluate, not_finite
@@ -21,10 +20,10 @@ from jaxformer.models import Model, Params
 from jaxformer.runs.data import Data, label_names
 from jaxformer.runs.fingerprints import check_data
 from jaxformer.runs.loading import bind, load
+from jaxformer.runs.progress import Display
 from jaxformer.storage import store_errors, write_json
+from jaxformer.tables import counted
 from jaxformer.training import losses_of, make_eval_step
-
-_log = logging.getLogger(__name__)
 
 
 def judge(
@@ -76,11 +75,14 @@ class Relabelled:
 
 @store_errors()
 def evaluate_run(
-    workdir: Path, split: str, overrides: Sequence[str] = (), *, allow_change: bool = False
-) -> dict[str, float]:
+    workdir: Path, split: str, overrides: Sequence[str] = (), display: Display | None = None, *,
+    allow_change: bool = False,
+) -> dict[str, float]:  # fmt: skip
     """Judge a run's newest checkpoint on a split of its data (or of the data that the overrides name) and write the
-    result to `results/evaluate-SPLIT.json`. Raises UserError, unless `allow_change`, where its own data changed."""
+    result to `results/evaluate-SPLIT.json`, with what of the data was left out or cut, which `display` says. Raises
+    UserError, unless `allow_change`, where its own data changed."""
     run = load(workdir, allow_change=allow_change)
+    display = display or Display(quiet=True)
     config = configs.resolve(run.config.to_dict(), overrides, name=run.config.name, stored=True)
     if config.model != run.config.model:
         raise UserError("--config.model: a trained model cannot be changed; leave these overrides out")
@@ -90,14 +92,20 @@ def evaluate_run(
     if set(names) != set(labels):
         raise UserError(f"data: its labels {names} are not those that the run learnt, {labels}")
     supervision = bind(config, run.tokenizer, labels)
-    held_out = prepare(config.data, supervision, run.tokenizer, split, seed=config.seed)
+    held_out = prepare(
+        config.data, supervision, run.tokenizer, split, seed=config.seed, progress=display.progress, note=display.note
+    )
+    left_out = {"files": left_out_files(config.data), split: left_out_of(held_out)}
+    for line in counted(left_out):
+        display.note(line)
     if names != labels:
         classes = [labels.index(name) for name in names]
         held_out = [member._replace(rows=Relabelled(member.rows, classes)) for member in held_out]
     data = Data(run.tokenizer, labels, supervision, [], held_out)
     eval_step = jax.jit(make_eval_step(run.model, losses_of(supervision)))
     metrics = judge(config, data, run.model, eval_step, run.params)
-    write_json(workdir / "results" / f"evaluate-{split}.json", {"step": run.step, "split": split, "metrics": metrics})
+    result = {"step": run.step, "split": split, "metrics": metrics, "left_out": left_out}
+    write_json(workdir / "results" / f"evaluate-{split}.json", result)
     if odd := not_finite(metrics):
-        _log.warning("%s: this evaluation is not finite (%s); in the results these are null", workdir, ", ".join(odd))
+        display.note(f"{workdir}: this evaluation is not finite ({', '.join(odd)}); in the results these are null")
     return metrics

@@ -163,22 +163,22 @@ def compare_with_base(config: Config, labels: Sequence[str], restored: Iterable[
 
 def write_record(
     workdir: Path, config: Config, labels: Sequence[str], num_parameters: int, started: datetime.datetime | None = None,
-    fingerprints: Mapping[str, Any] | None = None,
+    read: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
-    """Write `config.json`: what this run is, what it reads, on what it runs, and when it `started` (None: now)."""
-    record = _described(config, labels, num_parameters, fingerprints)
+    """Write `config.json`: what this run is, on what it runs, when it `started` (None: now), and what is to be kept of
+    what it has `read`: fingerprints, and what was left out."""
+    record = _described(config, labels, num_parameters, read)
     record |= {"created": (started or datetime.datetime.now(datetime.UTC)).isoformat(timespec="seconds")}
     write_json(workdir / "config.json", record | {"segments": [_segment(0, record["created"], record["command"], {})]})
 
 
 def write_segment(
-    workdir: Path, config: Config, labels: Sequence[str], num_parameters: int, fingerprints: Mapping[str, Any],
-    step: int,
+    workdir: Path, config: Config, labels: Sequence[str], num_parameters: int, read: Mapping[str, Any], step: int,
 ) -> None:  # fmt: skip
     """Bring `config.json` up to date where a run goes on from `step` with anything changed: it says how the run trains
     now, and "segments" what changed at which step."""
     old = read_record(workdir)
-    new = old | _described(config, labels, num_parameters, fingerprints)
+    new = old | _described(config, labels, num_parameters, read)
     changed = changes(_facts(old), _facts(new))
     if KEY not in old:  # a run from before there were any: that it keeps them now is no change
         changed = {key: pair for key, pair in changed.items() if not key.startswith(f"{KEY}.")}
@@ -206,14 +206,14 @@ def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _described(
-    config: Config, labels: Sequence[str], num_parameters: int, fingerprints: Mapping[str, Any] | None
+    config: Config, labels: Sequence[str], num_parameters: int, read: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     device = jax.devices()[0]
     return {
         "name": config.name,
         "config": anchored(config).to_dict(),
         "labels": list(labels),
-        **({} if fingerprints is None else {KEY: dict(fingerprints)}),
+        **(read or {}),
         "num_parameters": num_parameters,
         "git_revision": _git_revision(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},

@@ -8,6 +8,7 @@ import numpy as np
 from jaxformer.checkpoint import restore_params
 from jaxformer.devices import is_first, placed
 from jaxformer.models import Params
+from jaxformer.runs.fingerprints import KEY
 from jaxformer.runs.learner import Learner
 from jaxformer.runs.opened import OpenedRun
 from jaxformer.runs.record import compare_with_base, write_record, write_segment
@@ -37,11 +38,12 @@ def start_state(run: OpenedRun, learner: Learner) -> TrainState:
 def _record(run: OpenedRun, learner: Learner, step: int) -> None:
     """Write what the run is, or, where it goes on, what changed; a run that has no step to go stays as it is."""
     data, count = learner.data, learner.num_parameters
+    read = {KEY: data.fingerprints, "left_out": {part: counts for part, counts in data.left_out.items() if counts}}
     if not run.resumes:
         data.tokenizer.save(run.folder / "tokenizer.json")
-        write_record(run.folder, run.config, data.labels, count, run.started, data.fingerprints)
+        write_record(run.folder, run.config, data.labels, count, run.started, read)
     elif step < run.config.training.num_steps:
-        write_segment(run.folder, run.config, data.labels, count, data.fingerprints, step)
+        write_segment(run.folder, run.config, data.labels, count, read, step)
 
 
 def _resumed(run: OpenedRun, learner: Learner) -> TrainState | None:

@@ -94,8 +94,12 @@ class _Classification:
     def _ids(self, *roles: str) -> list[int]:
         return [self.vocabulary.id(role) for role in roles]
 
-    def _texts(self, example: Mapping[str, Any], room: int) -> list[np.ndarray]:
-        return cut([np.asarray(example[field], INT) for field in self.text_fields], room)
+    @property
+    def room(self) -> int:
+        return self.sequence_length - 1 - len(self.text_fields)
+
+    def _texts(self, example: Mapping[str, Any]) -> list[np.ndarray]:
+        return cut([np.asarray(example[field], INT) for field in self.text_fields], self.room)
 
     def _sequence(self, tokens: np.ndarray, side: str = "") -> dict[str, np.ndarray]:
         return row_arrays(tokens, self.sequence_length, self._ids("pad")[0], side)
@@ -145,6 +149,10 @@ class ExtractClassification(_Classification):
         return task
 
     @property
+    def room(self) -> int:
+        return super().room if self.special_tokens else self.sequence_length
+
+    @property
     def new_token_ids(self) -> list[int]:  # type: ignore[override]
         """The tokens that pretraining has not taught. Known once the task is bound."""
         special = self.vocabulary.special if self.fresh_tokens and self.special_tokens else {}
@@ -172,11 +180,11 @@ class ExtractClassification(_Classification):
         (pad,) = self._ids("pad")
         if self.special_tokens:
             start, extract = self._ids("start", "extract")
-            first, *second = self._texts(example, self.sequence_length - 1 - len(self.text_fields))
+            first, *second = self._texts(example)
             parts = [[start], first, *[part for text in second for part in (self._ids("delimiter"), text)], [extract]]
             tokens = np.concatenate(parts)
         else:
-            (tokens,) = self._texts(example, self.sequence_length)
+            (tokens,) = self._texts(example)
             tokens = tokens if len(tokens) else np.array([pad], INT)
         arrays = self._sequence(tokens) | _label(example)
         arrays["label_positions"] = np.array(len(tokens) - 1, INT)
@@ -244,7 +252,7 @@ class PooledClassification(_LabelAlone):
     def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Return the arrays of `shapes`; draws nothing from `rng`."""
         classify, separator = self._ids("classify", "separator")
-        first, *second = self._texts(example, self.sequence_length - 1 - len(self.text_fields))
+        first, *second = self._texts(example)
         tokens = np.concatenate([[classify], first, [separator], *[np.append(text, separator) for text in second]])
         types = padded(np.arange(len(tokens)) >= len(first) + 2, self.sequence_length)
         arrays = self._sequence(tokens) | {"token_types": types} | _label(example)
@@ -271,6 +279,15 @@ class DecoderClassification(_LabelAlone):
         return task
 
     @property
+    def _start(self) -> list[int]:
+        return [self.vocabulary.id("start")] if "start" in self.vocabulary.special else []
+
+    @property
+    def room(self) -> int:
+        between = 1 + len(self._start)
+        return self.sequence_length - len(self._start) - 1 - between * (len(self.text_fields) - 1)
+
+    @property
     def shapes(self) -> Shapes:
         names = ("inputs", "segment_ids", "positions")
         rows = {f"{side}{name}": ((self.sequence_length,), INT) for side in ("", "encoder_") for name in names}
@@ -279,10 +296,8 @@ class DecoderClassification(_LabelAlone):
     def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Return the arrays of `shapes`; draws nothing from `rng`."""
         (end,) = self._ids("end")
-        start = [self.vocabulary.id("start")] if "start" in self.vocabulary.special else []
-        between = [end, end] if start else [end]
-        pair = len(self.text_fields) == 2
-        first, *second = self._texts(example, self.sequence_length - len(start) - 1 - len(between) * pair)
+        start, between = self._start, [end, end] if self._start else [end]
+        first, *second = self._texts(example)
         tokens = np.concatenate([start, first, *[part for text in second for part in (between, text)], [end]])
         arrays = self._sequence(np.append(self.vocabulary.decoder_start, tokens[:-1])) | _label(example)
         arrays["label_positions"] = np.array(len(tokens) - 1, INT)
@@ -337,12 +352,13 @@ class TextToTextClassification(_Classification):
                 )
             if len(ids) == 0 or ("unknown" in vocabulary.special and vocabulary.id("unknown") in ids):
                 raise UserError(f"data: the tokenizer cannot write the label '{label}'; rename it or train another")
-        if task._room() < 1:
-            taken = self.sequence_length - task._room()
+        if task.room < 1:
+            taken = self.sequence_length - task.room
             raise UserError(f"task.sequence_length: {self.sequence_length}, but prefix and field names take {taken}")
         return task
 
-    def _room(self) -> int:
+    @property
+    def room(self) -> int:
         return self.sequence_length - sum(map(len, self.words)) - 1
 
     @property
@@ -359,7 +375,7 @@ class TextToTextClassification(_Classification):
     def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Return the arrays of `shapes`; draws nothing from `rng`."""
         pad, end = self._ids("pad", "end")
-        texts = self._texts(example, self._room())
+        texts = self._texts(example)
         parts = [part for pair in zip(self.words, texts, strict=True) for part in pair]
         source = self._sequence(np.concatenate([*parts, [end]]), "encoder_")
         label, length = int(example["label"]), self.target_length
