@@ -34,6 +34,8 @@ def corpus_tokenizer(
     told of a damaged one, which is trained again."""
     if not config.trained:
         return load_tokenizer(config.path)
+    for corpus, _ in weighted_sources(source):
+        corpus.mend(note)
     fingerprints = [[corpus.fingerprint("train"), *fields] for corpus, fields in _read(source, supervision)]
     key = json.dumps([type(config).__name__, dataclasses.asdict(config), fingerprints])
     path = cache_folder() / "tokenizers" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
@@ -80,6 +82,8 @@ def prepare(
     """
     corpora, parts = weighted_sources(source), supervision.parts
     cache = cache or cache_folder()
+    for member, _ in corpora:
+        member.mend(note)
     members: list[Member] = []
     for number, part in enumerate(parts):
         wanted = part.corpora or range(len(corpora))

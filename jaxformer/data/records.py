@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from jaxformer.checks import check_range
 from jaxformer.data.left_out import LeftOut, count
+from jaxformer.data.sealed import Note
 from jaxformer.errors import UserError, suggest
 
 Record = Mapping[str, Any]
@@ -66,6 +67,9 @@ class Source:
     def contents(self) -> Contents:
         """Return what a run keeps of what it has read, so that a change can be named."""
         raise TypeError("a source says what it reads")
+
+    def mend(self, note: Note | None) -> None:
+        """Remove what is damaged of the source and is made again when it is read; `note` is told of it."""
 
     def left_out_files(self) -> LeftOut:
         """Return how many files are no data of this source, though they lie where it reads."""

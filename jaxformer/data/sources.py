@@ -8,12 +8,15 @@ import contextlib
 import dataclasses
 import functools
 import io
+import shutil
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from jaxformer.checks import check_choice, check_kind, check_range, read_members
 from jaxformer.data.files import JSONLines, Parquet, Text
 from jaxformer.data.records import Contents, Record, Source, digest, first_line
+from jaxformer.data.sealed import Damaged, Note, seal, told, unsealed
 from jaxformer.errors import UserError, suggest
 from jaxformer.storage import cache_folder
 
@@ -87,14 +90,35 @@ class StdlibDocs(Source):
     def contents(self) -> Contents:
         return {"name": _sizes(self._builder("documents"))}
 
+    def mend(self, note: Note | None) -> None:
+        for kind in ("documents", "docstrings"):
+            folder = _corpus_folder(kind)
+            try:
+                unsealed(folder / SEAL)
+            except Damaged as error:
+                told(error, "the built-in corpus", note)
+                shutil.rmtree(folder)
+
     def _builder(self, kind: str) -> Any:
         with _quiet():
             from jaxformer.data import stdlib_docs
 
-            folder = cache_folder() / "tfds"
-            builder = stdlib_docs.StdlibDocs(data_dir=folder, config=f"{kind}_{stdlib_docs.PYTHON}")
+            builder = stdlib_docs.StdlibDocs(data_dir=cache_folder() / "tfds", config=f"{kind}_{stdlib_docs.PYTHON}")
             builder.download_and_prepare(file_format="array_record")
+        folder = _corpus_folder(kind)
+        if not (folder / SEAL).exists():
+            seal(folder / SEAL, [file.name for file in folder.iterdir() if file.name[0] != "."], {})
         return builder
+
+
+SEAL = ".sealed.json"  # TFDS takes no notice of it
+
+
+def _corpus_folder(kind: str) -> Path:
+    from jaxformer.data import stdlib_docs
+
+    version = str(stdlib_docs.StdlibDocs.VERSION)
+    return cache_folder() / "tfds" / "stdlib_docs" / f"{kind}_{stdlib_docs.PYTHON}" / version
 
 
 @contextlib.contextmanager
@@ -110,7 +134,13 @@ def _quiet() -> Iterator[None]:
 def _rows(builder: Any, split: str) -> Iterator[Record]:
     source = builder.as_data_source(split=split)
     for number in range(len(source)):
-        yield source[number]
+        try:
+            record = source[number]
+        except RuntimeError as error:  # what ArrayRecord raises where its checksums do not fit
+            raise UserError(
+                f"{builder.data_dir}: damaged ({first_line(error)}); prepare or copy {builder.info.full_name} anew"
+            ) from error
+        yield record
 
 
 def _sizes(builder: Any) -> dict[str, str]:
