@@ -20,7 +20,7 @@ from jaxformer.models.attention import attend, visibility_mask
 from jaxformer.models.config import Execution, TransformerConfig
 from jaxformer.models.layers import Norm
 from jaxformer.models.model import Model, count_parameters
-from jaxformer.models.positions import relative_buckets, rotated, rotations, sinusoids
+from jaxformer.models.positions import _buckets, relative_buckets, rotated, rotations, sinusoids
 from jaxformer.models.presets import PRESETS
 from jaxformer.training.step import group_sums
 from jaxformer.trees import flatten
@@ -304,6 +304,46 @@ def test_relative_buckets_have_the_papers_values() -> None:
     assert relative_buckets(jnp.array(5), bidirectional=False) == 0
 
 
+def test_every_setting_of_relative_buckets_is_the_papers_formula_in_whole_numbers() -> None:
+    """exact + floor(far log(n / exact) / log(max / exact)), its floor found by comparing whole numbers; and where both
+    roundings of the reference's logarithm agree, the reference."""
+    settings = 0
+    for num_buckets in (2, 4, 6, 8, 12, 16, 20, 24, 32, 48, 64, 96, 127, 128):
+        exact = num_buckets // 2
+        far = num_buckets - exact
+        for most in (3, 7, 9, 16, 25, 32, 50, 64, 81, 100, 125, 128, 144, 200, 250, 256, 343, 512, 625, 1000, 1024):
+            if most <= exact:
+                continue
+            settings += 2
+            table = _buckets(num_buckets, most)
+            assert table[:exact].tolist() == list(range(exact)) and table[-1] == num_buckets - 1, (num_buckets, most)
+            distances = np.arange(exact, most + 1)
+            logs = [
+                dtype(far) * np.log(distances.astype(dtype) / dtype(exact)) / dtype(math.log(most / exact))
+                for dtype in (np.float32, np.float64)
+            ]
+            near = [np.abs(value - np.round(value)) < 1e-4 for value in logs]
+            for n, bucket, sure, value in zip(distances, table[exact:], ~near[0] & ~near[1], logs[1], strict=True):
+                k = min(round(value) if not sure else math.floor(value), far - 1)
+                if not sure and int(n) ** far * exact**k < most**k * exact**far:
+                    k -= 1
+                assert bucket == exact + k, (num_buckets, most, n)
+    assert settings > 396
+
+
+@pytest.mark.parametrize(("buckets", "most", "relative", "wanted"), [
+    (8, 200, -20, 3), (8, 200, 20, 7), (8, 200, -19, 2), (16, 64, -16, 6), (32, 128, -16, 10), (12, 81, -9, 4),
+])  # fmt: skip
+def test_exact_powers_fall_into_one_bucket_compiled_or_not(buckets: int, most: int, relative: int, wanted: int) -> None:
+    def bucket(relative: jax.Array) -> jax.Array:
+        return relative_buckets(relative, bidirectional=True, num_buckets=buckets, max_distance=most)
+
+    places = jnp.arange(-300, 301)
+    eager, compiled = np.asarray(bucket(places)), np.asarray(jax.jit(bucket)(places))
+    assert np.array_equal(eager, compiled)
+    assert eager[300 + relative] == wanted
+
+
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_attention_implementations_agree(with_bias: bool) -> None:
     rng = np.random.default_rng(0)
@@ -464,8 +504,25 @@ def test_sinusoids_have_the_papers_values() -> None:
     table = np.asarray(sinusoids(jnp.arange(3)[None], 6, reaches_base=True))[0]
     np.testing.assert_allclose(table[2], [math.sin(2), math.sin(0.02), math.sin(2e-4), math.cos(2), math.cos(0.02), 1],
                                atol=1e-7)  # fmt: skip
-    far = np.asarray(sinusoids(jnp.array([[511]]), 512))[0, 0]
-    assert far[3] == pytest.approx(math.sin(511 * 10_000 ** (-6 / 512)), abs=1e-4)
+
+
+@pytest.mark.parametrize("reaches_base", [False, True])
+@pytest.mark.parametrize(("d_model", "longest", "max_length", "error"), [
+    (512, 513, 8192, 1e-7), (64, 4097, 8192, 1e-7), (64, 4096, 4096, 1e-7), (64, 100_000, 512, 3e-7),
+])  # fmt: skip
+def test_sinusoids_are_those_of_float64_at_every_place(
+    reaches_base: bool, d_model: int, longest: int, max_length: int, error: float
+) -> None:
+    places, half = np.arange(longest - 500, longest), d_model // 2
+    exponents = np.arange(half) / (half - 1) if reaches_base else 2 * np.arange(half) / d_model
+    angles = places[:, None] / 10_000.0**exponents
+    wanted = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+    def table(places: jax.Array) -> jax.Array:
+        return sinusoids(places, d_model, reaches_base=reaches_base, max_length=max_length)
+
+    for found in (table(jnp.asarray(places)[None]), jax.jit(table)(jnp.asarray(places)[None])):
+        assert np.abs(np.asarray(found)[0] - wanted).max() < error
 
 
 def test_rotary_positions_turn_pairs_and_depend_on_the_distance_alone() -> None:

@@ -284,7 +284,8 @@ class Inputs(nn.Module):
             x_BTD = x_BTD + table[config.position_offset + positions_BT].astype(x_BTD.dtype)
         elif config.position.startswith("sinusoidal"):
             last = config.position == "sinusoidal_tensor2tensor"
-            x_BTD = x_BTD + sinusoids(positions_BT, config.d_model, reaches_base=last).astype(x_BTD.dtype)
+            added = sinusoids(positions_BT, config.d_model, reaches_base=last, max_length=config.max_length)
+            x_BTD = x_BTD + added.astype(x_BTD.dtype)
         if config.token_types:
             table = self.param("token_types", initializer(config, "token_type"), (config.token_types, config.d_model))
             types = jnp.zeros_like(positions_BT) if token_types_BT is None else token_types_BT

@@ -3,7 +3,8 @@
 Shape suffixes: B batch, T length, D d_model, H heads, K head size.
 """
 
-import math
+import bisect
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +13,38 @@ import numpy as np
 Rotation = tuple[jax.Array, jax.Array]  # cosines and sines, each [B, T, K / 2]
 
 
-def sinusoids(positions_BT: jax.Array, d_model: int, *, reaches_base: bool = False) -> jax.Array:
+def sinusoids(
+    positions_BT: jax.Array, d_model: int, *, reaches_base: bool = False, max_length: int = 8192
+) -> jax.Array:
     """Return float32 [B, T, D]: all sines, then all cosines, of position x 10000^-exponent.
 
     The exponents are the paper's 2i/d (Transformer, section 3.5), which interleaves sines and cosines: another order of
     the same features. Concatenated is the form of Marian. With `reaches_base` they are i/(d/2 - 1) as in tensor2tensor,
     whose last feature has period 2 pi 10000.
+
+    Angles of float32 would be 2e-4 off at place 4096, so they come from tables in float64. Places below `max_length`
+    are exact to float32's rounding; later ones, which no table has, to 2e-7.
     """
+    length = max(max_length, _STRETCHES)
+    near_ND = _sinusoid_table(length, 1, d_model, reaches_base)
+    far_ND = _sinusoid_table(_STRETCHES, length, d_model, reaches_base)
+    # A stretch is as long as the first table; the first begins at angle 0 and leaves what it turns as it is.
+    sin_near, cos_near = jnp.split(jnp.asarray(near_ND)[positions_BT % length], 2, axis=-1)
+    sin_far, cos_far = jnp.split(jnp.asarray(far_ND)[positions_BT // length], 2, axis=-1)
+    sines, cosines = sin_near * cos_far + cos_near * sin_far, cos_near * cos_far - sin_near * sin_far
+    return jnp.concatenate([sines, cosines], axis=-1)
+
+
+_STRETCHES = 512
+
+
+@functools.lru_cache(maxsize=8)
+def _sinusoid_table(count: int, step: int, d_model: int, reaches_base: bool) -> np.ndarray:
+    """Return float32 [count, D]: what `sinusoids` gives for the places 0, step, 2 step, …"""
     half = d_model // 2
-    last = max(half - 1, 1) if reaches_base else half
-    frequencies = jnp.asarray(10_000.0 ** (-np.arange(half) / last), jnp.float32)
-    angles = positions_BT[..., None].astype(jnp.float32) * frequencies[None, None]
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    frequencies = 10_000.0 ** (-np.arange(half) / (max(half - 1, 1) if reaches_base else half))
+    angles = np.arange(count)[:, None] * step * frequencies
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).astype(np.float32)
 
 
 def rotations(positions_BT: jax.Array, head_dim: int, base: float = 10_000.0) -> Rotation:
@@ -56,8 +77,22 @@ def relative_buckets(
         distance = jnp.abs(relative)
     else:
         distance = jnp.maximum(-relative, 0)
+    buckets = jnp.asarray(_buckets(num_buckets, max_distance))
+    return offset + buckets[jnp.minimum(distance, max_distance)]
+
+
+@functools.lru_cache(maxsize=8)
+def _buckets(num_buckets: int, max_distance: int) -> np.ndarray:
+    """Return int32 [max_distance + 1]: the bucket of every distance in one direction; beyond, the last goes on.
+
+    A far distance n is in bucket exact + floor(far log(n / exact) / log(max_distance / exact)). That this is exact + k
+    or more is a comparison of whole numbers, so that no rounding of a logarithm decides at exact powers.
+    """
     exact = num_buckets // 2
-    # The logarithm of 0 is never used: distances below `exact` take the other branch.
-    ratio = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / math.log(max_distance / exact)
-    far = jnp.minimum(exact + (ratio * (num_buckets - exact)).astype(jnp.int32), num_buckets - 1)
-    return offset + jnp.where(distance < exact, distance, far)
+    far = num_buckets - exact
+    starts = [
+        bisect.bisect_left(range(max_distance), max_distance**k * exact**far, key=lambda n: n**far * exact**k)
+        for k in range(1, far)
+    ]
+    distances = np.arange(max_distance + 1)
+    return np.where(distances < exact, distances, exact + np.searchsorted(starts, distances, "right")).astype(np.int32)
