@@ -6,10 +6,13 @@ Every message names the key as the user writes it, the value and what is allowed
 import dataclasses
 import operator
 import sys
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any, TypeVar
 
 from jaxformer.errors import UserError, suggest
+
+Text = TypeVar("Text", str, str | Path)
 
 # What a value has to be, in words.
 KINDS: dict[Any, str] = {
@@ -19,6 +22,11 @@ KINDS: dict[Any, str] = {
     bool: "true or false",
     dict: "keys and values",
 }
+
+
+def several(given: Text | Iterable[Text]) -> tuple[Text, ...]:
+    """Return what is given as texts (or paths): a single one is one, and not its characters."""
+    return (given,) if isinstance(given, (str, PurePath)) else tuple(given)
 
 
 def check_range(

@@ -22,7 +22,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxformer.checkpoint import CheckpointConfig
-from jaxformer.checks import KINDS
+from jaxformer.checks import KINDS, several
 from jaxformer.data import SOURCES
 from jaxformer.devices import ShardingConfig
 from jaxformer.errors import UserError, suggest
@@ -138,7 +138,7 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     return keys
 
 
-def load(spec: str, overrides: Sequence[str] = ()) -> Config:
+def load(spec: str, overrides: str | Sequence[str] = ()) -> Config:
     """Resolve `NAME[:ARG]` or `FILE[:ARG]` with overrides `section.key=value`.
 
     Raises UserError for an unknown experiment, a bad ARG, key or value, and for combinations that cannot work.
@@ -158,7 +158,9 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Config:
     return resolve(experiment.to_dict() if isinstance(experiment, ConfigDict) else experiment, overrides, name=spec)
 
 
-def resolve(experiment: Mapping[str, Any], overrides: Sequence[str] = (), *, name: str, stored: bool = False) -> Config:
+def resolve(
+    experiment: Mapping[str, Any], overrides: str | Sequence[str] = (), *, name: str, stored: bool = False
+) -> Config:
     """Resolve an experiment's dict of sections (see `load`).
 
     `stored` says that it is a resolved one, which gives every field: where an override makes another choice, those that
@@ -242,10 +244,10 @@ def _summary(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}{where}"
 
 
-def _override(given: dict[str, Any], overrides: Sequence[str], stored: bool) -> None:
+def _override(given: dict[str, Any], overrides: str | Sequence[str], stored: bool) -> None:
     # Selectors first, so that no override is lost to another choice that stands after it.
     selectors = {f"{section}.{selector}" for section, selector in SELECTORS.items()}
-    for override in sorted(overrides, key=lambda override: override.partition("=")[0] not in selectors):
+    for override in sorted(several(overrides), key=lambda override: override.partition("=")[0] not in selectors):
         key, equals, value = override.partition("=")
         section, dot, field = key.partition(".")
         if section in SCALARS and (dot or not equals):

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxformer.checks import several
 from jaxformer.errors import UserError
 
 LAYERS = "layers"
@@ -55,7 +56,7 @@ def num_layers(path: str, shape: tuple[int, ...]) -> int:
     return shape[0] if LAYERS in path.split("/")[:-1] else 0
 
 
-def match(path: str, shape: tuple[int, ...], patterns: Iterable[str]) -> bool | np.ndarray:
+def match(path: str, shape: tuple[int, ...], patterns: str | Iterable[str]) -> bool | np.ndarray:
     """Say whether any pattern selects the array of this path and shape.
 
     Returns True or False, or a bool vector [layers] when only some of its layers are selected.
@@ -65,7 +66,7 @@ def match(path: str, shape: tuple[int, ...], patterns: Iterable[str]) -> bool | 
     """
     layers = num_layers(path, shape)
     selected = np.zeros(layers, bool)
-    for pattern in patterns:
+    for pattern in several(patterns):
         expression, layer = _parse(pattern)
         if not expression.fullmatch(path):
             continue
@@ -79,7 +80,7 @@ def match(path: str, shape: tuple[int, ...], patterns: Iterable[str]) -> bool | 
 
 
 def mask(
-    params: Mapping[str, Any], patterns: Iterable[str], where: str = "pattern", strict: bool = True
+    params: Mapping[str, Any], patterns: str | Iterable[str], where: str = "pattern", strict: bool = True
 ) -> dict[str, Any]:
     """Return the tree of what `patterns` select: at each leaf a bool, or a bool array [layers, 1, …] of its rank.
 
@@ -89,7 +90,7 @@ def mask(
     Raises:
       UserError: a pattern selects nothing (the message shows the nearest paths) or is not a regular expression.
     """
-    patterns = tuple(patterns)
+    patterns = several(patterns)
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(params).items()}
     for pattern in patterns if strict else ():
         if not any(np.any(match(path, shape, (pattern,))) for path, shape in shapes.items()):

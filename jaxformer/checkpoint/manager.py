@@ -27,7 +27,7 @@ from jaxformer.checkpoint.digest import (
     write_digest,
 )
 from jaxformer.checkpoint.reading import quiet_orbax, restore_state
-from jaxformer.checks import check_choice, check_range
+from jaxformer.checks import check_choice, check_range, several
 from jaxformer.devices import agreed, let_speak, meet
 from jaxformer.errors import UserError, disk_errors
 from jaxformer.storage import absolute, delete_tree, files_below, folders_in, is_remote, move_tree, store_errors
@@ -61,6 +61,8 @@ class CheckpointConfig:
     init_new: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for key in ("init_skip", "init_new"):
+            object.__setattr__(self, key, several(getattr(self, key)))
         for key in ("every", "keep_last", "keep_every_hours"):
             check_range(f"checkpoint.{key}", getattr(self, key), at_least=0)
         check_choice("checkpoint.best_mode", self.best_mode, ("min", "max"))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxformer import __version__
+from jaxformer.checks import several
 from jaxformer.cli import verbs
 from jaxformer.errors import Interrupted, UserError
 
@@ -19,7 +20,7 @@ CHANGED = "go on although the run's data or tokenizer changed"
 OVERRIDES = "--config.SECTION.KEY=VALUE overrides any key of the config"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: str | Sequence[str] | None = None) -> int:
     """Run one verb. Returns 0 done, 2 the user can fix it, 75 preempted after saving, 130 Ctrl-C, 1 our fault.
 
     A process that has peers does not return: it ends, so that they do not wait for it.
@@ -41,10 +42,10 @@ def _processes() -> Any:
     return module if module is not None and module.has_peers() else None
 
 
-def _main(arguments: Sequence[str] | None) -> int:
+def _main(arguments: str | Sequence[str] | None) -> int:
     # XLA logs what concerns its developers; ours reaches Python as an exception. Read when JAX is imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = list(several(sys.argv[1:] if arguments is None else arguments))
     # Behind a lone -- stands the command line of another process.
     cut = words.index("--") if words[:1] == ["launch"] and "--" in words else len(words)
     own, others = words[:cut], words[cut + 1 :]

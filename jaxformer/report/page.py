@@ -18,7 +18,7 @@ from jaxformer.tables import DASH, count, counted, duration, energy, mass, metri
 PAGE = "report.html"
 
 
-def write_report(folders: Sequence[Path | str], out: Path) -> Path:
+def write_report(folders: Path | str | Sequence[Path | str], out: Path) -> Path:
     """Write `out`/report.html on the runs in (or below) `folders`, with PNG plots beside it; return the page's path.
 
     Raises `UserError` for a folder that holds no run, or when `out` cannot be written.

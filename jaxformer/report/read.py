@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from jaxformer.checks import several
 from jaxformer.errors import UserError
 from jaxformer.footprint import Emissions, read_emissions
 from jaxformer.storage import (
@@ -97,14 +98,14 @@ def read_run(folder: Path | str) -> Run:
 
 
 @store_errors()
-def find_runs(folders: Sequence[Path | str]) -> list[Run]:
+def find_runs(folders: Path | str | Sequence[Path | str]) -> list[Run]:
     """Read the given runs, and those below a given folder that is none itself, each once, under distinct names in
     natural order.
 
     Raises `UserError` for a folder without any run.
     """
     paths: dict[PurePath, Path] = {}
-    for folder in map(location, folders):
+    for folder in map(location, several(folders)):
         if not is_run(folder) and folder.is_dir():
             below = list(_below(folder))
             if not below:

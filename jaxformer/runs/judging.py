@@ -75,7 +75,7 @@ class Relabelled:
 
 @store_errors()
 def evaluate_run(
-    workdir: Path, split: str, overrides: Sequence[str] = (), display: Display | None = None, *,
+    workdir: Path, split: str, overrides: str | Sequence[str] = (), display: Display | None = None, *,
     allow_change: bool = False,
 ) -> dict[str, float]:  # fmt: skip
     """Judge a run's newest checkpoint on a split of its data (or of the data that the overrides name) and write the

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from jaxformer import config as configs
 from jaxformer.checkpoint import restore_params
+from jaxformer.checks import several
 from jaxformer.config import Config
 from jaxformer.devices import prepare_process
 from jaxformer.errors import UserError
@@ -100,12 +101,13 @@ class LoadedRun:
     labels: tuple[str, ...]
     step: int
 
-    def generate(self, prompts: Sequence[str], generation: GenerationConfig | None = None) -> list[str]:
-        """Return what the model writes after each prompt (or, for an encoder-decoder, in answer to it)."""
+    def generate(self, prompts: str | Sequence[str], generation: GenerationConfig | None = None) -> list[str]:
+        """Return what the model writes after each prompt (or, for an encoder-decoder, in answer to it): a list also of
+        one prompt, given as a string."""
         require_generator(self.model.config.family)
         vocabulary, reads = self.tokenizer.vocabulary, self.model.config.family == "encoder_decoder"
         # What an encoder reads has the tokens around it that it had in training.
-        rows = [self.tokenizer.encode(prompt, special=reads) for prompt in prompts]
+        rows = [self.tokenizer.encode(prompt, special=reads) for prompt in several(prompts)]
         if not reads and self.config.supervision.delimited:
             # A single stack that learnt to read one text and write another: this token ended what it read.
             rows = [np.append(row, vocabulary.id("end")).astype(np.int32) for row in rows]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from jaxformer.checks import check_choice, check_range
+from jaxformer.checks import check_choice, check_range, several
 from jaxformer.errors import UserError
 from jaxformer.objectives import FLOAT, INT, Encode, Part, Shapes, padded, row_arrays
 from jaxformer.tasks.metrics import METRICS
@@ -57,6 +57,8 @@ class _Classification:
 
     def __post_init__(self) -> None:
         check_range("task.sequence_length", self.sequence_length, at_least=8)
+        for key in ("text_fields", "metrics"):
+            object.__setattr__(self, key, several(getattr(self, key)))
         if len(self.text_fields) not in (1, 2):
             raise UserError(f"task.text_fields: {len(self.text_fields)} fields, but one text or two can be classified")
         for metric in self.metrics:

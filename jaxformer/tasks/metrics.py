@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from jaxformer.checks import several
+
 
 def _f1(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> float:
     from sklearn.metrics import f1_score  # which takes a second to import
@@ -23,7 +25,7 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray, int], float]] = {"accuracy"
 
 
 def task_metrics(
-    names: Sequence[str], labels: np.ndarray, predictions: np.ndarray, num_classes: int
+    names: str | Sequence[str], labels: np.ndarray, predictions: np.ndarray, num_classes: int
 ) -> dict[str, float]:
     """Return each named metric of int arrays [N] of true and predicted classes (-1: no class)."""
-    return {name: METRICS[name](labels, predictions, num_classes) for name in names}
+    return {name: METRICS[name](labels, predictions, num_classes) for name in several(names)}

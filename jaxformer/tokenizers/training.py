@@ -82,14 +82,14 @@ TOKENIZERS: dict[str, type] = {
 }
 
 
-def train_tokenizer(config: Any, texts: Iterable[str]) -> Tokenizer:
+def train_tokenizer(config: Any, texts: str | Iterable[str]) -> Tokenizer:
     """Train the tokenizer that `config` describes; equal texts give equal tokenizers.
 
     A small corpus may give fewer tokens than `vocab_size`. Raises UserError when the size leaves no room for the
     special tokens or the characters of the text, or there is no text.
     """
     kinds: dict[type, Any] = {ByteBPE: _byte_bpe, WordPiece: _wordpiece, Unigram: _unigram}
-    counted = _Counted(texts)
+    counted = _Counted((texts,) if isinstance(texts, str) else texts)  # a text is one, not its characters
     backend = kinds[type(config)](config, counted)
     if counted.characters == 0:
         raise UserError("tokenizer: there is no text to train on; check the data section")

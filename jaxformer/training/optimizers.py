@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxformer.checks import check_choice, check_range
+from jaxformer.checks import check_choice, check_range, several
 from jaxformer.errors import UserError
 from jaxformer.trees import flatten, mask, num_layers, unflatten
 
@@ -307,7 +307,9 @@ def decay_weights(
 ) -> optax.GradientTransformation:
     """Add weight_decay * parameter to the update of whatever `exclude` does not select; it may select layers."""
     # The default names may be absent (T5 has no biases); anything else that selects nothing is a misspelling.
-    mask(params, [pattern for pattern in exclude if pattern not in BIASES_AND_NORMS], "optimizer.decay_exclude")
+    mask(
+        params, [pattern for pattern in several(exclude) if pattern not in BIASES_AND_NORMS], "optimizer.decay_exclude"
+    )
     excluded = flatten(mask(params, exclude, strict=False))
 
     def decay(path: str, update: Any, param: Any) -> Any:
