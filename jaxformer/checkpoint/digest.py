@@ -24,6 +24,7 @@ from jaxformer.storage import absolute, files_below, folders_in, is_remote, loca
 
 DIGEST = "digest.json"
 PARAMS = "params/"
+UNKNOWN = -1  # the step that a digest from before does not name
 
 Shape = tuple[int, ...]
 
@@ -90,7 +91,7 @@ def read_digest(folder: Path) -> Digest:
         if claimed != _hash_content(content):
             raise DamagedDigest(f"{DIGEST} does not agree with its own hash")
         return Digest(
-            step=content["step"],
+            step=content.get("step", UNKNOWN),
             saved=content.get("saved", 0.0),
             arrays={path: (tuple(shape), dtype) for path, (shape, dtype) in content["arrays"].items()},
             metrics=content["metrics"],
@@ -108,6 +109,8 @@ def find_damage(folder: Path) -> str | None:
         return f"{DIGEST} is missing"
     except (DamagedDigest, OSError) as error:
         return str(error)
+    if folder.name.isdecimal() and digest.step not in (UNKNOWN, int(folder.name)):
+        return f"its {DIGEST} names step {digest.step}, so it was copied or renamed"
     sizes = files_below(folder)
     for name, (size, _) in digest.files.items():
         if name not in sizes:
@@ -141,10 +144,11 @@ def best_step(directory: Path, metric: str, mode: str) -> int | None:
     values: dict[int, float] = {}
     for step in finished_steps(directory):
         try:
-            value = read_digest(directory / str(step)).metrics.get(metric, math.nan)
+            digest = read_digest(directory / str(step))
         except (DamagedDigest, OSError):
             continue
-        if math.isfinite(value):
+        value = digest.metrics.get(metric, math.nan)
+        if math.isfinite(value) and digest.step in (UNKNOWN, step):
             values[step] = value
     sign = 1 if mode == "min" else -1
     return min(values, key=lambda step: sign * values[step]) if values else None
@@ -181,10 +185,10 @@ def locate(path: Path) -> Path:
     if steps:
         return directory / str(steps[-1])
     if not path.exists():
-        raise UserError(f"no checkpoint at {path}: the folder does not exist; name a run or one of its checkpoints")
+        raise UserError(f"no checkpoint at {path}: the folder does not exist; name a run")
     if path.name.isdecimal() or step_folders(directory):
         raise UserError(f"the checkpoint at {path} is damaged or unfinished: {DIGEST} is missing; name another one")
-    raise UserError(f"no checkpoint in {path}; name a run that has saved one, or a folder checkpoints/STEP")
+    raise UserError(f"no checkpoint in {path}; name a run that has saved one")
 
 
 def stored_shapes(path: Path) -> dict[str, tuple[Shape, str]]:

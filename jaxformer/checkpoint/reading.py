@@ -30,6 +30,8 @@ def verified(path: Path) -> Path:
     if damage:
         others = [str(step) for step in finished_steps(folder.parent) if str(step) != folder.name]
         hint = f"name another one; {folder.parent} also has {', '.join(others)}" if others else "name another one"
+        if others and folder.parent.name == "checkpoints":
+            hint += f" (as {folder.parent.parent}@{others[-1]})"
         raise UserError(f"the checkpoint {folder} is damaged: {damage}; {hint}")
     return folder
 

@@ -17,6 +17,7 @@ from jaxformer.errors import Interrupted, UserError
 
 OVERRIDE = "--config."
 CHANGED = "go on although the run's data or tokenizer changed"
+STEP = "the checkpoint (default: latest); --workdir=DIR@best says it, too"
 OVERRIDES = "--config.SECTION.KEY=VALUE overrides any key of the config"
 
 
@@ -172,6 +173,7 @@ def _parser() -> argparse.ArgumentParser:
         "evaluate", verbs.evaluate, "judge a run on held-out data", "evaluate --workdir=runs/bert-smoke", overrides=True
     )
     evaluate.add_argument("--workdir", required=True, metavar="DIR", help="the run directory")
+    evaluate.add_argument("--step", default="", metavar="N|best|latest", help=STEP)
     evaluate.add_argument(
         "--split", default="validation", choices=("validation", "test", "train"), help="default: validation"
     )
@@ -182,6 +184,7 @@ def _parser() -> argparse.ArgumentParser:
         "generate", verbs.generate, "continue a prompt, or answer it", 'generate --workdir=runs/gpt-smoke "Return the"'
     )
     generate.add_argument("--workdir", required=True, metavar="DIR", help="the run directory")
+    generate.add_argument("--step", default="", metavar="N|best|latest", help=STEP)
     generate.add_argument("prompts", nargs="*", metavar="PROMPT", help="prompts (default: one per line of stdin)")
     generate.add_argument("--temperature", type=float, help="0 takes the likeliest token; above 0 samples")
     generate.add_argument("--max-new-tokens", type=int, help="longest answer, in tokens")
@@ -204,12 +207,13 @@ def _parser() -> argparse.ArgumentParser:
     imports.add_argument("--revision", metavar="NAME", help="a branch, tag or commit of the hub's repository")
 
     export = add(
-        "export", verbs.export_weights, "write a run's newest checkpoint in Hugging Face format",
+        "export", verbs.export_weights, "write a run's checkpoint in Hugging Face format",
         "export --workdir=runs/gpt-smoke gpt-smoke",
     )  # fmt: skip
     export.add_argument("out", metavar="OUT", help="the new folder")
     export.add_argument("--workdir", required=True, metavar="DIR", help="the run directory")
     export.add_argument("--allow-config-change", action="store_true", help=CHANGED)
+    export.add_argument("--step", default="", metavar="N|best|latest", help=STEP)
     export.add_argument("--format", default="huggingface", choices=("huggingface",), help="default: huggingface")
 
     actions = group("tokenizer", "train and try tokenizers", "tokenizer show --tokenizer=runs/bert-smoke", "ACTION")

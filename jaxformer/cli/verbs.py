@@ -43,7 +43,12 @@ def evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
 
     with Display() as display:
         metrics = evaluate_run(
-            location(args.workdir), args.split, overrides, display, allow_change=args.allow_config_change
+            location(args.workdir),
+            args.split,
+            overrides,
+            display,
+            step=args.step,
+            allow_change=args.allow_config_change,
         )
     if args.json:
         print(json.dumps(finite(metrics)))
@@ -58,7 +63,7 @@ def generate(args: argparse.Namespace, overrides: list[str]) -> int:
 
     from jaxformer.runs import load
 
-    run = load(args.workdir, allow_change=args.allow_config_change)
+    run = load(args.workdir, args.step, allow_change=args.allow_config_change)
     given = {"temperature": args.temperature, "max_new_tokens": args.max_new_tokens, "seed": args.seed}
     generation = dataclasses.replace(run.config.generation, **{k: v for k, v in given.items() if v is not None})
     prompts = args.prompts or [line.rstrip("\n") for line in sys.stdin]
@@ -94,7 +99,7 @@ def import_weights(args: argparse.Namespace, overrides: list[str]) -> int:
 def export_weights(args: argparse.Namespace, overrides: list[str]) -> int:
     from jaxformer.interop import export_run
 
-    name = export_run(location(args.workdir), location(args.out), allow_change=args.allow_config_change)
+    name = export_run(location(args.workdir), location(args.out), step=args.step, allow_change=args.allow_config_change)
     print(f"{args.out}: {name}.from_pretrained loads it")
     return 0
 

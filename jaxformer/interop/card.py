@@ -13,8 +13,9 @@ _FAMILIES = {
 }  # fmt: skip
 
 
-def model_card(workdir: Path, run: StoredRun, loader: str) -> str:
-    """Return the README.md of an export, from what the run directory holds; nothing is claimed that it does not say."""
+def model_card(workdir: Path, run: StoredRun, loader: str, step: int) -> str:
+    """Return the README.md of an export of the checkpoint of `step`, from what the run directory holds; nothing is
+    claimed that it does not say."""
     found, config = read_run(workdir), run.config.to_dict()
     model = config["model"]
     layers = f"{model['num_layers']} layers" + " in each stack" * (model["family"] == "encoder_decoder")
@@ -30,11 +31,11 @@ def model_card(workdir: Path, run: StoredRun, loader: str) -> str:
         f'model = {loader}.from_pretrained("PATH")', 'tokenizer = AutoTokenizer.from_pretrained("PATH")', "```", "",
         "## Training", "", f"Config: `{found.record['name']}`.", "",
         "| | |", "| --- | --- |",
-        *(f"| {name} | {value} |" for name, value in _training(found, config).items()),
+        *(f"| {name} | {value} |" for name, value in _training(found, config, step).items()),
     ]  # fmt: skip
     if run.labels:
         lines += ["", "## Labels", "", ", ".join(f"{n}: {label}" for n, label in enumerate(run.labels)) + "."]
-    evaluations = {name: result for name, result in found.results.items() if isinstance(result, dict)}
+    evaluations = {name: result for name, result in found.results.items() if _is_of(result, step)}
     rows = [
         f"| {name} | {metric_name} | {metric(value)} |"
         for name, result in evaluations.items()
@@ -47,7 +48,12 @@ def model_card(workdir: Path, run: StoredRun, loader: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _training(found: Any, config: dict[str, Any]) -> dict[str, Any]:
+def _is_of(result: Any, step: int) -> bool:
+    """Whether this is what an evaluation of the checkpoint has found."""
+    return isinstance(result, dict) and result.get("step", step) == step
+
+
+def _training(found: Any, config: dict[str, Any], step: int) -> dict[str, Any]:
     """Return what is known of the training; of imported weights that is nothing."""
     last = max((line.get("step", 0) for line in found.metrics), default=0)
     if not last:
@@ -56,6 +62,7 @@ def _training(found: Any, config: dict[str, Any]) -> dict[str, Any]:
     return {
         kind: config[kind]["name"],
         "data": config["data"]["name"],
+        **({"checkpoint": f"step {step:,}"} if step != last else {}),
         "steps": f"{last:,} of batch size {config['training']['batch_size']}",
         "optimizer": f"{config['optimizer']['name']}, learning rate {config['optimizer']['learning_rate']:g}",
         "started from": PurePath(config["init_from"]).name or "scratch",  # where it lies here tells nobody else

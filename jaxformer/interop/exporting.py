@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxformer.checkpoint import read_params_in_groups
+from jaxformer.checkpoint import checkpoint_of, named, read_params_in_groups
 from jaxformer.interop.card import model_card
 from jaxformer.interop.configs import find_layout, write_config
 from jaxformer.interop.folders import check_new, whole_or_not_at_all
@@ -27,34 +27,39 @@ _SPECIAL = {
 
 
 @store_errors()
-def export_run(workdir: Path, out: Path, *, allow_change: bool = False, shard_bytes: int = SHARD_BYTES) -> str:
-    """Write a run's newest checkpoint as a Hugging Face folder and return the name of the class that loads it.
+def export_run(
+    workdir: Path, out: Path, *, step: str | int = "", allow_change: bool = False, shard_bytes: int = SHARD_BYTES
+) -> str:
+    """Write a run's newest checkpoint, or that of `step` (see `jaxformer.load`), as a Hugging Face folder and return
+    the name of the class that loads it.
 
     Rows beyond `vocab_size` are left out. Arrays are read one stack at a time, and together only where they share a
     tensor there. Raises UserError for a model that no class there computes, and, unless `allow_change`, for a tokenizer
     that is not the one that the run was trained with; leaves nothing behind then.
     """
     check_new(out, "OUT")
-    run = stored_run(workdir, allow_change)
+    folder, run = checkpoint_of(workdir, step), stored_run(workdir, allow_change)
     model = run.model
     classes = (*(("tokens",) if model.predicts_tokens else ()), *(head for head, _ in model.heads))
     layout = find_layout(model.config, classes)
     name, prefix = layout.classes[classes]
     with whole_or_not_at_all(out) as temporary:
-        write_tensors(layout, model, prefix, workdir, temporary, shard_bytes, zeros="tokens" in classes)
+        write_tensors(layout, model, prefix, folder, temporary, shard_bytes, zeros="tokens" in classes)
         theirs = {"architectures": [name]} | write_config(layout, model.config) | _ids(run, layout)
         theirs |= {"dtype": "float32"} | _labels(run.labels if "label" in classes else ())
         _write_json(temporary / "config.json", theirs)
         run.tokenizer.save(temporary / "tokenizer.json")
         _write_json(temporary / "tokenizer_config.json", _tokenizer_config(run.tokenizer, model))
-        (temporary / "README.md").write_text(model_card(workdir, run, name), encoding="utf-8")
+        (temporary / "README.md").write_text(
+            model_card(named(workdir)[0], run, name, int(folder.name)), encoding="utf-8"
+        )
     return name
 
 
 def write_tensors(
-    layout: Layout, model: Model, prefix: str, workdir: Path, folder: Path, shard_bytes: int, *, zeros: bool
+    layout: Layout, model: Model, prefix: str, checkpoint: Path, folder: Path, shard_bytes: int, *, zeros: bool
 ) -> None:
-    """Write all arrays of a run's newest checkpoint, those that share one of their tensors together."""
+    """Write all arrays of a checkpoint, those that share one of their tensors together."""
     config = model.config
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(model.shapes).items()}
     groups: dict[str, list[Piece]] = {}
@@ -80,7 +85,7 @@ def write_tensors(
             array = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
             yield name, array.reshape((theirs | buffers)[name])
 
-    for paths, arrays in read_params_in_groups(workdir, list(together)):
+    for paths, arrays in read_params_in_groups(checkpoint, list(together)):
         writer.write(tensors(together[paths], arrays))
 
 

@@ -26,7 +26,6 @@ from jaxformer.models import Execution, Model, count_parameters
 from jaxformer.objectives import Supervision
 from jaxformer.planning.memory import activation_bytes, optimizer_bytes, parameter_bytes
 from jaxformer.runs import build_model, check_teacher, label_names, stored_run, teacher_model
-from jaxformer.storage import location
 from jaxformer.tables import estimate, gigabytes, percent, print_paragraph, roomy, table
 from jaxformer.training import Phase, step_flops
 
@@ -162,7 +161,7 @@ def _teacher(config: Config, notes: list[str]) -> Model | None:
     if config.distillation is None:
         return None
     try:
-        run = stored_run(location(config.distillation.teacher))
+        run = stored_run(config.distillation.teacher)
     except (UserError, OSError) as error:
         notes.append(f"the teacher, its parameters and its FLOPs are left out: {error}")
         return None

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxformer.checkpoint import finished_steps
+from jaxformer.checkpoint import checkpoint_of, finished_steps, named
 from jaxformer.config import Config
 from jaxformer.data import (
     LeftOut,
@@ -29,7 +29,7 @@ from jaxformer.runs.loading import StoredRun, bind, own_tokenizer
 from jaxformer.runs.opened import OpenedRun
 from jaxformer.runs.progress import Display
 from jaxformer.runs.teacher import fitting_teacher
-from jaxformer.storage import location, read_record
+from jaxformer.storage import read_record
 from jaxformer.tables import counted
 from jaxformer.tokenizers import Tokenizer, load_tokenizer
 from jaxformer.training import Phase
@@ -110,9 +110,11 @@ def choose_tokenizer(run: OpenedRun) -> Tokenizer:
     found: dict[str, Tokenizer] = {}
     for key, base in bases.items():
         if base:
-            if not finished_steps(location(base) / "checkpoints"):  # said now, before a corpus is tokenised
+            source, _ = named(base)
+            if not finished_steps(source / "checkpoints"):  # said now, before a corpus is tokenised
                 raise UserError(f"{key}: {base} is not a run with a checkpoint; give a folder that `train` wrote")
-            found[f"{key} {base}"] = own_tokenizer(location(base), run.allows_change)
+            checkpoint_of(base)
+            found[f"{key} {base}"] = own_tokenizer(source, run.allows_change)
     if config.selected["tokenizer"] == "file":
         found[f"tokenizer.path {config.tokenizer.path}"] = load_tokenizer(config.tokenizer.path)
     if not found:

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxformer.checkpoint import content_of
+from jaxformer.checkpoint import checkpoint_of, content_of
 from jaxformer.config import Config
 from jaxformer.errors import UserError
 from jaxformer.runs.paths import is_there, paths_of, target
-from jaxformer.storage import location, read_record
+from jaxformer.storage import read_record
 from jaxformer.tokenizers import Tokenizer, load_tokenizer
 
 KEY = "fingerprints"  # in config.json
@@ -32,9 +32,9 @@ def taken(config: Config, tokenizer: Tokenizer, recorded: Mapping[str, Any] | No
     """
     found: dict[str, Any] = {"data": contents(config), "tokenizer": tokenizer.fingerprint}
     if config.init_from:
-        found["init_from"] = (recorded or {}).get("init_from") or content_of(location(config.init_from))
+        found["init_from"] = (recorded or {}).get("init_from") or content_of(checkpoint_of(config.init_from))
     if config.distillation is not None:
-        found["distillation.teacher"] = content_of(location(config.distillation.teacher))
+        found["distillation.teacher"] = content_of(checkpoint_of(config.distillation.teacher))
     return found
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxformer import config as configs
+from jaxformer.checkpoint import named
 from jaxformer.config import Config
 from jaxformer.data import Member, evaluation_batches, left_out_files, left_out_of, prepare
 from jaxformer.devices import own_rows, place
@@ -76,12 +77,16 @@ class Relabelled:
 @store_errors()
 def evaluate_run(
     workdir: Path, split: str, overrides: str | Sequence[str] = (), display: Display | None = None, *,
-    allow_change: bool = False,
+    step: str | int = "", allow_change: bool = False,
 ) -> dict[str, float]:  # fmt: skip
-    """Judge a run's newest checkpoint on a split of its data (or of the data that the overrides name) and write the
-    result to `results/evaluate-SPLIT.json`, with what of the data was left out or cut, which `display` says. Raises
-    UserError, unless `allow_change`, where its own data changed."""
-    run = load(workdir, allow_change=allow_change)
+    """Judge a run's checkpoint (the newest, or that of `step`, see `load`) on a split of its data, or of the data that
+    the overrides name.
+
+    The result goes to `results/evaluate-SPLIT.json`, which names the step, with what of the data was left out or cut,
+    which `display` says; that of a step which was asked for to `results/evaluate-SPLIT-step-STEP.json`. Raises
+    UserError, unless `allow_change`, where the run's own data changed.
+    """
+    (workdir, chosen), run = named(workdir, step), load(workdir, step, allow_change=allow_change)
     display = display or Display(quiet=True)
     config = configs.resolve(run.config.to_dict(), overrides, name=run.config.name, stored=True)
     if config.model != run.config.model:
@@ -105,7 +110,8 @@ def evaluate_run(
     eval_step = jax.jit(make_eval_step(run.model, losses_of(supervision)))
     metrics = judge(config, data, run.model, eval_step, run.params)
     result = {"step": run.step, "split": split, "metrics": metrics, "left_out": left_out}
-    write_json(workdir / "results" / f"evaluate-{split}.json", result)
+    name = f"evaluate-{split}" + (f"-step-{run.step}" if chosen != "latest" else "")
+    write_json(workdir / "results" / f"{name}.json", result)
     if odd := not_finite(metrics):
         display.note(f"{workdir}: this evaluation is not finite ({', '.join(odd)}); in the results these are null")
     return metrics

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxformer import config as configs
-from jaxformer.checkpoint import restore_params
+from jaxformer.checkpoint import checkpoint_of, named, restore_params
 from jaxformer.checks import several
 from jaxformer.config import Config
 from jaxformer.devices import prepare_process
@@ -19,7 +19,7 @@ from jaxformer.generation import GenerationConfig, generate, require_generator
 from jaxformer.models import Model, Params
 from jaxformer.objectives import Supervision
 from jaxformer.runs.fingerprints import check_tokenizer
-from jaxformer.storage import location, read_record, store_errors
+from jaxformer.storage import read_record, store_errors
 from jaxformer.tokenizers import Tokenizer, load_tokenizer
 from jaxformer.training import execution
 
@@ -78,10 +78,10 @@ def own_tokenizer(workdir: Path, allow_change: bool = False) -> Tokenizer:
 
 
 @store_errors()
-def stored_run(workdir: Path, allow_change: bool = False) -> StoredRun:
-    """Read a run directory's config and tokenizer. Raises UserError for anything missing, and, unless `allow_change`,
-    for another tokenizer than the run was trained with."""
-    workdir = location(workdir)
+def stored_run(workdir: str | Path, allow_change: bool = False) -> StoredRun:
+    """Read the config and tokenizer of a run (or of the run that RUN@STEP names). Raises UserError for anything
+    missing, and, unless `allow_change`, for another tokenizer than the run was trained with."""
+    workdir, _ = named(workdir)
     record = read_record(workdir)
     prepare_process()
     config = configs.resolve(record["config"], name=record["name"])
@@ -130,10 +130,13 @@ class LoadedRun:
 
 
 @store_errors()
-def load(run: str | Path, *, allow_change: bool = False) -> LoadedRun:
-    """Load a run directory: its newest good checkpoint, tokenizer and config. Raises UserError for anything missing,
-    and, unless `allow_change`, for a tokenizer that is not the one that the run was trained with."""
-    workdir = location(run)
-    model, tokenizer, config, labels = stored_run(workdir, allow_change)
-    params, table = restore_params(workdir, model.shapes)
+def load(run: str | Path, step: str | int = "", *, allow_change: bool = False) -> LoadedRun:
+    """Load a run directory: a checkpoint, the tokenizer and the config.
+
+    `step` is "latest" (if nothing else is said), "best" or a number; RUN@best and the like say it too. Raises UserError
+    for anything missing or damaged, and, unless `allow_change`, for a tokenizer that is not the one that the run was
+    trained with.
+    """
+    model, tokenizer, config, labels = stored_run(run, allow_change)
+    params, table = restore_params(checkpoint_of(run, step), model.shapes)
     return LoadedRun(model, params, tokenizer, config, labels, table.step)

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from jaxformer.checkpoint import Checkpoints
+from jaxformer.checkpoint import Checkpoints, check_may_train
 from jaxformer.config import Config
 from jaxformer.devices import agreed, connect, is_first, make_mesh, prepare_process
 from jaxformer.footprint import Footprint
@@ -61,6 +61,7 @@ def opened_run(
     do not divide among the devices.
     """
     started = datetime.datetime.now(datetime.UTC)
+    check_may_train(workdir)
     resumes = is_run(workdir)
     if resumes:
         config = where_recorded(config, read_record(workdir)["config"])

@@ -65,7 +65,8 @@ def target(path: str) -> str:
     """Return the one spelling of what a path leads to, through links."""
     if not path or _in_store(path):
         return path.rstrip("/")
-    return os.path.realpath(from_root(path))
+    run, checkpoint = _parted(path)
+    return os.path.realpath(from_root(run)) + checkpoint
 
 
 def where_recorded(config: Config, recorded: Mapping[str, Any]) -> Config:
@@ -80,6 +81,13 @@ def where_recorded(config: Config, recorded: Mapping[str, Any]) -> Config:
     return with_paths(config, found)
 
 
+def _parted(path: str) -> tuple[str, str]:
+    """Return RUN@STEP as (RUN, "@STEP"), and a path that names no checkpoint of a run as (path, "")."""
+    run, at, step = path.rpartition("@")
+    names_one = at and "/" not in step and not os.path.lexists(os.path.expanduser(path))
+    return (run, at + step) if names_one else (path, "")
+
+
 def _in_store(path: str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", path) is not None
 
@@ -88,5 +96,5 @@ def is_there(path: str) -> bool:
     """Say whether something lies at a path, or fits a pattern."""
     if is_remote(path):
         return location(path).exists()
-    name = os.path.expanduser(path)
+    name = os.path.expanduser(_parted(path)[0])
     return os.path.exists(name) or any(glob.iglob(name, recursive=True))

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from jaxformer import config as configs
-from jaxformer.checkpoint import content_of, finished_steps
+from jaxformer.checkpoint import content_of, finished_steps, named
 from jaxformer.config import Config
 from jaxformer.data import PLACES
 from jaxformer.errors import UserError
@@ -73,7 +73,7 @@ def check_resumable(workdir: Path, config: Config, allow_change: bool) -> None:
         known["optimizer.decay_steps"] = ""  # counts by the rates that it gives
     if known.get("init_from") and wanted["init_from"] and not same_target(stored["init_from"], wanted["init_from"]):
         with contextlib.suppress(UserError):
-            if content_of(location(wanted["init_from"])) == known["init_from"]:
+            if content_of(checkpoint_of(wanted["init_from"])) == known["init_from"]:
                 wanted["init_from"] = stored["init_from"]  # moved
     differing = [
         f"{key}: {old} -> {new}"
@@ -146,7 +146,7 @@ def compare_with_base(config: Config, labels: Sequence[str], restored: Iterable[
     Raises UserError when the classifier among them (`restored` paths) tells other labels apart, or numbers them
     differently.
     """
-    record = read_record(location(config.init_from))
+    record = read_record(named(config.init_from)[0])
     if any(path.startswith("row_heads/label/") for path in restored) and list(labels) != record["labels"]:
         raise UserError(
             f"init_from: its classifier knows the labels {', '.join(record['labels'])}, "

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from jaxformer.checkpoint import restore_params
+from jaxformer.checkpoint import checkpoint_of, restore_params
 from jaxformer.devices import is_first, placed
 from jaxformer.models import Params
 from jaxformer.runs.fingerprints import KEY
@@ -13,7 +13,6 @@ from jaxformer.runs.learner import Learner
 from jaxformer.runs.opened import OpenedRun
 from jaxformer.runs.record import compare_with_base, write_record, write_segment
 from jaxformer.runs.teacher import begin_with_layers
-from jaxformer.storage import location
 from jaxformer.training import TrainState
 
 
@@ -61,7 +60,7 @@ def _from_another(run: OpenedRun, learner: Learner, fresh: Params) -> Params | N
     config, teacher = run.config, learner.teacher
     if config.init_from:
         params, table = restore_params(
-            location(config.init_from), fresh, skip=config.checkpoint.init_skip, new=config.checkpoint.init_new
+            checkpoint_of(config.init_from), fresh, skip=config.checkpoint.init_skip, new=config.checkpoint.init_new
         )
         run.display.note(table.render())
         for line in compare_with_base(config, learner.data.labels, table.restored):

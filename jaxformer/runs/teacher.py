@@ -4,13 +4,12 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
-from jaxformer.checkpoint import RestoreTable, restore_params, stored_shapes
+from jaxformer.checkpoint import RestoreTable, checkpoint_of, restore_params, stored_shapes
 from jaxformer.config import Config
 from jaxformer.devices import activations_mesh, param_shardings, placed
 from jaxformer.errors import UserError
 from jaxformer.models import Model, Params
 from jaxformer.runs.loading import StoredRun, stored_run
-from jaxformer.storage import location
 from jaxformer.tokenizers import Tokenizer
 from jaxformer.training import Teaching, execution
 
@@ -30,7 +29,7 @@ def fitting_teacher(config: Config, tokenizer: Tokenizer, allow_change: bool = F
     """
     if config.distillation is None:
         return None
-    run = stored_run(location(config.distillation.teacher), allow_change)
+    run = stored_run(config.distillation.teacher, allow_change)
     check_teacher(config, run, tokenizer)
     return run
 
@@ -79,7 +78,7 @@ def open_teacher(config: Config, run: StoredRun | None, mesh: Mesh) -> Teacher |
     """Return the teacher that `fitting_teacher` found, its parameters placed on the mesh."""
     if run is None or config.distillation is None:
         return None
-    folder = location(config.distillation.teacher)
+    folder = checkpoint_of(config.distillation.teacher)
     model = teacher_model(config, run, activations_mesh(config.sharding, mesh))
     target = placed(model.shapes, param_shardings(mesh, model.shapes, model.config.head_dim))
     skip = ("row_heads/.*",) if any(path.startswith("row_heads/") for path in stored_shapes(folder)) else ()
@@ -92,4 +91,4 @@ def begin_with_layers(config: Config, teacher: Teacher, fresh: Params) -> tuple[
     distillation, model = teacher.teaching
     dropped = set(range(model.config.num_layers)) - set(distillation.layers)
     skip = (*config.checkpoint.init_skip, *(rf".*/layers[{layer}]/.*" for layer in sorted(dropped)))
-    return restore_params(location(distillation.teacher), fresh, skip=skip, new=config.checkpoint.init_new)
+    return restore_params(checkpoint_of(distillation.teacher), fresh, skip=skip, new=config.checkpoint.init_new)
