@@ -31,7 +31,7 @@ from jaxformer.footprint import FootprintConfig
 from jaxformer.generation import GenerationConfig
 from jaxformer.models import PRESETS, TransformerConfig
 from jaxformer.objectives import OBJECTIVES, Supervision
-from jaxformer.tasks import TASKS
+from jaxformer.tasks import TASKS, Definitions, joined, read_file
 from jaxformer.tokenizers import TOKENIZERS
 from jaxformer.training import OPTIMIZERS, DistillationConfig, Phase, TrainingConfig, read_phases, schedule
 
@@ -80,6 +80,7 @@ class Config:
     generation: GenerationConfig
     footprint: FootprintConfig
     selected: Mapping[str, str]  # section -> the chosen preset or name
+    defined: Definitions | None = None  # the objectives and tasks of its own file
 
     @property
     def supervision(self) -> Supervision:
@@ -144,7 +145,7 @@ def load(spec: str, overrides: str | Sequence[str] = ()) -> Config:
     Raises UserError for an unknown experiment, a bad ARG, key or value, and for combinations that cannot work.
     """
     module_name, arg = _split(spec)
-    get_config = _experiment(module_name)
+    get_config, defined = _experiment(module_name, arg)
     try:
         experiment = get_config(arg)
     except ValueError as error:
@@ -155,17 +156,24 @@ def load(spec: str, overrides: str | Sequence[str] = ()) -> Config:
         raise UserError(f"--config={spec}: get_config('{arg}') fails: {_summary(error)}") from error
     if not isinstance(experiment, (ConfigDict, Mapping)):
         raise UserError(f"--config={spec}: get_config returns {type(experiment).__name__}, not a ConfigDict")
-    return resolve(experiment.to_dict() if isinstance(experiment, ConfigDict) else experiment, overrides, name=spec)
+    sections = experiment.to_dict() if isinstance(experiment, ConfigDict) else experiment
+    return resolve(sections, overrides, name=spec, defined=defined)
 
 
 def resolve(
-    experiment: Mapping[str, Any], overrides: str | Sequence[str] = (), *, name: str, stored: bool = False
-) -> Config:
+    experiment: Mapping[str, Any], overrides: str | Sequence[str] = (), *, name: str, stored: bool = False,
+    defined: Definitions | None = None,
+) -> Config:  # fmt: skip
     """Resolve an experiment's dict of sections (see `load`).
 
     `stored` says that it is a resolved one, which gives every field: where an override makes another choice, those that
-    say what the old choice says by itself do not count.
+    say what the old choice says by itself do not count. `defined` are objectives and tasks that join the package's.
     """
+    with joined(defined):
+        return dataclasses.replace(_resolve(experiment, overrides, name, stored), defined=defined)
+
+
+def _resolve(experiment: Mapping[str, Any], overrides: str | Sequence[str], name: str, stored: bool) -> Config:
     given = {key: dict(value) if isinstance(value, Mapping) else value for key, value in experiment.items()}
     known = [*SCALARS, *SECTIONS]
     for key, value in given.items():
@@ -210,8 +218,9 @@ def experiments() -> list[str]:
     return sorted(name for name in names if Path(name).name != "common")
 
 
-def _experiment(name: str) -> Callable[[str], Any]:
-    """Return `get_config` of an experiment of the package or of a file: the only dynamic import of the project."""
+def _experiment(name: str, arg: str) -> tuple[Callable[[str], Any], Definitions | None]:
+    """Return `get_config` of an experiment of the package or of a file, and what the file defines: the only dynamic
+    import of the project."""
     choices = experiments()
     if name.endswith(".py"):
         if not Path(name).is_file():
@@ -222,16 +231,17 @@ def _experiment(name: str) -> Callable[[str], Any]:
         )
     try:
         if name.endswith(".py"):
-            module = types.ModuleType(Path(name).stem)
-            module.__file__ = name
-            exec(compile(Path(name).read_text(encoding="utf-8"), name, "exec"), vars(module))
+            defined = read_file(Path(name), arg)
+            module = defined.module
         else:
-            module = importlib.import_module(f"{_EXPERIMENTS}.{name.replace('/', '.')}")
+            module, defined = importlib.import_module(f"{_EXPERIMENTS}.{name.replace('/', '.')}"), None
+    except UserError:
+        raise
     except Exception as error:  # whatever a user's own file raises
         raise UserError(f"--config: {name} does not load: {_summary(error)}") from error
     if not hasattr(module, "get_config"):
         raise UserError(f"--config: {name} has no function get_config(arg)")
-    return module.get_config
+    return module.get_config, defined if defined and (defined.objectives or defined.tasks) else None
 
 
 def _summary(error: Exception) -> str:

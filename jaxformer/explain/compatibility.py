@@ -23,7 +23,10 @@ def entries() -> list[Entry]:
         {
             "name": name,
             "paper": kind.paper,
-            "families": {family: None if family in kind.families else kind.refusals[family] for family in FAMILIES},
+            "families": {
+                family: None if family in kind.families else kind.refusals.get(family, "not among its families")
+                for family in FAMILIES
+            },
             "provided": True,
         }
         for name, kind in _KINDS.items()

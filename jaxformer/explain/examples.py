@@ -91,9 +91,8 @@ def draw_examples(
     return Examples(objective, resolved.model.family, resolved.model.visibility, found, origin, drawn)
 
 
-def _masks(name: str) -> bool:
-    kind: Any = OBJECTIVES[name]
-    return "mask" in kind.needs
+def _masks(objective: Any) -> bool:
+    return "mask" in objective.needs
 
 
 def _experiment(text: Path, name: str, config: str, family: str, overrides: Sequence[str]) -> Config:
@@ -128,7 +127,7 @@ def _carried(name: str, family: str, data: Mapping[str, Any], overrides: Sequenc
     for carrier, visibility in [
         (one, sees) for one in ([family] if family else kind.families) for sees in _VISIBILITIES[one]
     ]:
-        preset = _MASKING_PRESET if carrier == "encoder_decoder" and _masks(name) else _PRESETS[carrier]
+        preset = _MASKING_PRESET if carrier == "encoder_decoder" and _masks(OBJECTIVES[name]) else _PRESETS[carrier]
         experiment = {
             "model": {"preset": preset, "visibility": visibility, "max_length": 2**30},  # no row is too long
             "objective": {"name": name},
@@ -149,18 +148,19 @@ def _at_length(config: Config, length: int, overrides: Sequence[str]) -> Config:
     given, objective = {override.partition("=")[0] for override in overrides}, config.objective
     if isinstance(objective, ObjectiveMixture):
         members = [
-            _lengths(member["name"], length) | member if "objective.members" in given
-            else member | _lengths(member["name"], length)
+            _lengths(objective.choices[member["name"]], length) | member if "objective.members" in given
+            else member | _lengths(objective.choices[member["name"]], length)
             for member in objective.members
         ]  # fmt: skip
-        mixture = ObjectiveMixture(members=tuple(members))
+        mixture = ObjectiveMixture(members=tuple(members), choices=objective.choices)
         return dataclasses.replace(config, objective=mixture.for_model(config.model))
-    lengths = {key: value for key, value in _lengths(objective.name, length).items() if f"objective.{key}" not in given}
+    lengths = {
+        key: value for key, value in _lengths(type(objective), length).items() if f"objective.{key}" not in given
+    }
     return dataclasses.replace(config, objective=dataclasses.replace(objective, **lengths))
 
 
-def _lengths(name: str, length: int) -> dict[str, int]:
-    kind: Any = OBJECTIVES[name]
+def _lengths(kind: Any, length: int) -> dict[str, int]:
     fields = {field.name for field in dataclasses.fields(kind)}
     return {key: length for key in _LENGTHS if key in fields}
 
@@ -181,7 +181,7 @@ def fitting_tokenizer(parts: Sequence[Part], family: str) -> Any:
     names = {part.objective.name for part in parts}
     if family == "encoder_only":
         return WordPiece()
-    if any(map(_masks, names)):
+    if any(_masks(part.objective) for part in parts):
         return ByteBPE(special="bart")
     return ByteBPE() if family == "decoder_only" and names <= {"causal_lm", "prefix_lm"} else Unigram()
 

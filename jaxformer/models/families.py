@@ -49,10 +49,9 @@ class Family(nn.Module):
     def __call__(self, batch: Batch, collect: tuple[str, ...] = ()) -> dict[str, jax.Array]:
         hidden_BTD, collected = self.hidden(batch, collect)
         outputs = {name: layers for name, layers in collected.items() if name in collect}
-        if self.predicts_tokens:
-            outputs["hidden"] = hidden_BTD
-            if "predict_positions" in batch:
-                outputs["hidden"] = jnp.take_along_axis(hidden_BTD, batch["predict_positions"][..., None], axis=1)
+        outputs["hidden"] = hidden_BTD
+        if "predict_positions" in batch:
+            outputs["hidden"] = jnp.take_along_axis(hidden_BTD, batch["predict_positions"][..., None], axis=1)
         if self.heads:
             suffix = "_positions"
             places = {head: batch[head + suffix] for head, _ in self.heads if head + suffix in batch}

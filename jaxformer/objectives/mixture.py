@@ -60,17 +60,20 @@ class ObjectiveMixture:
 
     members: tuple[dict, ...]
     bound: tuple[Any, ...] = dataclasses.field(default=(), compare=False, metadata=UNSEEN)
+    choices: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False, metadata=UNSEEN)
 
     def __post_init__(self) -> None:
+        from jaxformer.objectives import OBJECTIVES  # of which this is one
+
+        if not self.choices:  # those of now: a config file's own are there while its config is resolved
+            kinds = {name: kind for name, kind in OBJECTIVES.items() if kind is not ObjectiveMixture}
+            object.__setattr__(self, "choices", kinds)
         if not self.bound:
             object.__setattr__(self, "bound", tuple(objective for objective, _, _ in self._read))
 
     @functools.cached_property
     def _read(self) -> list[tuple[Any, float, dict[str, Any]]]:
-        from jaxformer.objectives import OBJECTIVES  # of which this is one
-
-        choices = {name: kind for name, kind in OBJECTIVES.items() if kind is not ObjectiveMixture}
-        read = read_members("objective", self.members, choices, {"corpora": ()})
+        read = read_members("objective", self.members, self.choices, {"corpora": ()})
         for number, (_, _, options) in enumerate(read):
             corpora = options["corpora"]
             if not isinstance(corpora, (list, tuple)) or not all(type(corpus) is int for corpus in corpora):

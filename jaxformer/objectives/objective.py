@@ -36,7 +36,7 @@ class Objective:
     """An objective gives its fields, `shapes` and `write`; all else here is what most of them need."""
 
     name: ClassVar[str]
-    paper: ClassVar[str]  # where it comes from, in a few words
+    paper: ClassVar[str] = "–"  # where it comes from, in a few words
     families: ClassVar[tuple[str, ...]]  # that can carry it; the first is its own
     refusals: ClassVar[Mapping[str, str]] = {}  # every other family, and why it cannot
     needs: ClassVar[tuple[str, ...]] = ("pad",)  # roles of special tokens
@@ -66,7 +66,7 @@ class Objective:
     def for_model(self, model: "TransformerConfig") -> Self:
         """Return a copy for a model. Raises UserError, with the reason, for one that cannot carry the objective."""
         if model.family not in self.families:
-            reason = self.refusals[model.family]
+            reason = self.refusals.get(model.family, f"it is for {' and '.join(self.families)}")
             raise UserError(f"objective.name: {self.name} cannot train a model of {model.family}: {reason}")
         return dataclasses.replace(self, family=model.family)
 
@@ -128,10 +128,27 @@ class Objective:
         for name, (shape, dtype) in self.shapes.items():
             values = written[name]
             if name in TOKENS:
+                self._check_references(name, values, tokens)
                 arrays[name] = padded(spelled(values, tokens), shape[0], dtype, pad)
             else:
                 arrays[name] = padded(values, shape[0], dtype) if shape else np.array(values, dtype)
         return arrays
+
+    def _check_references(self, name: str, references: np.ndarray, tokens: np.ndarray) -> None:
+        """Raise UserError for a place that the row does not have, as an id in place of one mostly is, and an id that
+        the vocabulary does not have."""
+        if not len(references):
+            return
+        if (highest := int(np.max(references))) >= len(tokens):
+            raise UserError(
+                f"objective {self.name}: {name} holds {highest}, but the row has {len(tokens)} tokens; an objective "
+                f"says which place of the row stands where (0 to {len(tokens) - 1}), and insert(id) for another token"
+            )
+        if (lowest := int(np.min(references))) < -self.vocabulary.size:
+            raise UserError(
+                f"objective {self.name}: {name} inserts the id {-1 - lowest}; the vocabulary has 0 to "
+                f"{self.vocabulary.size - 1}"
+            )
 
     def visible(self, row: Row, rng: np.random.Generator, visibility: str) -> np.ndarray:
         """Return bool [predictions, tokens of the row]: which original tokens each prediction may see.

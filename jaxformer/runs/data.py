@@ -23,6 +23,7 @@ from jaxformer.data import (
 )
 from jaxformer.devices import check_same, first_alone, own_rows
 from jaxformer.errors import EmptySplit, UserError
+from jaxformer.models import TransformerConfig
 from jaxformer.objectives import Supervision
 from jaxformer.runs import fingerprints
 from jaxformer.runs.loading import StoredRun, bind, own_tokenizer
@@ -178,6 +179,32 @@ def training_batches(
             while phase.last is None or done < phase.last:
                 yield phase, next(batches)
                 done += 1
+
+
+def check_batch(batch: Mapping[str, np.ndarray], model: TransformerConfig, supervision: Supervision) -> None:
+    """Raise UserError for a number in a batch that points nowhere: a device would take the nearest row or place for it,
+    without a word. Predictions without weight do not count."""
+    width = batch["inputs"].shape[-1]
+    limits = dict.fromkeys(("inputs", "encoder_inputs", "targets"), (model.vocab_size, "ids of the model's vocabulary"))
+    limits |= {"predict_positions": (width, "places of the row"), "prefix_length": (width + 1, "lengths of a prefix")}
+    if model.token_types:
+        limits["token_types"] = (model.token_types, "types of model.token_types")
+    if model.position == "learned":
+        limits |= dict.fromkeys(("positions", "encoder_positions"), (model.max_length, "places of model.max_length"))
+    for head, classes in supervision.heads.items():
+        limits |= {f"{head}_targets": (classes, "its classes"), f"{head}_positions": (width, "places of the row")}
+    for name, (limit, what) in limits.items():
+        values = batch.get(name)
+        if values is None or not values.size or (values.min() >= 0 and values.max() < limit):
+            continue
+        weights = batch.get(f"{name.removesuffix('targets')}weights") if name.endswith("targets") else None
+        outside = values[(values < 0) | (values >= limit) if weights is None else
+                         ((values < 0) | (values >= limit)) & (weights > 0)]  # fmt: skip
+        if outside.size:
+            raise UserError(
+                f"{supervision.name}: {name} holds {outside[0]}, but there are 0 to {limit - 1} ({what}); "
+                "the objective or task that makes this array is to be mended"
+            )
 
 
 def held_out_members(

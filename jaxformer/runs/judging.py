@@ -18,7 +18,7 @@ from jaxformer.devices import own_rows, place
 from jaxformer.errors import UserError
 from jaxformer.evaluation import combined, evaluate, not_finite
 from jaxformer.models import Model, Params
-from jaxformer.runs.data import Data, label_names
+from jaxformer.runs.data import Data, check_batch, label_names
 from jaxformer.runs.fingerprints import check_data
 from jaxformer.runs.loading import bind, load
 from jaxformer.runs.progress import Display
@@ -37,12 +37,19 @@ def judge(
     parts = []
     for member in data.held_out:
         found = evaluate(
-            model, data.supervision, eval_step, params, held_out_batches(config, member, mesh),
+            model, data.supervision, eval_step, params, checked(config, data, held_out_batches(config, member, mesh)),
             place=(lambda batch: batch) if mesh is None else functools.partial(place, mesh),
             tokenizer=data.tokenizer, labels=data.labels,
         )  # fmt: skip
         parts.append((member.name, member.weight, found))
     return combined(parts) if parts else {}
+
+
+def checked(config: Config, data: Data, batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+    """Yield batches in which every number points somewhere (see `check_batch`)."""
+    for batch in batches:
+        check_batch(batch, config.model, data.supervision)
+        yield batch
 
 
 def held_out_batches(config: Config, member: Member, mesh: Mesh | None = None) -> Iterator[dict[str, np.ndarray]]:
@@ -88,7 +95,9 @@ def evaluate_run(
     """
     (workdir, chosen), run = named(workdir, step), load(workdir, step, allow_change=allow_change)
     display = display or Display(quiet=True)
-    config = configs.resolve(run.config.to_dict(), overrides, name=run.config.name, stored=True)
+    config = configs.resolve(
+        run.config.to_dict(), overrides, name=run.config.name, stored=True, defined=run.config.defined
+    )
     if config.model != run.config.model:
         raise UserError("--config.model: a trained model cannot be changed; leave these overrides out")
     check_data(workdir, config, run.config, allow_change)

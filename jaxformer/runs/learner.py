@@ -12,7 +12,7 @@ from jaxformer.config import Config
 from jaxformer.devices import activations_mesh, place
 from jaxformer.models import Model, Params, count_parameters
 from jaxformer.objectives import Supervision
-from jaxformer.runs.data import Data
+from jaxformer.runs.data import Data, check_batch
 from jaxformer.runs.judging import judge
 from jaxformer.runs.loading import build_model
 from jaxformer.runs.opened import OpenedRun
@@ -77,6 +77,7 @@ class Learner:
     ) -> tuple[TrainState, Metrics]:
         """Take step `number` on this process's rows of its batch; return at once, the device goes on. The old state is
         used up."""
+        check_batch(batch, self.config.model, self.data.supervision)
         rate, taught = self.learning_rate(number - 1), () if self.teacher is None else (self.teacher.params,)
         return self.steps(phase).train_step(state, place(self.mesh, batch), self.rngs[1], rate, *taught)
 

@@ -20,6 +20,7 @@ from jaxformer.models import Model, Params
 from jaxformer.objectives import Supervision
 from jaxformer.runs.fingerprints import check_tokenizer
 from jaxformer.storage import read_record, store_errors
+from jaxformer.tasks import defined_by
 from jaxformer.tokenizers import Tokenizer, load_tokenizer
 from jaxformer.training import execution
 
@@ -84,7 +85,7 @@ def stored_run(workdir: str | Path, allow_change: bool = False) -> StoredRun:
     workdir, _ = named(workdir)
     record = read_record(workdir)
     prepare_process()
-    config = configs.resolve(record["config"], name=record["name"])
+    config = configs.resolve(record["config"], name=record["name"], defined=defined_by(record.get("defined"), workdir))
     tokenizer = own_tokenizer(workdir, allow_change)
     labels = tuple(record["labels"])
     return StoredRun(build_model(config, bind(config, tokenizer, labels)), tokenizer, config, labels)

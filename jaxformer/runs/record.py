@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from jaxformer import config as configs
-from jaxformer.checkpoint import content_of, finished_steps, named
+from jaxformer.checkpoint import checkpoint_of, content_of, finished_steps, named
 from jaxformer.config import Config
 from jaxformer.data import PLACES
 from jaxformer.errors import UserError
@@ -66,9 +66,12 @@ def check_resumable(workdir: Path, config: Config, allow_change: bool) -> None:
     stored, known, rates = record["config"], dict(record.get(KEY, {})), []
     steps = finished_steps(location(workdir) / "checkpoints")
     with contextlib.suppress(UserError):  # keys that are newer than the run had their default values
-        before = configs.resolve(stored, name=record["name"])
+        before = configs.resolve(stored, name=record["name"], defined=config.defined)
         stored, rates = before.to_dict(), other_rates(before, config, steps[-1]) if steps else []
     wanted = config.to_dict()
+    if record.get("defined") is not None and config.defined is not None:
+        one, other = {"sha256": record["defined"]["sha256"]}, {"sha256": config.defined.sha256}
+        stored, wanted = {**stored, "defined": one}, {**wanted, "defined": other}
     if steps:
         known["optimizer.decay_steps"] = ""  # counts by the rates that it gives
     if known.get("init_from") and wanted["init_from"] and not same_target(stored["init_from"], wanted["init_from"]):
@@ -198,7 +201,7 @@ def _segment(step: int, time: Any, command: Any, changed: Mapping[str, tuple[Any
 def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of a record may change from one start to the next, each key with its section before it. Paths count
     by what they lead to."""
-    sections = {key: record.get(key) or {} for key in (KEY, "packages", "device")}
+    sections = {key: record.get(key) or {} for key in (KEY, "packages", "device", "defined")}
     facts = configs.flat(record["config"]) | configs.flat(sections)
     facts |= configs.flat({f"{KEY}.data": facts.pop(f"{KEY}.data", None) or {}})
     facts |= {key: target(path) for key, path in paths_of(record["config"]).items() if "[" not in key}
@@ -212,6 +215,7 @@ def _described(
     return {
         "name": config.name,
         "config": anchored(config).to_dict(),
+        **({"defined": config.defined.to_dict()} if config.defined else {}),
         "labels": list(labels),
         **(read or {}),
         "num_parameters": num_parameters,
