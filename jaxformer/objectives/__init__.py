@@ -26,7 +26,7 @@ from jaxformer.objectives.denoising import (
 )
 from jaxformer.objectives.masked_lm import MaskedLM
 from jaxformer.objectives.mixture import ObjectiveMixture, Padded
-from jaxformer.objectives.objective import TOKENS, Objective, Row
+from jaxformer.objectives.objective import TOKENS, Objective, Row, insert
 from jaxformer.objectives.parallel_text import ParallelText
 from jaxformer.objectives.supervision import Encode, Part, Supervision
 from jaxformer.objectives.text_to_text import TextToText
@@ -46,6 +46,7 @@ __all__ = [
     "Supervision",
     "TOKENS",
     "TextToText",
+    "insert",
     "padded",
     "row_arrays",
 ]

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import sys
 import types
+import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ def read_file(path: Path, arg: str) -> Definitions:
             own[name] = {key: kind for key, kind in {**choices, **given}.items() if before[name].get(key) is not kind}
             for key, kind in own[name].items():
                 _check_defined(f"{path}: {name}[{key!r}]", key, kind, before[name])
+                with _known(module):
+                    _read_annotations(kind, module.__name__)
     finally:
         for name, choices in _package().items():
             choices.clear()
@@ -74,9 +77,21 @@ def _check_defined(where: str, key: str, kind: Any, package: Mapping[str, Any]) 
         raise UserError(f"{where}: the name of the class {kind.__name__} is {kind.name!r}; both must agree")  # type: ignore[attr-defined]
 
 
+def _read_annotations(kind: type, module: str) -> None:
+    """Put types in place of annotations that are text (`from __future__ import annotations`), which nobody could read
+    once the module is not known any more."""
+    types_ = typing.get_type_hints(kind)
+    for one in kind.__mro__:
+        if one.__module__ == module:
+            own = vars(one).get("__annotations__", {})
+            one.__annotations__ = {name: types_.get(name, annotation) for name, annotation in own.items()}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        field.type = types_[field.name]
+
+
 @contextlib.contextmanager
 def _known(module: types.ModuleType) -> Iterator[None]:
-    """Let Python find the module of a class while its annotations are read. Not for longer: what makes batches in
+    """Let Python find the module of a class while it is made. Not for longer: what makes batches in
     other processes could not import it there, and takes its classes along instead."""
     sys.modules[module.__name__] = module
     try:
@@ -92,15 +107,14 @@ def joined(defined: Definitions | None) -> Iterator[None]:
         yield
         return
     own: dict[str, Mapping[str, type]] = {"OBJECTIVES": defined.objectives, "TASKS": defined.tasks}
-    with _known(defined.module):
+    for name, choices in _package().items():
+        choices.update(own[name])
+    try:
+        yield
+    finally:
         for name, choices in _package().items():
-            choices.update(own[name])
-        try:
-            yield
-        finally:
-            for name, choices in _package().items():
-                for key in own[name]:
-                    choices.pop(key, None)
+            for key in own[name]:
+                choices.pop(key, None)
 
 
 def defined_by(stored: Mapping[str, str] | None, workdir: Path) -> Definitions | None:
