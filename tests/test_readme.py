@@ -172,7 +172,8 @@ def test_one_put_into_the_packages_dict_does_not_stay_there(fresh: Path) -> None
 
 def test_a_mixture_and_annotations_from_the_future_know_them(fresh: Path) -> None:
     text = "from __future__ import annotations\n" + FILES["second.py"]
-    members = '[{"name": "second_half", "sequence_length": 32, "z_loss": 1e-4}, {"name": "span_corruption", "sequence_length": 32}]'
+    own = '{"name": "second_half", "sequence_length": 32, "z_loss": 1e-4}'
+    members = f'[{own}, {{"name": "span_corruption", "sequence_length": 32}}]'
     text = text.replace(
         '{"name": "second_half", "sequence_length": 64}', f'{{"name": "mixture", "members": {members}}}'
     )

@@ -32,6 +32,7 @@ from jaxformer.checkpoint import (
     restore_params,
     save_params,
 )
+from jaxformer.checkpoint.naming import check_may_train, checkpoint_of
 from jaxformer.cli.main import main
 from jaxformer.errors import UserError
 from jaxformer.interop.folders import check_new
@@ -257,6 +258,20 @@ def test_what_a_kill_leaves_is_deleted_and_damage_is_set_aside(
     delete_tree(run / "checkpoints" / "1")
     with pytest.raises(UserError, match="no sound checkpoint is left in gs://bucket/runs/a/checkpoints: 2.damaged-1"):
         restore(run)
+
+
+def test_checkpoints_without_their_config_are_not_started_over(bucket: gcs.Bucket, run: Path) -> None:
+    check_may_train(run)
+    save_all(run / "checkpoints", {1: None, 2: None})
+    with pytest.raises(UserError, match=r"gs://bucket/runs/a has checkpoints \(1, 2\) but no config.json"):
+        check_may_train(run)
+    bucket.put("runs/a/config.json", b'{"name": "a", "config": {}, "labels": []}')
+    check_may_train(run)
+    assert os.fspath(checkpoint_of(f"{run}@1")) == f"{run}/checkpoints/1"
+    with pytest.raises(UserError, match="gs://bucket/runs/a has no checkpoint of step 3; there are 1, 2"):
+        checkpoint_of(f"{run}@3")
+    with pytest.raises(UserError, match="is the checkpoint 1 of the run gs://bucket/runs/a; give --workdir="):
+        check_may_train(run / "checkpoints" / "1")
 
 
 def test_a_copy_of_a_local_run_is_as_good(bucket: gcs.Bucket, run: Path, tmp_path: Path) -> None:
