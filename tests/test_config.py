@@ -222,7 +222,7 @@ def test_the_search_for_readers_tells_a_read_from_a_check() -> None:
 
 def test_every_section_is_a_field_of_the_config() -> None:
     names = {field.name for field in dataclasses.fields(Config)}
-    assert names == {"name", "selected", *SCALARS, *SECTIONS}
+    assert names == {"name", "selected", "defined", *SCALARS, *SECTIONS}
 
 
 # Mistakes. Each is one line that has all the words beside it; every one is also read where no device can be found.
