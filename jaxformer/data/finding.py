@@ -6,9 +6,10 @@ read, by their suffixes, and the others are counted.
 """
 
 import collections
+import fnmatch
 import glob
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -135,7 +136,21 @@ def _matches(pattern: str) -> Iterator[Path]:
     """Yield the files that match a pattern; names that it spells out are taken as they are."""
     parts = Path(pattern).parts
     spelled = next((place for place, part in enumerate(parts) if glob.has_magic(part)), len(parts))
-    for name in glob.glob(pattern, recursive=True):
+    # glob's own ** would follow links in circles.
+    deep = parts.index("**") if "**" in parts else len(parts)
+    for name in glob.glob(str(Path(*parts[:deep]))):
         path = Path(name)
-        if not path.is_dir() and all(map(_is_data, path.parts[spelled:])):
-            yield path
+        if all(map(_is_data, path.parts[spelled:])):
+            if deep == len(parts):
+                yield from [] if path.is_dir() else [path]
+            elif path.is_dir():
+                yield from (file for file in _in_folder(path) if _fits(file.parts[len(path.parts) :], parts[deep:]))
+
+
+def _fits(parts: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Say whether the parts of a path fit those of a pattern, of which ** stands for any number, also none."""
+    if not patterns:
+        return not parts
+    if patterns[0] == "**":
+        return any(_fits(parts[number:], patterns[1:]) for number in range(len(parts) + 1))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], patterns[0]) and _fits(parts[1:], patterns[1:])

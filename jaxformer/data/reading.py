@@ -127,7 +127,8 @@ def _check_text(file: Path, start: bytes) -> None:
     if start.count(0):
         if wide := _utf16(start):
             raise UserError(f"{file}: text in {wide}, not UTF-8; {_convert(wide)}")
-        raise UserError(f"{file}: no plain text: it holds bytes of zero")
+        damaged = ", or a damaged archive" if file.suffix.lower() in _OPENERS else ""
+        raise UserError(f"{file}: no plain text{damaged}: it holds bytes of zero")
 
 
 def _utf16(start: bytes) -> str | None:
