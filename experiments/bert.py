@@ -16,7 +16,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = common.base()
     config.model = {"preset": f"bert_{size}"}
     config.objective = {"name": "masked_lm", "sequence_length": 512, "max_predictions": 77, "next_sentence": True}
-    config.tokenizer = {"name": "wordpiece", "vocab_size": 30_522}
+    config.tokenizer = {"name": "wordpiece", "vocab_size": 30_522, "strip_accents": True}
     # By size: millions of words. bookscorpus is not in TFDS: a folder that you prepare.
     config.data = common.mixture({"bookscorpus": 800, "wikipedia/20230601.en": 2500})
     config.optimizer = {

@@ -25,7 +25,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "next_sentence": False,
         "frequency_smoothing": 0.7,
     }
-    config.tokenizer = {"name": "wordpiece", "vocab_size": 30_522}  # BERT's
+    config.tokenizer = {"name": "wordpiece", "vocab_size": 30_522, "strip_accents": True}  # BERT's
     # BERT's text, by size: millions of words. bookscorpus is not in TFDS: a folder that you prepare.
     config.data = common.mixture({"bookscorpus": 800, "wikipedia/20230601.en": 2500})
     # Which layers to begin with, and the weights: not in the paper but in its code's command.

@@ -561,3 +561,18 @@ def test_logs_and_results_hold_no_numbers_that_json_lacks(tmp_path: Path) -> Non
     assert strict((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "eval/loss": None}
     write_json(tmp_path / "r.json", {"metrics": {"loss": math.nan, "rows": (1, math.inf)}, "n": 3})
     assert strict((tmp_path / "r.json").read_text()) == {"metrics": {"loss": None, "rows": [1, None]}, "n": 3}
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_a_wordpiece_from_before_strip_accents_was_a_key_goes_on_as_it_was(lowercase: bool, tmp_path: Path) -> None:
+    """Lower case took the accents off then, as BERT's experiments say now."""
+    words = [f"tokenizer.lowercase={lowercase}", f"tokenizer.strip_accents={lowercase}"]
+    config = configs.load("bert:smoke", words)
+    stored = config.to_dict()
+    del stored["tokenizer"]["strip_accents"], stored["data"]["sentences"]
+    (tmp_path / "config.json").write_text(json.dumps({"name": "bert:smoke", "config": stored}))
+    check_resumable(tmp_path, config, False)
+    with pytest.raises(UserError, match=f"tokenizer.strip_accents: {lowercase} -> {not lowercase}"):
+        check_resumable(
+            tmp_path, configs.load("bert:smoke", [words[0], f"tokenizer.strip_accents={not lowercase}"]), False
+        )

@@ -288,6 +288,15 @@ def test_text_becomes_ids_and_text_again(run: Run, tokenizer_file: Path) -> None
     assert json.loads(run("tokenizer", "decode", flag, "--json", *lines[0])[1]) == {"text": "the lazy dog"}
 
 
+def test_special_tokens_in_a_text_are_read_where_asked(run: Run, tokenizer_file: Path) -> None:
+    flag, mask = f"--tokenizer={tokenizer_file}", loaded(tokenizer_file).vocabulary.id("mask")
+    counts = []
+    for option in ([], ["--special"]):
+        code, out, _ = run("tokenizer", "encode", flag, *option, "fox [MASK] [MASK]")
+        counts.append((code, out.split().count(str(mask))))
+    assert counts == [(0, 0), (0, 2)]
+
+
 def test_a_run_directory_is_as_good_as_its_tokenizer(run: Run, tokenizer_file: Path) -> None:
     for where in (tokenizer_file, tokenizer_file.parent):
         facts = json.loads(run("tokenizer", "show", f"--tokenizer={where}", "--json")[1])

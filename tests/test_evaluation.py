@@ -128,6 +128,15 @@ def test_examples_without_a_label_are_not_judged() -> None:
     assert metrics == {"loss": 2.0, "accuracy": 1.0}
 
 
+def test_a_group_without_predictions_has_no_loss() -> None:
+    empty = {"weights": np.zeros((2, 3)), "tokens_loss": np.ones((2, 3)), "tokens_hit": np.ones((2, 3))}
+    assert evaluated(Supervision({"tokens": 1.0}), [empty]) == {}
+    both = empty | {"next_sentence_weights": np.ones(2), "next_sentence_loss": np.array([1.0, 2])}
+    both["next_sentence_hit"] = np.array([0, 1])
+    metrics = evaluated(Supervision({"tokens": 1.0, "next_sentence": 1.0}), [both])
+    assert metrics == {"loss": 1.5, "next_sentence_loss": 1.5, "next_sentence_accuracy": 0.5}
+
+
 def test_perplexity_is_of_the_token_loss_and_never_overflows() -> None:
     def of(loss: float) -> float:
         arrays = {"weights": np.ones((1, 2)), "tokens_loss": np.full((1, 2), loss)}
@@ -191,6 +200,8 @@ WORDS = {2: "red", 3: "green", 4: "light", 5: "dark", 6: " "}
 
 class Tokenizer:
     """Words by id; it lowers case and squeezes spaces, as real ones do."""
+
+    writable = np.ones(1000, bool)
 
     class vocabulary:
         id = staticmethod({"pad": PAD, "end": END}.__getitem__)

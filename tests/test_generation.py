@@ -21,7 +21,10 @@ from jaxformer.models.config import TransformerConfig
 from jaxformer.models.model import Model, Params
 from jaxformer.objectives.causal_lm import CausalLM
 from jaxformer.objectives.corruption import PrefixLM
+from jaxformer.objectives.denoising import TextInfilling
+from jaxformer.objectives.mixture import ObjectiveMixture
 from jaxformer.objectives.parallel_text import ParallelText
+from jaxformer.tokenizers import ByteBPE, train_tokenizer
 
 Ids = np.ndarray
 NO_END = 1000  # beyond every vocabulary
@@ -156,7 +159,9 @@ def test_the_loop_takes_no_weights_out_of_a_stack(name: str) -> None:
     """It would copy all of them at every token, which makes small batches several times slower."""
     model, params = built(name)
     run = jax.make_jaxpr(_compiled(model, NEW, False))
-    program = run(params, batch_of(name if name == "t5" else "gpt", rows=6), jax.random.key(0), 1.0, NO_END)
+    program = run(
+        params, batch_of(name if name == "t5" else "gpt", rows=6), jax.random.key(0), 1.0, NO_END, np.ones(11, bool)
+    )
     (loop,) = (operation for operation in operations(program.jaxpr) if operation.primitive.name == "while")
     read = {
         variable.aval.shape
@@ -243,6 +248,21 @@ def test_samples_have_the_distribution_of_the_logits(temperature: float) -> None
     assert close((drawn[::2, 0] == drawn[1::2, 0]).mean(), chance, 150)
 
 
+@pytest.mark.parametrize("name", ["learned", "t5"])
+@pytest.mark.parametrize("temperature", [0.0, 50.0])
+def test_ids_without_a_token_are_never_written(name: str, temperature: float) -> None:
+    """Of a tokenizer of 6 ids, whose padding and a gap in whose ids are not writable, in a larger table."""
+    model, params = built(name)
+    writable = np.array([False, True, True, False, True, True])
+    prompts = [np.array([1, 2, 4], np.int32), np.array([5, 5], np.int32)] * 8
+    config = GenerationConfig(max_new_tokens=NEW, temperature=temperature)
+    free = generate(model, params, prompts, config, end_id=NO_END)
+    answers = generate(model, params, prompts, config, end_id=NO_END, writable=writable)
+    assert {len(answer) for answer in answers} == {NEW}
+    assert set(np.concatenate(answers).tolist()) <= {1, 2, 4, 5}
+    assert not set(np.concatenate(free).tolist()) <= {1, 2, 4, 5}
+
+
 def test_no_prompts_give_no_answers() -> None:
     assert continued("learned", []) == []
 
@@ -272,6 +292,22 @@ def test_what_cannot_be_generated_is_refused() -> None:
 def test_a_row_may_fill_the_position_table() -> None:
     prompts = prompts_of(*[32 - NEW] * 6)
     assert continued("learned", prompts) == [greedy_by_recomputing("learned", prompt) for prompt in prompts]
+
+
+def test_a_mask_in_a_prompt_is_one_where_masks_are_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ByteBPE(vocab_size=300, special="bart")
+    tokenizer, rows = train_tokenizer(config, ["The lock is free. <mask> </s>"] * 3), []
+    monkeypatch.setattr(
+        "jaxformer.runs.loading.generate", lambda _, __, prompts, *___, **____: rows.extend(prompts) or prompts
+    )
+    run = dataclasses.replace(jaxformer.load(make_run("bart", tmp_path / "run")), tokenizer=tokenizer)
+    members = [{"name": "text_infilling", "weight": 1}, {"name": "prefix_lm", "weight": 1}]
+    for objective in (TextInfilling(), ParallelText(), ObjectiveMixture(members=members)):  # type: ignore[arg-type]
+        dataclasses.replace(run, config=dataclasses.replace(run.config, objective=objective)).generate(
+            ["the <mask> lock</s>"]
+        )
+    special = [[tokenizer.tokens([id])[0] for id in row if tokenizer.vocabulary.is_special[id]] for row in rows]
+    assert special == [["<s>", "<mask>", "</s>"], ["<s>", "</s>"], ["<s>", "<mask>", "</s>"]]
 
 
 @pytest.mark.parametrize(("objective", "ends"), [(ParallelText(), True), (PrefixLM(), False), (CausalLM(), False)])

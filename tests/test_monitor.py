@@ -61,6 +61,25 @@ def test_a_loss_that_is_not_finite_stops_at_once_or_after_as_many_steps_as_may_b
     assert meter_in(tmp_path, start=5).skipped == 3
 
 
+def test_a_batch_that_predicts_nothing_is_said_and_has_no_loss(tmp_path: Path) -> None:
+    meter, notes = meter_in(tmp_path), []
+    meter.display.note = notes.append  # type: ignore[method-assign]
+    counts = {"count/tokens": jnp.float32(5), "count/label": jnp.float32(2), "label_loss": jnp.float32(0.5)}
+    meter.read(1, metrics(1.5) | counts)
+    meter.read(2, metrics(0.5) | counts | {"count/tokens": jnp.float32(0), "tokens_loss": jnp.float32(0)})
+    meter.read(3, metrics(0.5) | counts | {"count/tokens": jnp.float32(0), "tokens_loss": jnp.float32(0)})
+    meter.read(4, metrics(1.25) | counts)
+    lines = {line["step"]: line for line in read_metrics(tmp_path)}
+    assert [lines[step].get("train/loss") for step in range(1, 5)] == [1.5, None, None, 1.25]
+    assert [lines[step].get("train/batches_without_predictions") for step in range(1, 5)] == [None, 1, 2, 2]
+    assert lines[2]["train/label_loss"] == 0.5 and "train/tokens_loss" not in lines[2]
+    assert not any("count/" in name for line in lines.values() for name in line)
+    said = [note for note in notes if "predicts nothing" in note]
+    assert len(said) == 1 and said[0].startswith("step 2: the batch predicts nothing (tokens)")
+    meter.log.close()
+    assert meter_in(tmp_path, start=4).empty == 2
+
+
 def test_waits_and_goodput_are_counted(tmp_path: Path) -> None:
     meter = meter_in(tmp_path, created=datetime.timedelta(seconds=100))
     for _ in range(2):

@@ -58,11 +58,6 @@ def assert_as_sentencepiece(tokenizer: Tokenizer, content: bytes, texts: list[st
     assert differing == []
 
 
-def ordinary(texts: list[str]) -> list[str]:
-    """Return the texts without special tokens spelled out, which SentencePiece reads as text."""
-    return [text for text in texts if not any(token in text for token in ("<pad>", "</s>", "<unk>", "<extra_id_"))]
-
-
 @pytest.mark.parametrize("system", small.SYSTEMS)
 def test_ids_are_those_of_the_reference(system: str, tmp_path: Path) -> None:
     golden = json.loads((GOLDEN / f"{system}.json").read_text(encoding="utf-8"))
@@ -74,8 +69,8 @@ def test_ids_are_those_of_the_reference(system: str, tmp_path: Path) -> None:
     assert loaded.vocab_size == golden["size"]
     for tokenizer in (loaded, saved):
         for entry in golden["texts"]:
-            assert tokenizer.encode(entry["text"], special=True).tolist() == entry["ids"], entry["text"]
-            assert tokenizer.encode(entry["text"]).tolist() == entry["plain"], entry["text"]
+            assert tokenizer.encode(entry["text"], special=True, reads="all").tolist() == entry["ids"], entry["text"]
+            assert tokenizer.encode(entry["text"], reads="all").tolist() == entry["plain"], entry["text"]
             assert tokenizer.decode(entry["ids"], skip_special=False) == entry["decoded"], entry["text"]
         pairs = [[pair.ids, pair.type_ids] for pair in tokenizer.backend.encode_batch(small.PAIRS)]
         assert pairs == golden["pairs"]
@@ -177,8 +172,8 @@ def test_tokenizer_config_may_describe_the_added_tokens(tmp_path: Path) -> None:
     new = {"content": "<new>", "lstrip": True, "rstrip": False, "normalized": False, "special": True}
     small.write_settings(tmp_path, added_tokens_decoder={str(size): new})
     tokenizer = load_tokenizer(tmp_path)
-    assert tokenizer.tokens(tokenizer.encode("the <new> the")) == ["the", "<new>", "Ġthe"]
-    assert tokenizer.vocabulary.is_special[size]
+    assert tokenizer.tokens(tokenizer.encode("the <new> the", reads="all")) == ["the", "<new>", "Ġthe"]
+    assert tokenizer.vocabulary.is_special[size] and size not in tokenizer.encode("the <new> the")
     put("special_tokens_map.json", '{"pad_token": "<pad>", "additional_special_tokens": ["<more>"]}', tmp_path)
     vocabulary = load_tokenizer(tmp_path).vocabulary
     assert vocabulary.is_special[size:].tolist() == [True] * 3 and vocabulary.special["pad"] == size + 1
@@ -226,11 +221,11 @@ def test_t5_gives_the_ids_of_sentencepiece(t5_folder: Path, t5_model: bytes) -> 
     made = ["".join(draw.choice(kind) for _ in range(draw.randint(0, 30))) for kind in kinds for _ in range(300)]
     made = [text for text in made if not many_marks(text)]
     assert len(made) > 1000
-    assert_as_sentencepiece(tokenizer, t5_model, ordinary(TEXTS) + made)
+    assert_as_sentencepiece(tokenizer, t5_model, TEXTS + made)
     tokenizer.save(t5_folder / "tokenizer.json")
     saved = load_tokenizer(t5_folder)
     assert saved.fingerprint == tokenizer.fingerprint
-    assert_as_sentencepiece(saved, t5_model, ordinary(TEXTS))
+    assert_as_sentencepiece(saved, t5_model, TEXTS)
 
 
 def many_marks(text: str) -> bool:
@@ -254,7 +249,7 @@ def test_t5_follows_the_settings_of_its_model(settings: dict[str, Any], tmp_path
     content = model(**settings)
     (tmp_path / "spiece.model").write_bytes(content)
     # The library takes \r\n for one character, which shows where spaces are counted.
-    texts = [text.replace("\r\n", "\n") for text in ordinary(TEXTS)]
+    texts = [text.replace("\r\n", "\n") for text in TEXTS]
     texts += ["▁the ▁▁fox▁", " ▁the", "▁ the", "▁", "THE the Hello the"]
     assert_as_sentencepiece(load_tokenizer(tmp_path), content, texts)
 
@@ -271,11 +266,48 @@ def test_t5_ends_texts_and_has_a_hundred_sentinels(t5_folder: Path, t5_model: by
     assert tokenizer.backend.encode("the", "quick fox").ids == [*the, 1, *fox, 1]
     # What stands between sentinels is encoded by itself.
     text = "the <extra_id_0> quick fox<extra_id_1></s>"
-    assert tokenizer.encode(text).tolist() == [*the, size + 99, *fox, size + 98, 1]
+    assert tokenizer.encode(text, reads="all").tolist() == [*the, size + 99, *fox, size + 98, 1]
     assert tokenizer.decode(tokenizer.encode("the  quick fox\n")) == "the quick fox"
     assert set(tokenizer.vocabulary.special) == {"pad", "end", "unknown"}
     assert tokenizer.vocabulary.is_special.sum() == 103
     assert tokenizer.vocabulary.word_starts[fox].sum() == 2
+
+
+@pytest.mark.parametrize("system", ["gpt2", "bart"])
+def test_add_prefix_space_is_read_beside_a_vocabulary_and_beside_a_tokenizer_json(system: str, tmp_path: Path) -> None:
+    plain = load_tokenizer(written(system, tmp_path))
+    small.write_settings(tmp_path, add_prefix_space=True)
+    spaced = load_tokenizer(tmp_path)
+    plain.save(tmp_path / "saved" / "tokenizer.json")
+    small.write_settings(tmp_path / "saved", add_prefix_space=True)
+    for tokenizer in (spaced, load_tokenizer(tmp_path / "saved"), load_tokenizer(tmp_path / "saved/tokenizer.json")):
+        assert tokenizer.encode("the fox").tolist() == plain.encode(" the fox").tolist()
+        assert tokenizer.fingerprint == spaced.fingerprint != plain.fingerprint
+    small.write_settings(tmp_path / "saved", add_prefix_space=False)
+    assert load_tokenizer(tmp_path / "saved").fingerprint == plain.fingerprint
+
+
+def test_add_bos_token_begins_gpt2s_texts(tmp_path: Path) -> None:
+    plain = load_tokenizer(written("gpt2", tmp_path))
+    small.write_settings(tmp_path, add_bos_token=True)
+    tokenizer = load_tokenizer(tmp_path)
+    end = plain.vocabulary.id("end")
+    assert tokenizer.encode("the fox", special=True).tolist() == [end, *plain.encode("the fox")]
+    assert tokenizer.encode("the fox").tolist() == plain.encode("the fox").tolist()
+
+
+def test_case_accents_and_chinese_are_as_the_settings_beside_a_tokenizer_json_say(tmp_path: Path) -> None:
+    load_tokenizer(written("bert", tmp_path)).save(tmp_path / "saved" / "tokenizer.json")
+    small.write_settings(tmp_path / "saved", do_lower_case=False, strip_accents=False, tokenize_chinese_chars=False)
+    normalizer = load_tokenizer(tmp_path / "saved").backend.normalizer
+    assert normalizer.normalize_str("Über 学b") == "Über 学b"
+
+
+def test_a_t5_may_mark_no_first_word(t5_folder: Path) -> None:
+    marked = load_tokenizer(t5_folder)
+    small.write_settings(t5_folder, add_prefix_space=False)
+    tokenizer = load_tokenizer(t5_folder)
+    assert marked.tokens(marked.encode("the"))[0][0] == "▁" and "▁" not in tokenizer.tokens(tokenizer.encode("the"))[0]
 
 
 def test_the_number_of_sentinels_may_be_stated_or_in_the_file(t5_folder: Path, t5_model: bytes) -> None:
@@ -291,7 +323,7 @@ def test_the_number_of_sentinels_may_be_stated_or_in_the_file(t5_folder: Path, t
         tokenizer.vocab_size == sentencepiece.SentencePieceProcessor(str(t5_folder / "spiece.model")).get_piece_size()
     )
     assert tokenizer.vocabulary.sentinels.tolist() == [4, 3]
-    assert tokenizer.tokens(tokenizer.encode("the <extra_id_0>"))[-1] == "<extra_id_0>"
+    assert tokenizer.tokens(tokenizer.encode("the <extra_id_0>", reads="all"))[-1] == "<extra_id_0>"
     assert tokenizer.vocabulary.is_special[[3, 4]].all()
 
 
@@ -467,7 +499,7 @@ def test_the_real_vocabularies_give_the_published_ids(
     golden = json.loads((reference_data / "tokenizers" / "golden_ids.json").read_text(encoding="utf-8"))[entry]
     assert len(golden) >= 13
     for case in golden:
-        assert real[system].encode(case["text"], special=True).tolist() == case["ids"], case["text"]
+        assert real[system].encode(case["text"], special=True, reads="all").tolist() == case["ids"], case["text"]
         decoded = real[system].decode(case["ids"], skip_special=False)
         # The texts were decoded with Hugging Face's clean_up_tokenization_spaces, which takes spaces from before
         # punctuation. Ours does not where the tokenizer itself does not: GPT-2's text must come back as it was.
@@ -503,7 +535,7 @@ def test_real_text_has_the_ids_of_sentencepiece(
     real: dict[str, Tokenizer], lines: list[str], reference_data: Path
 ) -> None:
     content = (reference_data / "tokenizers" / "t5" / "spiece.model").read_bytes()
-    assert_as_sentencepiece(real["t5"], content, ordinary(lines))
+    assert_as_sentencepiece(real["t5"], content, lines)
 
 
 @pytest.mark.reference

@@ -17,7 +17,8 @@ import pytest
 
 from jaxformer.data.files import JSONLines, Text
 from jaxformer.data.records import Source
-from jaxformer.data.store import CHUNK, ExampleStore, Store, build_examples, build_store, sentence_starts
+from jaxformer.data.sentences import sentence_starts
+from jaxformer.data.store import CHUNK, ExampleStore, Store, build_examples, build_store
 from jaxformer.errors import UserError
 from jaxformer.tokenizers import ByteBPE, Tokenizer, Unigram, WordPiece, train_tokenizer
 
@@ -72,30 +73,6 @@ def documents_of(store: Store) -> list[list[int]]:
 def the_folder(cache: Path) -> Path:
     (folder,) = (cache / "stores").iterdir()
     return folder
-
-
-# Sentences.
-
-
-@pytest.mark.parametrize(
-    "marked",
-    [
-        "|One. |Two! |Three? |4 is a digit. |(In brackets.) |[And these.]",
-        '|He said "stop." |Then (he left.) |"Why?" |\'Because.\'',
-        "|See e.g. Smith, i.e. No. 5, etc. Or Mr. Fox and Dr. A. Hare vs. Prof. B. Not split",
-        "|no capital. so no split, version 1.5 and 3.14 stay",
-        "|A heading\n\n|and a paragraph\n  \n|another\n \n \n|last",
-        "|Ends in etc.\n\n|After a blank line. |Next",
-        "|Ends in etc.\n \n|After a blank line of spaces",
-        "  |Leading space. |Then trailing. ",
-        "\n\n|Blank lines first.\n\n",
-        "|One line.\n|Next line, one\nsentence over two lines",
-        "|one",
-    ],
-)
-def test_sentences_begin_where_a_reader_says(marked: str) -> None:
-    expected = [place - number for number, place in enumerate(i for i, c in enumerate(marked) if c == "|")]
-    assert sentence_starts(marked.replace("|", "")) == expected
 
 
 # Tokens, documents, sentence starts.

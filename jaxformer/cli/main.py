@@ -233,6 +233,10 @@ def _parser() -> argparse.ArgumentParser:
         action.add_argument("--tokenizer", required=True, metavar="FILE|DIR", help="a tokenizer.json or a run")
         if words:
             action.add_argument(words[0], nargs="+", metavar=words[1], type=int if name == "decode" else str)
+        if name == "encode":
+            action.add_argument(
+                "--special", action="store_true", help="read special tokens that the text spells; else they are text"
+            )
         action.add_argument("--json", action="store_true", help="print JSON")
 
     models = add("models", verbs.models, "list the presets of the eight systems", "models --plot=models.png")

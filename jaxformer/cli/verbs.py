@@ -130,7 +130,7 @@ def _tokenizer(where: str) -> Any:
 def tokenizer_encode(args: argparse.Namespace, overrides: list[str]) -> int:
     tokenizer = _tokenizer(args.tokenizer)
     for text in args.texts:
-        ids = tokenizer.encode(text).tolist()
+        ids = tokenizer.encode(text, reads="all" if args.special else "").tolist()
         print(json.dumps({"ids": ids, "tokens": tokenizer.tokens(ids)}) if args.json else " ".join(map(str, ids)))
     return 0
 

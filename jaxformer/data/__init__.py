@@ -11,6 +11,7 @@ from jaxformer.data.batches import Member, evaluation_batches, train_batches
 from jaxformer.data.left_out import LeftOut
 from jaxformer.data.preparing import (
     corpus_tokenizer,
+    doubts,
     left_out_files,
     left_out_of,
     prepare,
@@ -26,6 +27,7 @@ __all__ = [
     "PLACES",
     "SOURCES",
     "corpus_tokenizer",
+    "doubts",
     "evaluation_batches",
     "left_out_files",
     "left_out_of",

@@ -3,19 +3,21 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from jaxformer.data.batches import Member
 from jaxformer.data.left_out import LeftOut, count, total
 from jaxformer.data.records import Source
-from jaxformer.data.rows import build_rows
+from jaxformer.data.rows import Rows, build_rows
 from jaxformer.data.sealed import Damaged, Note, seal, told, unsealed
 from jaxformer.data.sources import SourceMixture
-from jaxformer.data.store import build_examples, build_pairs, build_store
+from jaxformer.data.store import Store, build_examples, build_pairs, build_store
 from jaxformer.errors import UserError
-from jaxformer.objectives import Padded, Supervision
+from jaxformer.objectives import Denoising, Padded, Supervision
 from jaxformer.storage import cache_folder
 from jaxformer.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 
@@ -36,7 +38,10 @@ def corpus_tokenizer(
         return load_tokenizer(config.path)
     for corpus, _ in weighted_sources(source):
         corpus.mend(note)
-    fingerprints = [[corpus.fingerprint("train"), *fields] for corpus, fields in _read(source, supervision)]
+    fingerprints = [
+        [corpus.fingerprint("train"), *fields, *(["labels"] if writes_labels else [])]
+        for corpus, fields, writes_labels in _read(source, supervision)
+    ]
     key = json.dumps([type(config).__name__, dataclasses.asdict(config), fingerprints])
     path = cache_folder() / "tokenizers" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     record = path.with_suffix(".sealed.json")
@@ -53,21 +58,23 @@ def corpus_tokenizer(
 
 
 def training_texts(source: Source, supervision: Supervision) -> Iterator[str]:
-    """Yield every text of the training split that an objective or a task reads, once."""
-    for corpus, fields in _read(source, supervision):
+    """Yield every text of the training split that an objective or a task reads, and the labels that it writes, once."""
+    for corpus, fields, writes_labels in _read(source, supervision):
         yield from corpus.texts("train", fields)
+        if writes_labels:
+            yield from corpus.label_names()
 
 
-def _read(source: Source, supervision: Supervision) -> list[tuple[Source, tuple[str, ...]]]:
-    """Return the corpora that are read and which fields of each; none: its documents, of which a task's are parts."""
+def _read(source: Source, supervision: Supervision) -> list[tuple[Source, tuple[str, ...], bool]]:
+    """Return the corpora that are read, which fields of each (none: its documents), and whether labels are written."""
     corpora = [corpus for corpus, _ in weighted_sources(source)]
     read = dict.fromkeys(
-        (number, () if part.objective.labelled else part.objective.fields)
+        (number, tuple(part.objective.fields), part.objective.labelled and part.objective.decodes)
         for part in supervision.parts
         for number in part.corpora or range(len(corpora))
         if 0 <= number < len(corpora)
     )
-    return [(corpora[number], fields) for number, fields in read]
+    return [(corpora[number], fields, writes_labels) for number, fields, writes_labels in read]
 
 
 def prepare(
@@ -110,6 +117,50 @@ def prepare(
             rows, left_out = found[corpus]
             members.append(Member(rows, transform, part.weight * rates[corpus] / share, name, left_out))
     return members
+
+
+_NEARLY_ALL = 0.95  # from this share of equal labels on a head learns little
+
+
+def doubts(members: Sequence[Member]) -> list[str]:
+    """Return what to say, before training, of rows whose sentences tell an objective nothing."""
+    said = []
+    for member in members:
+        rows, objective = member.rows, member.transform
+        objective = objective.objective if isinstance(objective, Padded) else objective
+        if not isinstance(rows, Rows) or not len(rows):
+            continue
+        where = f" of {member.name}" if member.name else ""
+        documents = int((np.diff(rows.store.document_offsets) > 0).sum())
+        advice = "give one document a file or a blank line between them, and sentences that the splitter finds "
+        advice += "(data.sentences=lines: one a line)"
+        if "label" in rows.index:
+            share = float(rows.index["label"].mean())
+            if documents == 1:
+                said.append(
+                    f"next-sentence pairs{where}: the corpus is one document, so a random second part comes from the "
+                    f"same one; {advice}"
+                )
+            if max(share, 1 - share) >= _NEARLY_ALL:
+                kind = "random" if share > 0.5 else "following"
+                said.append(
+                    f"next-sentence pairs{where}: {max(share, 1 - share):.1%} of {len(rows)} labels are '{kind}', so "
+                    f"little can be learnt from them; {advice}, or set objective.next_sentence=false"
+                )
+        if isinstance(objective, Denoising) and objective.permute_share > 0:
+            single = float(np.mean(_sentences_of(rows.store) == 1))
+            if single >= _NEARLY_ALL:
+                said.append(
+                    f"sentence permutation{where}: {single:.1%} of {documents} documents are one sentence, so no "
+                    f"sentence of theirs changes places; {advice}"
+                )
+    return said
+
+
+def _sentences_of(store: Store) -> np.ndarray:
+    """Return how many sentences each document that has text has."""
+    first = np.searchsorted(store.sentence_starts, store.document_offsets)
+    return np.diff(first)[np.diff(store.document_offsets) > 0]
 
 
 def _rows(

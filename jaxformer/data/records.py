@@ -8,9 +8,10 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from jaxformer.checks import check_range
+from jaxformer.checks import check_choice, check_range
 from jaxformer.data.left_out import LeftOut, count
 from jaxformer.data.sealed import Note
+from jaxformer.data.sentences import SPLITTERS, Splitter
 from jaxformer.errors import UserError, suggest
 
 Record = Mapping[str, Any]
@@ -35,11 +36,13 @@ class Source:
     workers: int = 0  # processes that make batches; 0 makes them in this one
     text_field: str = "text"
     label_field: str = "label"
+    sentences: str = "unicode"  # where they end: by Unicode's rules, or with "lines"
 
     def __post_init__(self) -> None:
         check_range("data.validation_share", self.validation_share, above=0, below=1)
         for key in ("max_examples", "skip_malformed", "workers"):
             check_range(f"data.{key}", getattr(self, key), at_least=0)
+        check_choice("data.sentences", self.sentences, SPLITTERS)
 
     def records(self, split: str, labelled: bool) -> Iterator[tuple[str, Record | Malformed]]:
         """Yield (where it stands, record) of a split, or what is wrong with it. Fields of a record are text or
@@ -50,6 +53,11 @@ class Source:
         """Yield the records of all splits that a run reads."""
         for split in ("train", "validation"):
             yield from self.records(split, labelled)
+
+    @property
+    def splitter(self) -> Splitter:
+        """Where sentences begin."""
+        return SPLITTERS[self.sentences]
 
     def label_names(self) -> tuple[str, ...]:
         """Return the label names, sorted; a label's class is its place in them."""
@@ -207,6 +215,6 @@ PLACES = ("path", "validation_path", "test_path", "dataset", "data_dir")
 def digest(*parts: Any) -> str:
     """Return 16 hexadecimal digits of the parts, of which a source's settings are dicts."""
     # What does not change the text or its split does not change the name.
-    unread = ("workers", "max_examples", "subset_seed", *PLACES)
+    unread = ("workers", "max_examples", "subset_seed", "sentences", *PLACES)
     kept = [{key: part[key] for key in part if key not in unread} if isinstance(part, dict) else part for part in parts]
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 from jaxformer.data.left_out import LeftOut, count, reasons
 from jaxformer.data.records import Source
 from jaxformer.data.sealed import Damaged, Note, seal, told, unsealed
+from jaxformer.data.sentences import Splitter
 from jaxformer.errors import EmptySplit, disk_errors
 from jaxformer.tokenizers import Tokenizer
 
@@ -28,22 +28,8 @@ FORMAT = 2  # of the files below; others of before are not opened
 UNKNOWN_SHARE = 0.01  # of the tokens, that is not worth a word
 CHUNK = 512  # texts that the tokenizer gets at a time: it spreads them over all cores
 
-# Sentences end at . ! or ? (with closing quotes or brackets) before a capital, a digit or an opening; at blank lines.
-# The name is part of a store's fingerprint: another rule is another name.
-SPLITTER = "punctuation-1"
-_BOUNDARY = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])|\n\s*\n\s*")
-_ABBREVIATION = re.compile(r"(?:\b(?:e\.g|i\.e|etc|cf|vs|Mr|Mrs|Ms|Dr|Prof|St|No|Fig|approx|[A-Z]))\.$")
-
-
-def sentence_starts(text: str) -> list[int]:
-    """Return the character at which each sentence of a text begins, the first included."""
-    starts = [len(text) - len(text.lstrip())]
-    for match in _BOUNDARY.finditer(text):
-        if match[0].count("\n") < 2 and _ABBREVIATION.search(text[max(0, match.start() - 8) : match.start()]):
-            continue
-        if starts[-1] < match.end() < len(text):
-            starts.append(match.end())
-    return starts
+# How text becomes tokens, part of a store's fingerprint: special tokens that a text spells are text.
+READING = "text-1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,12 +87,13 @@ def build_store(
 
     `note` is told of a damaged one, which is made again. Raises UserError for malformed sources and full disks.
     """
-    key = [source.fingerprint(split), split, tokenizer.fingerprint, SPLITTER]
+    key = [source.fingerprint(split), split, tokenizer.fingerprint, READING, source.splitter.name]
 
     def texts(left_out: LeftOut) -> Iterator[str]:
         return source.documents(split, left_out)
 
-    return _open_or_write(cache, key, texts, tokenizer, progress, note, f"tokenising {split}", True)
+    activity = f"tokenising {split}"
+    return _open_or_write(cache, key, texts, tokenizer, source.splitter, progress, note, activity, True)
 
 
 def build_examples(
@@ -120,7 +107,7 @@ def build_examples(
 ) -> ExampleStore:
     """Return the labelled examples of a source's split, tokenised per field into the same kind of store."""
     chosen = [source.max_examples, source.subset_seed] if split == "train" else []
-    key = [source.fingerprint(split), split, tokenizer.fingerprint, "examples", *fields, *chosen]
+    key = [source.fingerprint(split), split, tokenizer.fingerprint, READING, "examples", *fields, *chosen]
     labels: list[int] = []
 
     def texts(left_out: LeftOut) -> Iterator[str]:
@@ -128,7 +115,8 @@ def build_examples(
             labels.append(example["label"])
             yield from (example[field] for field in fields)
 
-    store = _open_or_write(cache, key, texts, tokenizer, progress, note, f"tokenising {split} examples", False, labels)
+    activity = f"tokenising {split} examples"
+    store = _open_or_write(cache, key, texts, tokenizer, source.splitter, progress, note, activity, False, labels)
     loaded = np.load(store.path / "labels.npy")
     if len(loaded) == 0:
         raise EmptySplit(
@@ -142,17 +130,19 @@ def build_pairs(
     progress: Progress | None = None, note: Note | None = None,
 ) -> Store:  # fmt: skip
     """Return the fields of a source's split, one document each, as many in turn as there are fields."""
-    key = [source.fingerprint(split), split, tokenizer.fingerprint, "pairs", *fields, SPLITTER]
+    key = [source.fingerprint(split), split, tokenizer.fingerprint, READING, "pairs", *fields, source.splitter.name]
 
     def texts(left_out: LeftOut) -> Iterator[str]:
         return source.texts(split, tuple(fields), left_out)
 
-    return _open_or_write(cache, key, texts, tokenizer, progress, note, f"tokenising {split} pairs", False)
+    activity = f"tokenising {split} pairs"
+    return _open_or_write(cache, key, texts, tokenizer, source.splitter, progress, note, activity, False)
 
 
 def _open_or_write(
     cache: Path, key: list[Any], texts: Callable[[LeftOut], Iterable[str]], tokenizer: Tokenizer,
-    progress: Progress | None, note: Note | None, activity: str, drop_empty: bool, labels: list[int] | None = None,
+    splitter: Splitter, progress: Progress | None, note: Note | None, activity: str, drop_empty: bool,
+    labels: list[int] | None = None,
 ) -> Store:  # fmt: skip
     fingerprint = hashlib.sha256(json.dumps([FORMAT, *key]).encode()).hexdigest()[:16]
     path = cache / "stores" / fingerprint
@@ -167,7 +157,7 @@ def _open_or_write(
         temporary.mkdir(parents=True)
         try:
             left_out: LeftOut = {}
-            _write(temporary, texts(left_out), tokenizer, progress, activity, drop_empty, left_out)
+            _write(temporary, texts(left_out), tokenizer, splitter, progress, activity, drop_empty, left_out)
             if labels is not None:
                 np.save(temporary / "labels.npy", np.array(labels, np.int32))
             names = [file.name for file in temporary.iterdir()]
@@ -203,8 +193,8 @@ def _open(path: Path, fingerprint: str) -> Store | None:
 
 
 def _write(
-    folder: Path, texts: Iterable[str], tokenizer: Tokenizer, progress: Progress | None, activity: str,
-    drop_empty: bool, left_out: LeftOut,
+    folder: Path, texts: Iterable[str], tokenizer: Tokenizer, splitter: Splitter, progress: Progress | None,
+    activity: str, drop_empty: bool, left_out: LeftOut,
 ) -> None:  # fmt: skip
     lengths: list[np.ndarray] = []
     sentences: list[np.ndarray] = []
@@ -212,7 +202,7 @@ def _write(
     done = total = num_empty = num_unknown = 0
     with (folder / "tokens.bin").open("wb") as file:
         for chunk in _chunks(texts):
-            encodings = tokenizer.backend.encode_batch(chunk, add_special_tokens=False)
+            encodings = tokenizer.encode_batch(chunk)
             for text, encoding in zip(chunk, encodings, strict=True):
                 number = len(encoding.ids)
                 if number == 0 and drop_empty:
@@ -221,7 +211,7 @@ def _write(
                 starts = {0} if number else set()
                 # A sentence that begins with characters the tokenizer drops begins with its first kept one.
                 starts |= {
-                    token for start in sentence_starts(text) if (token := _token_at(encoding, start, text)) is not None
+                    token for start in splitter.starts(text) if (token := _token_at(encoding, start, text)) is not None
                 }
                 sentences.append(np.array(sorted(starts), np.int64) + total)
                 lengths.append(np.array([number], np.int64))

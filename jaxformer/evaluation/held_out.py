@@ -68,7 +68,10 @@ def evaluate(
             guesses.append(gathered(predictions["label"])[real])
     if not totals:
         return {}
-    means = {name: (loss / max(count, 1e-9), right / max(count, 1e-9)) for name, (loss, right, count) in totals.items()}
+    # A group without predictions has no loss: nothing is said of it rather than 0.
+    means = {name: (loss / count, right / count) for name, (loss, right, count) in totals.items() if count > 0}
+    if not means:
+        return {}
     metrics = {"loss": sum(supervision.coefficients[name] * loss for name, (loss, _) in means.items())}
     for name, (loss, accuracy) in means.items():
         if name == "tokens":
@@ -120,6 +123,7 @@ def _written(
         end_id=end_id,
         start_id=tokenizer.vocabulary.id(model.config.decoder_start),
         min_width=batch["encoder_inputs"].shape[1],
+        writable=tokenizer.writable,
     )
     # As the tokenizer writes them: it may have normalised case or spaces.
     classes = {tokenizer.decode(tokenizer.encode(label)).strip(): number for number, label in enumerate(labels)}

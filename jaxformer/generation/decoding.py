@@ -41,10 +41,12 @@ def generate(
     end_id: int,
     start_id: int = 0,
     min_width: int = 1,
+    writable: np.ndarray | None = None,
 ) -> list[np.ndarray]:
     """Return, per prompt, the generated ids up to and without `end_id`.
 
-    A decoder-only model continues the prompt; an encoder-decoder reads it and starts its answer from `start_id`.
+    A decoder-only model continues the prompt; an encoder-decoder reads it and starts its answer from `start_id`. Ids
+    that are not `writable` (bool [ids of the tokenizer]; None: all are), and those beyond it, are never chosen.
     Prompts are padded to at least `min_width`, so that batches of a set share one compiled program. Raises UserError
     for encoder-only models, empty prompts, and lengths beyond a learned position table.
     """
@@ -80,8 +82,10 @@ def generate(
             "encoder_segment_ids": segments,
             "encoder_positions": np.broadcast_to(np.arange(width, dtype=np.int32), rows.shape).copy(),
         }
+    allowed = np.ones(model.config.vocab_size, bool) if writable is None else writable
     run = _compiled(model, config.max_new_tokens, config.temperature > 0.0)
-    tokens = gathered(run(params, batch, jax.random.key(config.seed), max(config.temperature, 1e-6), end_id))
+    rng, temperature = jax.random.key(config.seed), max(config.temperature, 1e-6)
+    tokens = gathered(run(params, batch, rng, temperature, end_id, allowed))
     ends = [np.flatnonzero(row == end_id) for row in tokens]
     return [row[: end[0]] if end.size else row for row, end in zip(tokens, ends, strict=True)]
 
@@ -102,9 +106,12 @@ def _pad(rows: list[np.ndarray], width: int, left: bool) -> tuple[np.ndarray, np
 
 @functools.lru_cache(maxsize=16)
 def _compiled(model: Model, max_new_tokens: int, samples: bool) -> Any:
-    """Return jitted run(params, batch, rng, temperature, end_id) -> tokens [B, max_new_tokens]."""
+    """Return jitted run(params, batch, rng, temperature, end_id, allowed [V]) -> tokens [B, max_new_tokens]."""
 
-    def run(params: Params, batch: dict[str, jax.Array], rng: jax.Array, temperature: float, end_id: int) -> jax.Array:
+    def run(
+        params: Params, batch: dict[str, jax.Array], rng: jax.Array, temperature: float, end_id: int,
+        allowed_V: jax.Array,
+    ) -> jax.Array:  # fmt: skip
         prompt_BT = batch["inputs"]
         num_rows, width = prompt_BT.shape
         fresh_BN = jnp.ones((num_rows, max_new_tokens), jnp.int32)
@@ -113,6 +120,8 @@ def _compiled(model: Model, max_new_tokens: int, samples: bool) -> Any:
 
         def choose(hidden_BD: jax.Array, count: jax.Array | int) -> jax.Array:
             logits_BV = model.project(weights, hidden_BD)
+            beyond = logits_BV.shape[-1] - len(allowed_V)  # rows of the table that are no token's
+            logits_BV = jnp.where(jnp.pad(allowed_V, (0, beyond)), logits_BV, -jnp.inf)
             if samples:
                 return jax.random.categorical(jax.random.fold_in(rng, count), logits_BV / temperature)
             return jnp.argmax(logits_BV, axis=-1)

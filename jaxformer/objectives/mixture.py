@@ -118,6 +118,10 @@ class ObjectiveMixture:
         return self.bound[0].z_loss
 
     @property
+    def fills_masks(self) -> bool:
+        return any(member.fills_masks for member in self.bound)
+
+    @property
     def heads(self) -> dict[str, int]:
         return self.bound[0].heads
 

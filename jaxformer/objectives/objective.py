@@ -95,6 +95,10 @@ class Objective:
         return (Part(self, 1.0, ()),)
 
     @property
+    def fills_masks(self) -> bool:
+        return "mask" in self.needs
+
+    @property
     def coefficients(self) -> dict[str, float]:
         return {"tokens": 1.0} | dict.fromkeys(self.heads, 1.0)
 

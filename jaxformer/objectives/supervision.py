@@ -96,5 +96,9 @@ class Supervision(Protocol):
         """Whether a token ends the text that is read, where it stands in one row with what is written."""
 
     @property
+    def fills_masks(self) -> bool:
+        """Whether it learns to fill masks: then a mask that is spelled out in a prompt is one, and not text."""
+
+    @property
     def new_token_ids(self) -> Sequence[int]:
         """The tokens that pretraining has not taught: their embeddings are fresh when a run starts from another."""

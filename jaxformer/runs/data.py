@@ -15,6 +15,7 @@ from jaxformer.data import (
     LeftOut,
     Member,
     corpus_tokenizer,
+    doubts,
     left_out_files,
     left_out_of,
     prepare,
@@ -160,6 +161,8 @@ def training_members(
             progress=display.progress, note=display.note,
         )  # fmt: skip
         members.append(drawn)
+        for doubt in doubts(drawn):
+            display.note(doubt)
     return members
 
 

@@ -107,8 +107,9 @@ class LoadedRun:
         one prompt, given as a string."""
         require_generator(self.model.config.family)
         vocabulary, reads = self.tokenizer.vocabulary, self.model.config.family == "encoder_decoder"
-        # What an encoder reads has the tokens around it that it had in training.
-        rows = [self.tokenizer.encode(prompt, special=reads) for prompt in several(prompts)]
+        # What an encoder reads has the tokens around it that it had in training, and masks if it learnt to fill them.
+        found = "mask" if reads and self.config.supervision.fills_masks else ""
+        rows = [self.tokenizer.encode(prompt, special=reads, reads=found) for prompt in several(prompts)]
         if not reads and self.config.supervision.delimited:
             # A single stack that learnt to read one text and write another: this token ended what it read.
             rows = [np.append(row, vocabulary.id("end")).astype(np.int32) for row in rows]
@@ -119,6 +120,7 @@ class LoadedRun:
             generation or self.config.generation,
             end_id=vocabulary.special.get("end", -1),  # GPT's own vocabulary has no end: it writes on
             start_id=vocabulary.id(self.model.config.decoder_start),
+            writable=self.tokenizer.writable,
         )
         if reads:
             return [self.tokenizer.decode(ids) for ids in answers]

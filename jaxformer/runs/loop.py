@@ -121,6 +121,8 @@ def evaluate(run: OpenedRun, learner: Learner, watch: Instruments, state: TrainS
     with watch.meter.paused():
         step = int(state.step)
         found = {f"eval/{name}": value for name, value in learner.judge(state.params).items()}
+        if not found and learner.data.held_out:
+            run.display.note(f"step {step}: the held-out rows predict nothing, so they give no loss; check their texts")
         if found and not watch.log.evaluated(step):
             watch.log.write(step, found)
             run.display.note(f"step {step}: {metrics_line(found)}")

@@ -18,7 +18,7 @@ from jaxformer.runs.learner import Learner
 from jaxformer.runs.log import MetricsLog
 from jaxformer.runs.progress import Display
 from jaxformer.storage import read_record
-from jaxformer.training import Phase
+from jaxformer.training import COUNT, Phase
 
 
 class Meter:
@@ -33,6 +33,7 @@ class Meter:
         self.loss = math.nan
         self.tokens, self.seconds = log.last("train/tokens"), log.last("train/seconds")
         self.skipped, self.consecutive_non_finite = int(log.last("train/skipped_steps")), 0
+        self.empty = int(log.last("train/batches_without_predictions"))
         device_peak = peak(jax.devices()[0].device_kind)
         self.peak = device_peak and device_peak * learner.mesh.size
         self.began = _began(log.path.parent) if log.writes else time.time()
@@ -78,9 +79,11 @@ class Meter:
         now = time.perf_counter()
         self.seconds, self.since = self.seconds + now - self.since, now
         self.tokens += values.pop("tokens")
+        empty = self._without_predictions(step, values)
         self._flops += self.flops(step)
         self.waited["data"] += self.data_waits.pop(0) if self.data_waits else 0.0
-        self.loss = values["loss"]
+        if not empty:
+            self.loss = values["loss"]
         if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
             self.consecutive_non_finite = 0
         else:
@@ -106,6 +109,8 @@ class Meter:
             "checkpoint_wait_seconds": self.waited["checkpoint"],
             "goodput": min(self.seconds / max(time.time() - self.began, 1e-9), 1.0),
         }
+        if self.empty:
+            values["batches_without_predictions"] = self.empty
         if self.skipped:
             values["skipped_steps"] = self.skipped
         if self.peak:
@@ -113,9 +118,25 @@ class Meter:
         self._mark, self._flops = (step, self.tokens, self.seconds), 0.0
         self.waited = dict.fromkeys(self.waited, 0.0)
         # JSON knows no infinite numbers.
-        self.log.write(step, {f"train/{name}": value for name, value in values.items() if math.isfinite(value)})
-        brief = {"loss": values["loss"], "tok/s": rate} | ({"MFU": values["mfu"]} if self.peak else {})
+        logged = {name: value for name, value in values.items() if math.isfinite(value) and name not in empty}
+        self.log.write(step, {f"train/{name}": value for name, value in logged.items()})
+        brief = {"loss": self.loss, "tok/s": rate} | ({"MFU": values["mfu"]} if self.peak else {})
         self.display.progress("training", step, self.training.num_steps, brief)
+
+    def _without_predictions(self, step: int, values: dict[str, float]) -> set[str]:
+        """Take the counts out of a step's values and return the losses that mean nothing, of groups that have none."""
+        counts = {name: values.pop(name) for name in list(values) if name.startswith(COUNT)}
+        groups = [name.removeprefix(COUNT) for name, count in counts.items() if count == 0]
+        if not groups:
+            return set()
+        if not self.empty:
+            self.display.note(
+                f"step {step}: the batch predicts nothing ({', '.join(groups)}), and no loss of it is logged; "
+                "are its texts empty, or all unknown to the tokenizer? Further ones are counted in the log as "
+                "train/batches_without_predictions"
+            )
+        self.empty += 1
+        return {"loss", *(f"{name}_loss" for name in groups)}
 
     def _stop(self, step: int, values: Mapping[str, float]) -> None:
         before = (

@@ -63,7 +63,7 @@ def check_resumable(workdir: Path, config: Config, allow_change: bool) -> None:
         )
     if allow_change:
         return
-    stored, known, rates = record["config"], dict(record.get(KEY, {})), []
+    stored, known, rates = _as_it_was(record["config"]), dict(record.get(KEY, {})), []
     steps = finished_steps(location(workdir) / "checkpoints")
     with contextlib.suppress(UserError):  # keys that are newer than the run had their default values
         before = configs.resolve(stored, name=record["name"], defined=config.defined)
@@ -108,6 +108,14 @@ def other_rates(before: Config, config: Config, step: int) -> list[str]:
         f"training.num_steps: {lengths[0]} -> {end}, with which the learning rate of step {at + 1} would be "
         f"{new(at):.4g} instead of {old(at):.4g}{hint}"
     ]
+
+
+def _as_it_was(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a recorded config with the keys that it lacks and whose default is not what it did."""
+    tokenizer = config.get("tokenizer", {})
+    if tokenizer.get("name") == "wordpiece" and "lowercase" in tokenizer:  # lower case took the accents off
+        return config | {"tokenizer": {"strip_accents": tokenizer["lowercase"]} | tokenizer}
+    return config
 
 
 _ABSENT = "(absent)"

@@ -47,6 +47,7 @@ class _Classification:
     labelled: ClassVar[bool] = True
     decodes: ClassVar[bool] = False
     delimited: ClassVar[bool] = False
+    fills_masks: ClassVar[bool] = False
     new_token_ids: ClassVar[tuple[int, ...]] = ()
 
     sequence_length: int = 128

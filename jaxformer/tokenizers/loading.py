@@ -1,5 +1,6 @@
 """Which tokenizer a path means: a `tokenizer.json`, a released file, or a folder that holds one of them."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import tokenizers as hf
 from jaxformer.errors import UserError
 from jaxformer.storage import location
 from jaxformer.tokenizers import released
-from jaxformer.tokenizers.files import read_text
+from jaxformer.tokenizers.files import Companions, companions, read_text
 from jaxformer.tokenizers.sentencepieces import t5
 from jaxformer.tokenizers.tokenizer import Tokenizer
 
@@ -21,6 +22,15 @@ _TOGETHER: dict[tuple[str, ...], Callable[..., hf.Tokenizer]] = {
 }
 # Files that say everything, by the ends of their names.
 _ALONE: dict[str, Callable[[Path], hf.Tokenizer]] = {"vocab.txt": released.bert, ".model": t5}
+# What tokenizer_config.json may set anew in a tokenizer.json: its part, the kind of step, {there: here}.
+_SETTINGS: tuple[tuple[str, str, dict[str, str]], ...] = (
+    ("pre_tokenizer", "ByteLevel", {"add_prefix_space": "add_prefix_space"}),
+    (
+        "normalizer", "BertNormalizer",
+        {"lowercase": "do_lower_case", "strip_accents": "strip_accents",
+         "handle_chinese_chars": "tokenize_chinese_chars"},
+    ),
+)  # fmt: skip
 KNOWN = (
     "tokenizer.json, vocab.txt (BERT), spiece.model (T5), vocab.json with merges.txt (GPT, GPT-2, BART), "
     "encoder_bpe_40000.json with vocab_40000.bpe (GPT), encoder.json with vocab.bpe (GPT-2) and dict.txt (BART)"
@@ -45,12 +55,30 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
             return _as_saved(together(*_all_of(path, names)))
     text = read_text(path)
     try:
-        return Tokenizer(hf.Tokenizer.from_str(text))
+        backend = hf.Tokenizer.from_str(text)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # for what it cannot parse the library raises a bare Exception, or panics
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"{path} is damaged or no tokenizer.json: {first}") from error
+    if path.name == "tokenizer.json":
+        backend = _as_set(backend, companions(path.parent))
+    return Tokenizer(backend)
+
+
+def _as_set(backend: hf.Tokenizer, beside: Companions) -> hf.Tokenizer:
+    """Return the backend of a tokenizer.json with what tokenizer_config.json beside it says otherwise, as the reference
+    reads it."""
+    state = json.loads(backend.to_str())
+    changed = False
+    for part, kind, names in _SETTINGS:
+        section = state[part] or {}
+        for step in [section, *section.get("normalizers", []), *section.get("pretokenizers", [])]:
+            for name, setting in names.items() if step.get("type") == kind else ():
+                value = beside.setting(setting, bool, None)
+                if value is not None and value != step[name]:
+                    step[name], changed = value, True
+    return hf.Tokenizer.from_str(json.dumps(state)) if changed else backend
 
 
 def _released_in(folder: Path) -> Path:

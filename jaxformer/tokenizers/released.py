@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import tokenizers as hf
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from jaxformer.errors import UserError
-from jaxformer.tokenizers.files import companions, read_ids, read_lines, read_merges, special_token
+from jaxformer.tokenizers.files import Companions, companions, read_ids, read_lines, read_merges, special_token
 from jaxformer.tokenizers.templates import bart_template, bert_template
 
 _BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -44,7 +44,13 @@ def gpt2(vocabulary_file: Path, merges_file: Path) -> hf.Tokenizer:
     merges = read_merges(merges_file, vocabulary)
     ids = beside.place(vocabulary, vocabulary_file)
     special = _special("<|endoftext|>") if "<|endoftext|>" in ids else {}
-    return beside.finish(_byte_level(ids, merges), special, ids)
+    tokenizer = beside.finish(_byte_level(ids, merges, beside), special, ids)
+    if special and beside.setting("add_bos_token", bool, False):
+        begins = ("<|endoftext|>", ids["<|endoftext|>"])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<|endoftext|> $A", pair="<|endoftext|> $A <|endoftext|> $B", special_tokens=[begins]
+        )
+    return tokenizer
 
 
 def bart(vocabulary_file: Path, merges_file: Path) -> hf.Tokenizer:
@@ -124,9 +130,10 @@ def bert(vocabulary_file: Path) -> hf.Tokenizer:
     return beside.finish(tokenizer, _special(*(token for token in _BERT if token in ids)), ids)
 
 
-def _byte_level(ids: Mapping[str, int], merges: list[tuple[str, str]]) -> hf.Tokenizer:
+def _byte_level(ids: Mapping[str, int], merges: list[tuple[str, str]], beside: Companions) -> hf.Tokenizer:
     tokenizer = hf.Tokenizer(models.BPE(dict(ids), merges, fuse_unk=False))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    prefix = beside.setting("add_prefix_space", bool, False)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
@@ -134,7 +141,7 @@ def _byte_level(ids: Mapping[str, int], merges: list[tuple[str, str]]) -> hf.Tok
 def _bart(vocabulary: Mapping[str, int], merges: list[tuple[str, str]], where: Path) -> hf.Tokenizer:
     beside = companions(where.parent)
     ids = beside.place(vocabulary, where)
-    tokenizer = _byte_level(ids, merges)
+    tokenizer = _byte_level(ids, merges, beside)
     tokenizer.post_processor = bart_template(tokenizer)
     # The mask takes the space before it: it stands for words with theirs.
     return beside.finish(tokenizer, _special(*_BART) | {"<mask>": special_token("<mask>", lstrip=True)}, ids)

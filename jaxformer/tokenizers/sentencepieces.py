@@ -24,8 +24,8 @@ def t5(path: Path) -> hf.Tokenizer:
 
     tokenizer_config.json may state another number as `extra_ids`; a file that has sentinels of its own gets no more.
     The steps are those of `SentencePieceProcessor.encode`, except where the library, and so Hugging Face's tokenizer,
-    does otherwise: of several marks on one letter it may lose all but the first, a carriage return and a new line are
-    one space, and special tokens that are spelled out in a text are found.
+    does otherwise: of several marks on one letter it may lose all but the first, and a carriage return and a new line
+    are one space. Special tokens that are spelled out in a text are text, as there (`Tokenizer.encode`).
     Raises UserError for a damaged file and for models that are not unigram models of T5's kind.
     """
     proto, beside = _parse(path), companions(path.parent)
@@ -49,7 +49,7 @@ def t5(path: Path) -> hf.Tokenizer:
     scores = [(name, piece.score) for name, piece in zip(names, proto.pieces, strict=True)]
     unknown = list(types.values()).index(_UNKNOWN)
     tokenizer = hf.Tokenizer(models.Unigram(scores, unk_id=unknown, byte_fallback=False))
-    _follow(tokenizer, proto)
+    _follow(tokenizer, proto, beside.setting("add_prefix_space", bool, proto.normalizer_spec.add_dummy_prefix))
     tokenizer = beside.finish(tokenizer, tokens, ids)
     tokenizer.post_processor = t5_template(tokenizer)
     return tokenizer
@@ -85,17 +85,18 @@ def _parse(path: Path) -> Any:
     return proto
 
 
-def _follow(tokenizer: hf.Tokenizer, proto: Any) -> None:
-    """Give the tokenizer SentencePiece's normalisation and its mark of words, as the model's settings say."""
+def _follow(tokenizer: hf.Tokenizer, proto: Any, prefix: bool) -> None:
+    """Give the tokenizer SentencePiece's normalisation and its mark of words, as the model's settings say; `prefix`:
+    a text begins with such a mark."""
     spec = proto.normalizer_spec
     steps: list[Any] = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
     if spec.remove_extra_whitespaces:
         # Only spaces: the map has made those of the other white space that SentencePiece takes for it.
         steps += [normalizers.Replace(hf.Regex(r"\A +|[ ▁]+\z"), ""), normalizers.Replace(hf.Regex(" {2,}"), " ")]
-    if spec.add_dummy_prefix:
+    if prefix:
         # The library marks no first word that begins with a space or a mark itself; SentencePiece does.
         steps += [normalizers.Replace(hf.Regex(rf"\A{start}"), f"▁{start}") for start in ("▁", " ")]
-    scheme = "always" if spec.add_dummy_prefix else "never"
+    scheme = "always" if prefix else "never"
     tokenizer.normalizer = normalizers.Sequence(steps)
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
         prepend_scheme=scheme, split=proto.trainer_spec.split_by_whitespace

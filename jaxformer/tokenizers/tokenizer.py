@@ -5,8 +5,9 @@ import functools
 import hashlib
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers as hf
@@ -27,6 +28,9 @@ ROLES: dict[str, tuple[str, ...]] = {
     "extract": ("<|extract|>",),
 }
 SENTINEL = "<extra_id_{}>"
+# Before the spelling of a special token where texts are read: no piece of a text begins with a space and this
+# character, which Unicode will never assign, so no model finds the token in one.
+_UNREADABLE = " \uffff"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,13 +61,26 @@ class Vocabulary:
 
 
 class Tokenizer:
-    """A tokenizer: text to int32 ids and back."""
+    """A tokenizer: text to int32 ids and back. Text is text: special tokens that are spelled out in it are not those
+    tokens unless asked, in which it differs from the reference."""
 
     def __init__(self, backend: hf.Tokenizer) -> None:
         backend.no_truncation()  # saved tokenizers may cut or pad what they encode; here the data does that
         backend.no_padding()
         self.backend = backend
         self.vocab_size = 1 + max(backend.get_vocab().values(), default=-1)  # a saved one may leave ids out
+
+    @functools.cached_property
+    def writable(self) -> np.ndarray:
+        """Bool [vocab_size]: the ids that a model may write. Padding is none of them, nor are ids without a token."""
+        writable = np.zeros(self.vocab_size, bool)
+        ids = self.backend.get_vocab()
+        writable[list(ids.values())] = True
+        writable[[ids[spelling] for spelling in ROLES["pad"] if spelling in ids]] = False
+        return writable
+
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[hf.Tokenizer]]:
+        return Tokenizer, (self.backend,)  # copies make readers of their own: the library's lose their settings
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -91,9 +108,45 @@ class Tokenizer:
             word_starts[number] |= _begins_word(model, token)
         return Vocabulary(self.vocab_size, special, np.array(sentinels, np.int32), is_special, word_starts)
 
-    def encode(self, text: str, special: bool = False) -> np.ndarray:
-        """Return the int32 ids of a text; with `special`, also the tokens that its kind puts around one."""
-        return np.array(self.backend.encode(text, add_special_tokens=special).ids, np.int32)
+    def encode(self, text: str, special: bool = False, reads: str = "") -> np.ndarray:
+        """Return the int32 ids of a text; with `special`, also the tokens that its kind puts around one.
+
+        `reads` names what is read of special tokens spelled out in the text: "" none of them, "all" every one, as the
+        reference does, and a role, such as "mask", its token alone.
+        """
+        return np.array(self._reader(reads).encode(text, add_special_tokens=special).ids, np.int32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[hf.Encoding]:
+        """Return the library's encodings of texts, as text and without special tokens, made on all cores."""
+        return self._reader("").encode_batch(list(texts), add_special_tokens=False)
+
+    @functools.cached_property
+    def _readers(self) -> dict[str, hf.Tokenizer]:
+        return {"all": self.backend}
+
+    def _reader(self, reads: str) -> hf.Tokenizer:
+        if reads not in self._readers:
+            self._readers[reads] = self._reading(ROLES[reads] if reads else ())
+        return self._readers[reads]
+
+    def _reading(self, spellings: Sequence[str]) -> hf.Tokenizer:
+        """Return the backend as it reads texts in which, of the special tokens, only those of `spellings` are found.
+
+        The library's `encode_special_tokens` alone would not do: a unigram model still finds the pieces that special
+        tokens are in its vocabulary, and so do models whose words are cut at white space only.
+        """
+        state = json.loads(self.backend.to_str())
+        hidden: set[str] = set()
+        for token in state["added_tokens"]:
+            if token["content"] in spellings:
+                token["special"] = False
+            elif token["special"] or _is_control(token["content"]):
+                hidden.add(token["content"])
+                token["special"] = True
+        _respell(state, hidden)
+        reader = hf.Tokenizer.from_str(json.dumps(state))
+        reader.encode_special_tokens = True
+        return reader
 
     def decode(self, ids: Sequence[int] | np.ndarray, skip_special: bool = True) -> str:
         """Return the text of ids."""
@@ -124,6 +177,30 @@ class Tokenizer:
             temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # several processes may save it at once
             temporary.write_text(self.backend.to_str(pretty=True), encoding="utf-8")
             temporary.replace(path)
+
+
+def _is_control(spelling: str) -> bool:
+    """Say whether a token of a saved tokenizer is one of ours, whether or not it is marked as special there."""
+    return spelling.startswith(SENTINEL[:-3]) or any(spelling in spellings for spellings in ROLES.values())
+
+
+def _respell(state: dict[str, Any], hidden: Set[str]) -> None:
+    """Spell hidden tokens in the state of a tokenizer so that no text has them. BPE finds what it merges, and no merge
+    makes such a token; there the spellings stay."""
+    model = state["model"]
+    if model["type"] == "BPE":
+        return
+
+    def spelled(token: str) -> str:
+        return _UNREADABLE + token if token in hidden else token
+
+    for token in state["added_tokens"]:
+        token["content"] = spelled(token["content"])
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {spelled(token): number for token, number in model["vocab"].items()}
+        model["unk_token"] = spelled(model["unk_token"])
+    else:
+        model["vocab"] = [[spelled(token), score] for token, score in model["vocab"]]
 
 
 def _begins_word(model: models.Model, token: str) -> bool:

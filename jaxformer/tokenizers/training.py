@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Set
 from typing import Any, ClassVar
 
 import tokenizers as hf
@@ -40,12 +41,16 @@ class ByteBPE:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WordPiece:
-    """BERT's WordPiece; `lowercase` also strips accents."""
+    """BERT's WordPiece. `strip_accents` takes the marks off letters, as BERT's own uncased vocabularies have it.
+
+    Where a text has more characters than the vocabulary has room for, the rarest become [UNK].
+    """
 
     trained: ClassVar[bool] = True  # on the corpus of the run
 
     vocab_size: int = 8192
     lowercase: bool = True
+    strip_accents: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -144,30 +149,61 @@ def _wordpiece(config: WordPiece, texts: Iterable[str]) -> hf.Tokenizer:
 
     def fresh(vocabulary: dict[str, int] | None = None) -> hf.Tokenizer:
         tokenizer = hf.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=200))
-        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=config.lowercase)
+        tokenizer.normalizer = normalizers.BertNormalizer(
+            lowercase=config.lowercase, strip_accents=config.strip_accents
+        )
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = decoders.WordPiece()
         return tokenizer
 
-    def trained(first: list[str], size: int) -> dict[str, int]:
-        # Rare characters become [UNK] instead of filling a small vocabulary.
-        trainer = trainers.WordPieceTrainer(
-            vocab_size=size, special_tokens=first, limit_alphabet=1000, show_progress=False
-        )
+    def trained(first: list[str], size: int, alphabet: list[str] | None = None) -> dict[str, int]:
+        limits: dict[str, Any] = {}
+        if alphabet is not None:
+            limits = {"initial_alphabet": alphabet, "limit_alphabet": len(alphabet)}
+        trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=first, show_progress=False, **limits)
         tokenizer = fresh()
         tokenizer.train_from_iterator(corpus, trainer)
         return tokenizer.get_vocab()
 
     # The trainer numbers the continuing letters ("##e") in the order of a hash map, and ties follow their numbers. A
     # first round finds the letters; in the second they come sorted, so that equal texts give equal tokenizers.
-    letters = sorted(token for token in trained(special, 1) if token.startswith("##"))
-    vocabulary = trained([*special, *letters], config.vocab_size)
-    if len(vocabulary) > config.vocab_size:
-        raise UserError(f"tokenizer.vocab_size: {config.vocab_size} is too small for the characters of this text")
+    # They are tokens of more than "##": that of a lone # may be text.
+    characters = trained(special, 1).keys() - set(special)
+    letters = sorted(token for token in characters if len(token) > 1)
+    alphabet = None
+    if len(special) + len(characters) > config.vocab_size:
+        alphabet = _alphabet(config, fresh().normalizer, corpus, characters, config.vocab_size - len(special))
+        letters = [letter for letter in letters if letter[2:] in alphabet]
+    vocabulary = trained([*special, *letters], config.vocab_size, alphabet)
     tokenizer = fresh(vocabulary)
     tokenizer.add_special_tokens([hf.AddedToken(token, normalized=False, special=True) for token in special])
     tokenizer.post_processor = bert_template(tokenizer)
     return tokenizer
+
+
+# The share of a text's characters that a vocabulary must have: with less room most words would be [UNK].
+_LEAST_COVERED = 0.9
+
+
+def _alphabet(
+    config: WordPiece, normalizer: normalizers.Normalizer, corpus: list[str], characters: Set[str], room: int
+) -> list[str]:
+    """Return the most frequent characters that fit into `room` tokens, with their forms that continue words.
+
+    Raises UserError when they are too few of the text's."""
+    counts: Counter[str] = Counter()
+    for text in corpus:
+        counts.update(normalizer.normalize_str(text))
+    counts = Counter({character: count for character, count in counts.items() if character in characters})
+    kept = []
+    for character, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        room -= 1 + (f"##{character}" in characters)
+        if room < 0:
+            break
+        kept.append(character)
+    if sum(counts[character] for character in kept) < _LEAST_COVERED * counts.total():
+        raise UserError(f"tokenizer.vocab_size: {config.vocab_size} is too small for the characters of this text")
+    return kept
 
 
 def _unigram(config: Unigram, texts: Iterable[str]) -> hf.Tokenizer:

@@ -11,6 +11,7 @@ from jaxformer.training.flops import step_flops
 from jaxformer.training.optimizers import OPTIMIZERS, freeze, make_optimizer, schedule
 from jaxformer.training.phases import Phase, read_phases
 from jaxformer.training.step import (
+    COUNT,
     Losses,
     Metrics,
     Teaching,
@@ -24,6 +25,7 @@ from jaxformer.training.step import (
 )
 
 __all__ = [
+    "COUNT",
     "DistillationConfig",
     "Losses",
     "Metrics",

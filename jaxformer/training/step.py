@@ -20,6 +20,7 @@ from jaxformer.objectives import Supervision
 from jaxformer.training.distillation import DistillationConfig, cosine_loss, soft_loss
 from jaxformer.training.losses import cross_entropy, in_chunks, weighted
 
+COUNT = "count/"  # before a group's name in a step's metrics: how many predictions it has, by their weights
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
@@ -276,6 +277,7 @@ def train_step(
     loss, means, gradients, tokens = over_devices((loss, means, gradients, num_tokens(batch)), parts.axis)
     params, opt_state = apply_update(parts.optimizer, state, gradients, learning_rate)
     metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients), "tokens": tokens}
+    metrics |= {f"{COUNT}{name}": count for name, count in counts.items()}
     if len(means) > 1:
         metrics |= {f"{name}_loss": mean for name, mean in means.items()}
     if parts.skips:
