@@ -85,8 +85,8 @@ def brief(value: float) -> str:
 
 
 def metric(value: float) -> str:
-    """A measured loss or metric, in four digits: 3.142, 0.0001235."""
-    return f"{value:.4g}"
+    """A measured loss or metric, in four digits: 3.142, 0.0001235; a number of things as it is: 10000."""
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
 def metrics_line(metrics: Mapping[str, float]) -> str:

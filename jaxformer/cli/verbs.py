@@ -54,7 +54,7 @@ def evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
         print(json.dumps(finite(metrics)))
     else:
         for name, value in metrics.items():
-            print(f"{name:24} {value:.6g}")
+            print(f"{name:24} {value if isinstance(value, int) else f'{value:.6g}'}")
     return 0
 
 

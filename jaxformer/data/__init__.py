@@ -7,30 +7,39 @@ What lives here: sources (`sources`, `files`, `stdlib_docs`), which files are da
 What may come in: another source, another kind of row.
 What must not: JAX, and state: nothing that depends on the number of hosts or workers."""
 
-from jaxformer.data.batches import Member, evaluation_batches, train_batches
+from jaxformer.data.batches import Member, evaluated_rows, evaluation_batches, train_batches
+from jaxformer.data.labels import classes_among
 from jaxformer.data.left_out import LeftOut
 from jaxformer.data.preparing import (
+    check_split,
     corpus_tokenizer,
     doubts,
     left_out_files,
     left_out_of,
+    num_records,
     prepare,
     training_texts,
     weighted_sources,
 )
-from jaxformer.data.records import PLACES
+from jaxformer.data.records import EVERY, PLACES, digest
 from jaxformer.data.sources import SOURCES
 
 __all__ = [
+    "EVERY",
     "LeftOut",
     "Member",
     "PLACES",
     "SOURCES",
+    "check_split",
+    "classes_among",
     "corpus_tokenizer",
     "doubts",
+    "digest",
+    "evaluated_rows",
     "evaluation_batches",
     "left_out_files",
     "left_out_of",
+    "num_records",
     "prepare",
     "train_batches",
     "training_texts",

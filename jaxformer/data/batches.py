@@ -127,6 +127,13 @@ class Batches:
             close()
 
 
+def evaluated_rows(count: int, limit: int, seed: int) -> Sequence[int]:
+    """Return the numbers of the rows that are evaluated, of `count`: all, or `limit` (0: all) drawn by the seed."""
+    if not 0 < limit < count:
+        return range(count)
+    return np.sort(np.random.default_rng([seed, count]).choice(count, limit, replace=False, shuffle=False)).tolist()
+
+
 def evaluation_batches(
     rows: Any,
     transform: Transform,
@@ -136,18 +143,19 @@ def evaluation_batches(
     limit: int = 0,
     own: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
-    """Yield batches of all rows (or the first `limit`) in order, the same at every call: of each, the places `own`
-    (None: all) of this process.
+    """Yield batches of all rows, or of `limit` that are drawn by the seed, in order, the same at every call: of each,
+    the places `own` (None: all) of this process.
 
     The last batch is filled with copies of its last row whose weights are 0; their segments stay, so that no softmax is
     empty. Every process yields the same number of batches.
     """
-    count = min(limit, len(rows)) if limit else len(rows)
+    chosen = evaluated_rows(len(rows), limit, seed)
+    count = len(chosen)
     for first in range(0, count, batch_size):
         examples = []
         for place in range(batch_size) if own is None else own:
             number = first + place
-            real = min(number, count - 1)
+            real = int(chosen[min(number, count - 1)])
             example = dict(transform(rows[real], np.random.default_rng([seed, real])))
             if number >= count:
                 weights = [name for name in example if name == "weights" or name.endswith("_weights")]

@@ -12,9 +12,9 @@ from typing import ClassVar
 
 from jaxformer.checks import check_choice
 from jaxformer.data.finding import JSON_LINES, KINDS, OTHERS, PARQUET, Kind, find_files, suffix_of
-from jaxformer.data.left_out import LeftOut, count
+from jaxformer.data.left_out import LeftOut, count, total
 from jaxformer.data.reading import lines, not_utf8, open_bytes
-from jaxformer.data.records import Contents, Malformed, Record, Source, digest, first_line
+from jaxformer.data.records import Contents, Malformed, Record, Rows, Source, digest, first_line
 from jaxformer.errors import UserError
 from jaxformer.storage import content_digest
 
@@ -23,9 +23,15 @@ _LISTED = 1000  # files; of more there is one digest of all
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Files(Source):
-    """Local files: `path` is one, a folder (`finding` says which of its files), or a pattern with `*`."""
+    """Local files: `path` is one, a folder (`finding` says which of its files), or a pattern with `*`.
+
+    `validation_path` and `test_path` hold rows of their own; without the former, a share of `path` is held out.
+    """
 
     path: str
+    validation_path: str = ""
+    test_path: str = ""
+    TEST: ClassVar[str] = "test_path"
     KIND: ClassVar[Kind]
 
     def __post_init__(self) -> None:
@@ -33,35 +39,55 @@ class Files(Source):
         if not self.path:
             raise UserError("data.path: missing; give a file, a folder or a pattern such as 'texts/*.txt'")
 
-    def files(self) -> list[Path]:
-        return find_files(self.path, self.KIND).files
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return ("train", "validation", "test") if self.test_path else ("train", "validation")
+
+    @property
+    def shares(self) -> bool:
+        return not self.validation_path
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """{key: path} of all that is read."""
+        paths = {key: getattr(self, key) for key in ("path", "validation_path", "test_path")}
+        return {key: path for key, path in paths.items() if path}
+
+    def files(self, split: str = "train") -> list[Path]:
+        key = f"{split}_path" if f"{split}_path" in self.paths else "path"
+        return find_files(self.paths[key], self.KIND, f"data.{key}").files
 
     def left_out_files(self) -> LeftOut:
-        return find_files(self.path, self.KIND).left_out
+        found = [find_files(path, self.KIND, f"data.{key}") for key, path in self.paths.items()]
+        return total(files.left_out for files in found)
 
     def rows(self, file: Path) -> Iterator[tuple[str, Record | Malformed]]:
         """Yield (where, record) of one file, or what is wrong with a row of it."""
         raise TypeError("a kind of file says how it is read")
 
-    def records(self, split: str, labelled: bool) -> Iterator[tuple[str, Record | Malformed]]:
-        for number, row in enumerate(self.all_records(labelled)):
-            if self._in_split(number, split):
-                yield row
+    def stored(self, part: str, labelled: bool) -> Rows:
+        return itertools.chain.from_iterable(self.rows(file) for file in self.files(part))
 
-    def all_records(self, labelled: bool) -> Iterator[tuple[str, Record | Malformed]]:
-        return itertools.chain.from_iterable(self.rows(file) for file in self.files())
+    def all_records(self, labelled: bool) -> Rows:
+        return itertools.chain.from_iterable(self.stored(part, labelled) for part in self.parts)
 
     def fingerprint(self, split: str) -> str:
-        return digest(type(self).__name__, _hashed(self.files()), dataclasses.asdict(self), split)
+        settings = dataclasses.asdict(self) | {"shares": self.shares}
+        return digest(type(self).__name__, _hashed(self.files(split)), settings, split)
 
     def contents(self) -> Contents:
-        files = self.files()
-        given = Path(self.path).expanduser()
+        return {
+            key: self._contents(path, self.files(part))
+            for (key, path), part in zip(self.paths.items(), self.parts, strict=True)
+        }
+
+    def _contents(self, path: str, files: list[Path]) -> dict[str, str]:
+        given = Path(path).expanduser()
         root = given if given.is_dir() else Path(os.path.commonpath([file.parent for file in files]))
         hashes = [found[:16] for found in _hashed(files)]
         if len(files) > _LISTED:
-            return {"path": {f"{len(files)} files": digest(*hashes)}}
-        return {"path": {file.relative_to(root).as_posix(): found for file, found in zip(files, hashes, strict=True)}}
+            return {f"{len(files)} files": digest(*hashes)}
+        return {file.relative_to(root).as_posix(): found for file, found in zip(files, hashes, strict=True)}
 
 
 def _hashed(files: list[Path]) -> list[str]:
@@ -98,9 +124,8 @@ class Text(Files):
             yield f"{file}:{first}", {self.text_field: text}
 
     def left_out_files(self) -> LeftOut:
-        found = find_files(self.path, self.KIND)
-        suffixes = [suffix_of(file) for file in found.files]
-        left_out = dict(found.left_out)
+        left_out = dict(super().left_out_files())
+        suffixes = [suffix_of(file) for part in self.parts for file in self.files(part)]
         for suffix in sorted({suffix for suffix in suffixes if suffix in OTHERS}):
             reader = "json_lines" if suffix in (*JSON_LINES, ".json") else "parquet" if suffix in PARQUET else ""
             advice = f"; data.name={reader} reads their fields" if reader else ""

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from jaxformer.data.batches import Member
+from jaxformer.data.labels import classes_among
 from jaxformer.data.left_out import LeftOut, count, total
 from jaxformer.data.records import Source
 from jaxformer.data.rows import Rows, build_rows
 from jaxformer.data.sealed import Damaged, Note, seal, told, unsealed
 from jaxformer.data.sources import SourceMixture
-from jaxformer.data.store import Store, build_examples, build_pairs, build_store
+from jaxformer.data.store import ExampleStore, Store, build_examples, build_pairs, build_store
 from jaxformer.errors import UserError
 from jaxformer.objectives import Denoising, Padded, Supervision
 from jaxformer.storage import cache_folder
@@ -27,6 +28,37 @@ Progress = Callable[[str, int, int], None]
 def weighted_sources(source: Source) -> list[tuple[Source, float]]:
     """Return a mixture's members with their weights; any other source is its own only member."""
     return source.sources() if isinstance(source, SourceMixture) else [(source, 1.0)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Relabelled:
+    """Examples whose classes are renumbered: a run may number its labels in another order, or have more of them."""
+
+    examples: ExampleStore
+    classes: Sequence[int]  # the run's by the data's
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        example = self.examples[number]
+        label = int(example["label"])
+        return example | {"label": self.classes[label] if label >= 0 else label}
+
+
+def num_records(rows: Any) -> int:
+    """Return how many documents, pairs or examples of the data are in rows that `prepare` made."""
+    if isinstance(rows, Rows):
+        documents = len(rows.store.document_offsets) - 1
+        return documents // 2 if rows.settings["rows"] == "pairs" else documents
+    return len(rows)
+
+
+def check_split(source: Source, split: str) -> None:
+    """Raise UserError where a source, or a member of a mixture, has no such split."""
+    corpora = weighted_sources(source)
+    for number, (corpus, _) in enumerate(corpora):
+        corpus.check_split(split, "data" if corpus is source else f"data.members[{number}]")
 
 
 def corpus_tokenizer(
@@ -174,13 +206,16 @@ def _rows(
         room = supervision.room
         count(cut, f"examples cut to {room} tokens of text", int((examples.lengths > room).sum()), len(examples))
         fingerprint = examples.store.fingerprint
-        return examples, {fingerprint: examples.store.left_out, f"{fingerprint} cut to {room}": cut}
+        names, labels = source.label_names(), supervision.labels
+        same = names == labels
+        rows = examples if same else Relabelled(examples, classes_among(names, labels))
+        return rows, {fingerprint: examples.store.left_out, f"{fingerprint} cut to {room}": cut}
     if supervision.fields:
         store = build_pairs(source, split, tokenizer, supervision.fields, cache, progress, note)
     else:
         store = build_store(source, split, tokenizer, cache, progress, note)
-    rows = build_rows(store, supervision, seed, note=note)
-    return rows, {store.fingerprint: store.left_out, rows.name: rows.left_out}
+    built = build_rows(store, supervision, seed, note=note)
+    return built, {store.fingerprint: store.left_out, built.name: built.left_out}
 
 
 def left_out_files(source: Source) -> LeftOut:

@@ -11,7 +11,7 @@ import io
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxformer.checks import check_choice, check_kind, check_range, read_members
 from jaxformer.data.files import JSONLines, Parquet, Text
@@ -30,20 +30,26 @@ class TFDS(Source):
     train_split: str = "train"
     validation_split: str = ""  # "": a share of the training split
     test_split: str = ""
+    TEST: ClassVar[str] = "test_split"
 
-    def records(self, split: str, labelled: bool) -> Iterator[tuple[str, Record]]:
-        own = {"train": self.train_split, "validation": self.validation_split, "test": self.test_split}[split]
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return ("train", "validation", "test") if self.test_split else ("train", "validation")
+
+    @property
+    def shares(self) -> bool:
+        return not self.validation_split
+
+    def stored(self, part: str, labelled: bool) -> Iterator[tuple[str, Record]]:
+        name = {"train": self.train_split, "validation": self.validation_split, "test": self.test_split}[part]
         builder = self._builder()
-        name = own or self.validation_split or self.train_split
         if name not in builder.info.splits:
             splits = builder.info.splits
             raise UserError(
                 f"data: {self.dataset} has no split '{name}'{suggest(name, splits)}; it has {', '.join(splits)}"
             )
         for number, record in enumerate(_rows(builder, name)):
-            shares = not self.validation_split and name == self.train_split
-            if not shares or self._in_split(number, split):
-                yield f"{self.dataset} {name}[{number}]", _named(builder, record)
+            yield f"{self.dataset} {name}[{number}]", _named(builder, record)
 
     def fingerprint(self, split: str) -> str:
         return digest(type(self).__name__, _sizes(self._builder()), dataclasses.asdict(self), split)
@@ -74,15 +80,22 @@ class StdlibDocs(Source):
 
     label_field: str = "area"
 
-    def records(self, split: str, labelled: bool) -> Iterator[tuple[str, Record]]:
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return ("train", "validation", "test")
+
+    def stored(self, part: str, labelled: bool) -> Iterator[tuple[str, Record]]:
         builder = self._builder("docstrings" if labelled else "documents")
-        for number, record in enumerate(_rows(builder, split)):
-            yield f"stdlib_docs {split}[{number}]", _named(builder, record)
+        for number, record in enumerate(_rows(builder, part)):
+            yield f"stdlib_docs {part}[{number}]", _named(builder, record)
 
     def label_names(self) -> tuple[str, ...]:
         from jaxformer.data.stdlib_docs import AREAS
 
         return tuple(sorted(AREAS))
+
+    def label_notes(self) -> list[str]:
+        return []
 
     def fingerprint(self, split: str) -> str:
         return digest(type(self).__name__, _sizes(self._builder("documents")), dataclasses.asdict(self), split)

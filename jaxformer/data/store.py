@@ -107,7 +107,8 @@ def build_examples(
 ) -> ExampleStore:
     """Return the labelled examples of a source's split, tokenised per field into the same kind of store."""
     chosen = [source.max_examples, source.subset_seed] if split == "train" else []
-    key = [source.fingerprint(split), split, tokenizer.fingerprint, READING, "examples", *fields, *chosen]
+    classes = [source.fingerprint(part) for part in source.splits]  # the rows of all splits number them
+    key = [source.fingerprint(split), split, tokenizer.fingerprint, READING, "examples", *fields, *chosen, *classes]
     labels: list[int] = []
 
     def texts(left_out: LeftOut) -> Iterator[str]:

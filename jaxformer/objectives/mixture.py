@@ -49,6 +49,7 @@ class ObjectiveMixture:
     refusals: ClassVar[dict[str, str]] = {}
     needs: ClassVar[tuple[str, ...]] = ("pad",)  # its members may need more
     labelled: ClassVar[bool] = False
+    labels: ClassVar[tuple[str, ...]] = ()
     room: ClassVar[int] = 0
     fields: ClassVar[tuple[str, ...]] = ()  # those of its parts are theirs
     predicts_tokens: ClassVar[bool] = True

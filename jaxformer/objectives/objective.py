@@ -42,6 +42,7 @@ class Objective:
     needs: ClassVar[tuple[str, ...]] = ("pad",)  # roles of special tokens
     rows: ClassVar[str] = "windows"
     labelled: ClassVar[bool] = False
+    labels: ClassVar[tuple[str, ...]] = ()
     room: ClassVar[int] = 0
     fields: ClassVar[tuple[str, ...]] = ()
     predicts_tokens: ClassVar[bool] = True

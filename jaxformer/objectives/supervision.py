@@ -53,6 +53,10 @@ class Supervision(Protocol):
         """The fields of the data that it reads; (): its documents."""
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of a bound task's classes, in their order; () for an objective."""
+
+    @property
     def room(self) -> int:
         """The tokens of text that an example of a bound task holds; longer texts are cut. An objective's rows tell."""
 

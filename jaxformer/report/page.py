@@ -131,11 +131,18 @@ def _detail(run: Run, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scalars(result: Any) -> list[tuple[str, str]]:
-    """The numbers at the top of a result file; lists such as predictions are left to the file."""
+    """The numbers at the top of a result file and its metrics, behind what was judged; lists such as predictions are
+    left to the file."""
     if not isinstance(result, Mapping):
         return []
-    numbers = {name: value for name, value in result.items() if isinstance(value, int | float)}
+    metrics = result.get("metrics")
+    every = {**result, **metrics} if isinstance(metrics, Mapping) else result
+    numbers = {name: value for name, value in every.items() if isinstance(value, int | float)}
+    judged = [fact for fact in result.get("data") or () if isinstance(fact, Mapping)]
     return [
+        ("Data", f"{fact.get('data')} ({fact.get('rows', DASH)} rows, fingerprint {fact.get('fingerprint')})")
+        for fact in judged
+    ] + [
         (metric_name(name), str(value) if isinstance(value, int) else metric(value)) for name, value in numbers.items()
     ]
 

@@ -142,7 +142,8 @@ def _loss(runs: Sequence[Run], looks: Mapping[str, Look]) -> Drawn:
 
 def _evaluation(runs: Sequence[Run], looks: Mapping[str, Look]) -> Drawn:
     keys = dict.fromkeys(key for run in runs for key in run.keys() if key.startswith("eval/") and key != "eval/loss")
-    shown = [key for key in keys if any(run.series(key)[0] for run in runs)]
+    # How many rows were judged stands in the table.
+    shown = [key for key in keys if not key.endswith("examples") and any(run.series(key)[0] for run in runs)]
     if not shown:
         return None
     with matplotlib.rc_context(STYLE):

@@ -22,7 +22,7 @@ from jaxformer.tables import (
 )
 
 # Columns that a narrow terminal does without, the least telling first.
-EXPENDABLE = ("Experiment", "Model", "Steps", "Parameters", "Tokens", "F1", "Train loss", "Time")
+EXPENDABLE = ("Experiment", "Model", "Steps", "Parameters", "Tokens", "F1", "Train loss", "Time", "Rows judged")
 
 
 def summary_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -57,6 +57,7 @@ def _row(run: Run) -> dict[str, Any]:
         "eval_loss": min(eval_losses, default=None),
         "accuracy": run.last("eval/accuracy"),
         "f1": run.last("eval/f1"),
+        "eval_examples": run.last("eval/examples"),
         "energy_kwh": measured.energy_kwh if measured else None,
         "co2eq_kg": measured.emissions_kg if measured else None,
         "device": " ".join(str(device[key]) for key in ("count", "kind") if key in device) or None,
@@ -98,6 +99,7 @@ def columns(rows: Sequence[dict[str, Any]]) -> list[Column]:
         ("Best eval loss", text("eval_loss", "{:.3f}".format), True),
         ("Accuracy", text("accuracy", percent), True),
         ("F1", text("f1", percent), True),
+        ("Rows judged", text("eval_examples", "{:,.0f}".format), True),
         (f"Energy ({energy_unit})", scaled("energy_kwh", energy_factor), True),
         (f"CO₂eq ({mass_unit})", scaled("co2eq_kg", mass_factor), True),
     ]

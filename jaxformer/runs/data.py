@@ -14,10 +14,13 @@ from jaxformer.config import Config
 from jaxformer.data import (
     LeftOut,
     Member,
+    check_split,
+    classes_among,
     corpus_tokenizer,
     doubts,
     left_out_files,
     left_out_of,
+    num_records,
     prepare,
     train_batches,
     weighted_sources,
@@ -57,9 +60,10 @@ def prepare_data(run: OpenedRun) -> Data:
     goes on, for data, labels or a tokenizer that changed: before any text is tokenised.
     """
     config = run.config
+    check_split(config.data, config.evaluation.split)
     tokenizer = first_alone(lambda: choose_tokenizer(run))
     teacher = fitting_teacher(config, tokenizer, run.allows_change)
-    labels = label_names(config)
+    labels = numbered(run, label_names(config))
     read = first_alone(lambda: fingerprints_of(run, tokenizer, labels))
     supervision = bind(config, tokenizer, labels)
     training = first_alone(lambda: training_members(config, tokenizer, labels, run.display))
@@ -72,7 +76,8 @@ def prepare_data(run: OpenedRun) -> Data:
         "train": left_out_of(itertools.chain.from_iterable(training)),
         config.evaluation.split: left_out_of(held_out) or empty,
     }
-    for line in counted(left_out):
+    notes = label_notes(config) if config.task is not None else []
+    for line in [*counted(left_out), *notes, *split_sizes(training[0], held_out, config.evaluation.split)]:
         run.display.note(line)
     return Data(tokenizer, labels, supervision, training, held_out, read, left_out, teacher)
 
@@ -134,14 +139,55 @@ def choose_tokenizer(run: OpenedRun) -> Tokenizer:
 
 
 def label_names(config: Config) -> tuple[str, ...]:
-    """Return a task's label names, which every member of a mixture must share; () for an objective."""
+    """Return a task's label names, which every member of a mixture must share; () for an objective.
+
+    Raises UserError for members that differ, and for a single class: there is nothing to tell apart.
+    """
     if config.task is None:
         return ()
     names = {member.label_names() for member, _ in weighted_sources(config.data)}
     if len(names) > 1:
         found = " / ".join(map(str, sorted(names)))
         raise UserError(f"data: the members of the mixture have different labels: {found}")
-    return names.pop()
+    (labels,) = names
+    if len(labels) < 2:
+        what = f"all rows that have a label have the same, '{labels[0]}'" if labels else "no row has a label"
+        raise UserError(
+            f"data: {what}, and there is nothing to learn; null, NaN, -1 and empty text count as no label; "
+            "check data.label_field"
+        )
+    return labels
+
+
+def numbered(run: OpenedRun, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a task's labels with the numbers of the run that goes on, where it knows them all: an older one may have
+    numbered them in another order."""
+    if not run.resumes:
+        return names
+    stored = tuple(read_record(run.folder)["labels"])
+    with contextlib.suppress(UserError):
+        classes_among(names, stored)
+        return stored
+    return names
+
+
+def label_notes(config: Config) -> list[str]:
+    """Return what a person should know of a task's labels, a line each."""
+    sources = [source for source, _ in weighted_sources(config.data)]
+    return [
+        f"data.members[{number}]: {line}" if len(sources) > 1 else line
+        for number, source in enumerate(sources)
+        for line in source.label_notes()
+    ]
+
+
+def split_sizes(training: Sequence[Member], held_out: Sequence[Member], split: str) -> list[str]:
+    """Return a line for every member: how many documents, pairs or examples are for training, and how many held out."""
+    return [
+        f"{f'{member.name}: ' if member.name else ''}{num_records(member.rows):,} rows of data to train on, "
+        f"{num_records(other.rows):,} held out ({split})"
+        for member, other in zip(training, held_out, strict=False)
+    ]
 
 
 def training_members(

@@ -1,6 +1,5 @@
 """Judging parameters on held-out rows: while a run trains, and afterwards, on data of one's own too."""
 
-import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,17 +11,19 @@ from jax.sharding import Mesh
 
 from jaxformer import config as configs
 from jaxformer.checkpoint import named
+from jaxformer.checks import several
 from jaxformer.config import Config
-from jaxformer.data import Member, evaluation_batches, left_out_files, left_out_of, prepare
+from jaxformer.data import Member, evaluated_rows, evaluation_batches, left_out_files, left_out_of, prepare
 from jaxformer.devices import own_rows, place
 from jaxformer.errors import UserError
 from jaxformer.evaluation import combined, evaluate, not_finite
 from jaxformer.models import Model, Params
 from jaxformer.runs.data import Data, check_batch, label_names
 from jaxformer.runs.fingerprints import check_data
+from jaxformer.runs.judged_data import described, judged_data, with_rows
 from jaxformer.runs.loading import bind, load
 from jaxformer.runs.progress import Display
-from jaxformer.storage import store_errors, write_json
+from jaxformer.storage import read_record, store_errors, write_json
 from jaxformer.tables import counted
 from jaxformer.training import losses_of, make_eval_step
 
@@ -30,11 +31,12 @@ from jaxformer.training import losses_of, make_eval_step
 def judge(
     config: Config, data: Data, model: Model, eval_step: Any, params: Params, mesh: Mesh | None = None
 ) -> dict[str, float]:
-    """Return the metrics of parameters on the held-out rows of all members; none where there are no such rows.
+    """Return the metrics of parameters on the held-out rows of all members, and how many "examples" were judged, of a
+    mixture in all and of each member; none where there are no such rows.
 
     On a mesh every process judges its own rows, and all return the same.
     """
-    parts = []
+    parts, counts = [], {}
     for member in data.held_out:
         found = evaluate(
             model, data.supervision, eval_step, params, checked(config, data, held_out_batches(config, member, mesh)),
@@ -42,7 +44,11 @@ def judge(
             tokenizer=data.tokenizer, labels=data.labels,
         )  # fmt: skip
         parts.append((member.name, member.weight, found))
-    return combined(parts) if parts else {}
+        counts[member.name] = len(evaluated_rows(len(member.rows), config.evaluation.max_examples, config.seed))
+    if not parts:
+        return {}
+    each = {f"{name}/examples": count for name, count in counts.items()} if len(counts) > 1 else {}
+    return combined(parts) | {"examples": sum(counts.values())} | each
 
 
 def checked(config: Config, data: Data, batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
@@ -65,61 +71,45 @@ def held_out_batches(config: Config, member: Member, mesh: Mesh | None = None) -
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Relabelled:
-    """Examples whose classes are renumbered: imported weights may number the labels in another order than ours."""
-
-    examples: Any
-    classes: Sequence[int]  # ours by the data's
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        example = self.examples[number]
-        label = int(example["label"])
-        return example | {"label": self.classes[label] if label >= 0 else label}
-
-
 @store_errors()
 def evaluate_run(
     workdir: Path, split: str, overrides: str | Sequence[str] = (), display: Display | None = None, *,
     step: str | int = "", allow_change: bool = False,
 ) -> dict[str, float]:  # fmt: skip
-    """Judge a run's checkpoint (the newest, or that of `step`, see `load`) on a split of its data, or of the data that
-    the overrides name.
+    """Judge a run's checkpoint (the newest, or that of `step`, see `load`) on a split of its data, or on all rows of the
+    data that the overrides name. All rows are judged unless the overrides limit them.
 
-    The result goes to `results/evaluate-SPLIT.json`, which names the step, with what of the data was left out or cut,
-    which `display` says; that of a step which was asked for to `results/evaluate-SPLIT-step-STEP.json`. Raises
-    UserError, unless `allow_change`, where the run's own data changed.
+    The result goes to `results/evaluate-SPLIT.json`, which names the step and the data with what of it was left out or
+    cut, which `display` says; that of other data than the run's own to `results/evaluate-SPLIT-NAME-FINGERPRINT.json`,
+    and that of a step which was asked for has `-step-STEP` behind its name. Raises UserError for a split that there is
+    not, for labels that the run has not learnt, and, unless `allow_change`, where the run's own data changed.
     """
     (workdir, chosen), run = named(workdir, step), load(workdir, step, allow_change=allow_change)
     display = display or Display(quiet=True)
+    # A limit is for evaluations during training; here it is taken from the overrides alone.
+    overrides = ["evaluation.max_examples=0", *several(overrides)]
     config = configs.resolve(
         run.config.to_dict(), overrides, name=run.config.name, stored=True, defined=run.config.defined
     )
     if config.model != run.config.model:
         raise UserError("--config.model: a trained model cannot be changed; leave these overrides out")
     check_data(workdir, config, run.config, allow_change)
-    names = label_names(config)
-    labels = run.labels or names  # imported weights that write their labels know none before they see the data
-    if set(names) != set(labels):
-        raise UserError(f"data: its labels {names} are not those that the run learnt, {labels}")
+    judged = judged_data(config, run.config, split, read_record(workdir))
+    labels = run.labels or label_names(config)  # imported weights that write their labels know none before
     supervision = bind(config, run.tokenizer, labels)
     held_out = prepare(
-        config.data, supervision, run.tokenizer, split, seed=config.seed, progress=display.progress, note=display.note
-    )
-    left_out = {"files": left_out_files(config.data), split: left_out_of(held_out)}
-    for line in counted(left_out):
+        config.data, supervision, run.tokenizer, judged.part, seed=config.seed, progress=display.progress,
+        note=display.note,
+    )  # fmt: skip
+    left_out = {"files": left_out_files(config.data), judged.part: left_out_of(held_out)}
+    facts = with_rows(judged, held_out)
+    for line in [*counted(left_out), *[described(fact, judged.part) for fact in facts]]:
         display.note(line)
-    if names != labels:
-        classes = [labels.index(name) for name in names]
-        held_out = [member._replace(rows=Relabelled(member.rows, classes)) for member in held_out]
     data = Data(run.tokenizer, labels, supervision, [], held_out)
     eval_step = jax.jit(make_eval_step(run.model, losses_of(supervision)))
     metrics = judge(config, data, run.model, eval_step, run.params)
-    result = {"step": run.step, "split": split, "metrics": metrics, "left_out": left_out}
-    name = f"evaluate-{split}" + (f"-step-{run.step}" if chosen != "latest" else "")
+    result = {"step": run.step, "split": split, "data": facts, "metrics": metrics, "left_out": left_out}
+    name = judged.name + (f"-step-{run.step}" if chosen != "latest" else "")
     write_json(workdir / "results" / f"{name}.json", result)
     if odd := not_finite(metrics):
         display.note(f"{workdir}: this evaluation is not finite ({', '.join(odd)}); in the results these are null")
