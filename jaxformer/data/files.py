@@ -76,10 +76,8 @@ class Files(Source):
         return digest(type(self).__name__, _hashed(self.files(split)), settings, split)
 
     def contents(self) -> Contents:
-        return {
-            key: self._contents(path, self.files(part))
-            for (key, path), part in zip(self.paths.items(), self.parts, strict=True)
-        }
+        found = zip(self.paths.items(), self.parts, strict=True)
+        return {key: self._contents(path, self.files(part)) for (key, path), part in found}
 
     def _contents(self, path: str, files: list[Path]) -> dict[str, str]:
         given = Path(path).expanduser()

@@ -160,14 +160,13 @@ def label_names(config: Config) -> tuple[str, ...]:
 
 
 def numbered(run: OpenedRun, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return a task's labels with the numbers of the run that goes on, where it knows them all: an older one may have
-    numbered them in another order."""
-    if not run.resumes:
-        return names
-    stored = tuple(read_record(run.folder)["labels"])
-    with contextlib.suppress(UserError):
-        classes_among(names, stored)
-        return stored
+    """Return a task's labels with the numbers of a run that goes on from before whole numbers had the order of numbers,
+    and were the same with and without a point: those of text."""
+    stored = tuple(read_record(run.folder)["labels"]) if run.resumes else ()
+    if stored == tuple(sorted(stored)):
+        with contextlib.suppress(UserError):
+            classes_among(names, stored)
+            return stored
     return names
 
 

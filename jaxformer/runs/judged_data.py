@@ -72,12 +72,14 @@ def _place(corpus: Any, split: str) -> str:
 
 def _split_of(corpus: Any, split: str) -> str:
     """Return the path, or the name, of a split that is stored as such, "" where there is none."""
-    return getattr(corpus, f"{split}_path", "") or ""
+    return getattr(corpus, f"{split}_path", "") or getattr(corpus, f"{split}_split", "")
 
 
 def _was_read(corpus: Any, before: Sequence[Any], record: Mapping[str, Any]) -> bool:
     """Say whether the run was trained with this very data, wherever it lies now."""
     alike = [own for own in before if type(own) is type(corpus)]
+    if not hasattr(corpus, "path") and not hasattr(corpus, "dataset"):
+        return True  # the built-in corpus has splits of its own
     if not hasattr(corpus, "path"):
         key = ("dataset", "data_dir")
         return any([getattr(own, k, "") for k in key] == [getattr(corpus, k, "") for k in key] for own in alike)
@@ -86,9 +88,7 @@ def _was_read(corpus: Any, before: Sequence[Any], record: Mapping[str, Any]) -> 
         return True
     content = _content(corpus)
     kept = record.get("fingerprints", {}).get("data", {})
-    recorded = [
-        [*files.values()] for key, files in kept.items() if isinstance(files, Mapping) and key.endswith(".path")
-    ]
+    recorded = [list(files.values()) for key, files in kept.items() if key.endswith(".path")]
     known = [*filter(None, map(_content, alike))]
     return content in known or [found[:16] for found in content] in recorded
 

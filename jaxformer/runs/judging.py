@@ -76,8 +76,8 @@ def evaluate_run(
     workdir: Path, split: str, overrides: str | Sequence[str] = (), display: Display | None = None, *,
     step: str | int = "", allow_change: bool = False,
 ) -> dict[str, float]:  # fmt: skip
-    """Judge a run's checkpoint (the newest, or that of `step`, see `load`) on a split of its data, or on all rows of the
-    data that the overrides name. All rows are judged unless the overrides limit them.
+    """Judge a run's checkpoint (the newest, or that of `step`, see `load`) on a split of its data, or on all rows of
+    the data that the overrides name. All rows are judged unless the overrides limit them.
 
     The result goes to `results/evaluate-SPLIT.json`, which names the step and the data with what of it was left out or
     cut, which `display` says; that of other data than the run's own to `results/evaluate-SPLIT-NAME-FINGERPRINT.json`,
