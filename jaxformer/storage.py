@@ -178,6 +178,35 @@ def check_bucket(path: Path) -> None:
     filesystem().call("GET", "b/{}/o", bucket, prefix=key, maxResults=1, json_out=True)
 
 
+def read_object(path: Path) -> tuple[bytes, int]:
+    """Return the content of an object on gs:// and the number of its generation; b"" and 0 where there is none."""
+    bucket, _, key = os.fspath(path).removeprefix(_GS).partition("/")
+    try:
+        headers, content = filesystem().call("GET", "b/{}/o/{}", bucket, key, alt="media")
+    except FileNotFoundError:
+        return b"", 0
+    return bytes(content), int(headers["x-goog-generation"])
+
+
+def replace_object(path: Path, content: bytes, generation: int) -> int | None:
+    """Write an object on gs:// if its generation is this one (0: if there is none); return the new generation, or None
+    where it is another one by now."""
+    bucket, _, key = os.fspath(path).removeprefix(_GS).partition("/")
+    place = filesystem().base.replace("/storage/v1/", "/upload/storage/v1/") + "b/{}/o"
+    given = {"uploadType": "media", "name": key, "ifGenerationMatch": str(generation)}
+    try:
+        written = filesystem().call("POST", place, bucket, **given, data=content, json_out=True)
+    except FileExistsError:
+        return None
+    return int(written["generation"])
+
+
+def delete_object(path: Path, generation: int) -> None:
+    """Delete an object on gs:// of this generation. Raises the store's error where there is none, or another one."""
+    bucket, _, key = os.fspath(path).removeprefix(_GS).partition("/")
+    filesystem().call("DELETE", "b/{}/o/{}", bucket, key, ifGenerationMatch=str(generation))
+
+
 def content_digest(path: Path) -> str:
     """Return the SHA-256 of a local file's content, in hexadecimal digits.
 

@@ -4,3 +4,5 @@ What lives here: this machine, SLURM, TPU VMs, Kubernetes and SkyPilot, around o
 What may come in: another place, as a module of its own and a line in `places.PLACES`.
 What must not: how a run trains. A launcher knows a command line and its exit codes.
 """
+
+LAUNCHED = "JAXFORMER_LAUNCHED"  # the variable by which a worker knows that it is one

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxformer.errors import UserError
-from jaxformer.launch import gke, local, skypilot, slurm, tpu_vm
+from jaxformer.launch import LAUNCHED, gke, local, skypilot, slurm, tpu_vm
 from jaxformer.launch.commands import ToolError
 from jaxformer.launch.job import Job, name_of
 from jaxformer.launch.output import say
@@ -68,7 +68,7 @@ def described(place: str, command: list[str], workdir: str, given: Mapping[str, 
         return dict(word.split("=", 1) for word in words)
 
     fields = {name: given[name] for name in (*_EVERYWHERE, *module.TAKES) if name in given}
-    fields |= {"environment": pairs("environment"), "secrets": tuple(given["secrets"])}
+    fields |= {"environment": {LAUNCHED: "1"} | pairs("environment"), "secrets": tuple(given["secrets"])}
     fields |= {"mounts": pairs("mounts")} if "mounts" in fields else {}
     fields["name"] = given["name"] or name_of(workdir or command[0])
     options = {

@@ -56,6 +56,7 @@ def loop(run: OpenedRun, learner: Learner, state: TrainState) -> dict[str, float
             results = evaluate(run, learner, watch, state)
         pending: dict[str, jax.Array] | None = None  # of the newest step, whose numbers are not read yet
         for step in range(start + 1, training.num_steps + 1):
+            run.lock.check()
             watch.before(step)
             with watch.meter.waiting_for_data():
                 phase, batch = next(batches)
@@ -139,6 +140,7 @@ def save(run: OpenedRun, watch: Instruments, state: TrainState, metrics: dict[st
     nothing of the others either: no class is chosen by the scores of a model that gives none."""
     metrics = {} if not_finite(metrics) else metrics
     with watch.meter.saving():
+        run.lock.confirm()
         run.checkpoints.save(int(state.step), state, metrics)
         run.footprint.flush()
 

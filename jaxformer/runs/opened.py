@@ -13,12 +13,13 @@ from jaxformer.checkpoint import Checkpoints, check_may_train
 from jaxformer.config import Config
 from jaxformer.devices import agreed, connect, is_first, make_mesh, prepare_process
 from jaxformer.footprint import Footprint
+from jaxformer.runs.lock import Lock, held_by_first
 from jaxformer.runs.paths import where_recorded
 from jaxformer.runs.progress import Display
 from jaxformer.runs.record import check_resumable
 from jaxformer.runs.signals import Signals
 from jaxformer.runs.staging import Staging, staged
-from jaxformer.storage import is_run, read_record
+from jaxformer.storage import is_run, location, read_record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,7 @@ class OpenedRun:
     resumes: bool
     started: datetime.datetime
     display: Display  # quiet in all processes but the first
+    lock: Lock  # held by the first process
     signals: Signals
     mesh: Mesh  # of all devices of all processes
     checkpoints: Checkpoints
@@ -55,31 +57,30 @@ def opened_run(
 ) -> Iterator[OpenedRun]:  # fmt: skip
     """Open a run directory for training and close it in the end.
 
-    Opening takes over the signals, connects the processes of the run, and fetches its small files where it lies on
-    gs://; closing waits for the last checkpoint and copies the files back. Energy is charged from here on, and measured
-    once `footprint.start()` is called. Raises UserError for a run that this config cannot resume, and for batches that
-    do not divide among the devices.
+    Opening takes over the signals, connects the processes of the run, locks it, and fetches its small files where it
+    lies on gs://; closing waits for the last checkpoint, copies the files back and unlocks. Energy is charged from here
+    on, and measured once `footprint.start()` is called. Raises UserError for a run that this config cannot resume, for
+    one in which another process trains, and for batches that do not divide among the devices.
     """
     started = datetime.datetime.now(datetime.UTC)
-    check_may_train(workdir)
-    resumes = is_run(workdir)
-    if resumes:
-        config = where_recorded(config, read_record(workdir)["config"])
-        check_resumable(workdir, config, allow_config_change)
+    config = _resumable(config, workdir, allow_config_change)  # refused before the processes find each other
     prepare_process()
-    with Signals() as signals, staged(workdir) as staging:  # signals first: before JAX has its own for SIGTERM
+    with Signals() as signals, contextlib.ExitStack() as held:  # signals first: before JAX has its own for SIGTERM
         connect()
         # What does not divide is refused before data is touched.
         mesh = make_mesh(config.sharding, config.batch_sizes)
-        resumes = bool(agreed(resumes))
         if display is None or not is_first():
             display = Display(quiet=True)
+        lock = held.enter_context(held_by_first(location(workdir), display))
+        config = _resumable(config, workdir, allow_config_change)  # the lock's last holder may have made it
+        staging = held.enter_context(staged(workdir, lock.confirm))
+        resumes = bool(agreed(is_run(workdir)))
         checkpoints = Checkpoints(staging.run / "checkpoints", config.checkpoint, before_finishing=staging.sync)
         footprint = Footprint(staging.folder, config.footprint, jax.process_index(), run=staging.run)
         finished = False
         try:
             yield OpenedRun(
-                config, staging, resumes, started, display, signals, mesh, checkpoints, footprint, profiles,
+                config, staging, resumes, started, display, lock, signals, mesh, checkpoints, footprint, profiles,
                 allow_config_change,
             )  # fmt: skip
             finished = True
@@ -89,3 +90,12 @@ def opened_run(
                     checkpoints.close()
             finally:
                 footprint.stop()
+
+
+def _resumable(config: Config, workdir: Path, allow_change: bool) -> Config:
+    """Return the config with which a run goes on, where there is one. Raises UserError for one that it cannot."""
+    check_may_train(workdir)
+    if is_run(workdir):
+        config = where_recorded(config, read_record(workdir)["config"])
+        check_resumable(workdir, config, allow_change)
+    return config

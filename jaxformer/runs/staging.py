@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 
 from jaxformer.errors import UserError, disk_errors
@@ -26,11 +26,11 @@ class Staging:
     """A run, and the `folder` on this machine in which its small files are read and written; `sync` copies them.
 
     Of a local run both are the same, and nothing is copied. Several processes have a folder each; each copies what it
-    wrote itself.
+    wrote itself. Nothing is copied once `confirm` raises: then the run has become another process's.
     """
 
-    def __init__(self, run: Path, folder: Path) -> None:
-        self.run, self.folder = run, folder
+    def __init__(self, run: Path, folder: Path, confirm: Callable[[], None] = lambda: None) -> None:
+        self.run, self.folder, self._confirm = run, folder, confirm
         self._copied: dict[Path, tuple[int, int]] = {}
         self._copying = threading.Lock()
 
@@ -43,13 +43,14 @@ class Staging:
             with contextlib.suppress(FileNotFoundError):
                 entries = filesystem().ls(os.fspath(self.run / name), detail=True)
             for entry in entries:
-                if entry["type"] == "file":
-                    path = below / PurePath(entry["name"]).name
+                path = below / PurePath(entry["name"]).name
+                if entry["type"] == "file" and not path.name.startswith("."):
                     path.write_bytes(filesystem().cat_file(entry["name"]))
                     self._copied[path] = _version(path)
 
     def sync(self) -> None:
         """Copy the files that changed since they were last copied."""
+        self._confirm()
         if self.folder == self.run:
             return
         with self._copying:
@@ -85,8 +86,9 @@ def _version(path: Path) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def staged(run: Path) -> Iterator[Staging]:
-    """Give the files of a run for reading and writing; copy them from time to time and, whatever happens, at the end.
+def staged(run: Path, confirm: Callable[[], None] = lambda: None) -> Iterator[Staging]:
+    """Give the files of a run for reading and writing; copy them from time to time and, whatever happens, at the end,
+    as long as `confirm` does not raise.
 
     Raises UserError where the last copy fails; the folder here is kept then.
     """
@@ -94,10 +96,10 @@ def staged(run: Path) -> Iterator[Staging]:
     if not is_remote(run):
         with disk_errors(run):
             run.mkdir(parents=True, exist_ok=True)
-        yield Staging(run, run)
+        yield Staging(run, run, confirm)
         return
     check_bucket(run)
-    staging = Staging(run, Path(tempfile.mkdtemp(prefix="jaxformer-")))
+    staging = Staging(run, Path(tempfile.mkdtemp(prefix="jaxformer-")), confirm)
     try:
         staging.fetch()
     except BaseException:
