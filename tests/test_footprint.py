@@ -22,6 +22,8 @@ COLUMNS = (
     "timestamp,run_id,duration,emissions,cpu_energy,gpu_energy,ram_energy,energy_consumed,water_consumed,country_name"
 )
 
+MACHINE = FootprintConfig(tracking_mode="machine")
+
 
 def write_csv(run_dir: Path, name: str, *rows: str, header: str = COLUMNS) -> Path:
     path = run_dir / "emissions" / name
@@ -120,7 +122,8 @@ def test_a_run_that_ends_at_once_is_silent_and_leaves_one_file(tmp_path):
 
 def test_processes_of_a_run_on_one_machine_count_it_once(tmp_path):
     body = """
-        footprint = Footprint(Path(sys.argv[1]), FootprintConfig(), process_index={index}).start()
+        config = FootprintConfig(tracking_mode="machine")
+        footprint = Footprint(Path(sys.argv[1]), config, process_index={index}).start()
         footprint._thread.join()
         print("ready", flush=True)
         time.sleep({pause})
@@ -148,7 +151,7 @@ def test_processes_of_a_run_on_one_machine_count_it_once(tmp_path):
 
 def test_processes_that_write_elsewhere_still_count_one_machine_once(tmp_path):
     run = Path("gs://bucket/run")
-    both = [Footprint(tmp_path / str(index), FootprintConfig(), index, run=run).start() for index in range(2)]
+    both = [Footprint(tmp_path / str(index), MACHINE, index, run=run).start() for index in range(2)]
     for measured in both:
         measured.stop()
     assert len(list(tmp_path.rglob("*.csv"))) == 1
@@ -199,7 +202,7 @@ def test_seconds_before_the_tracker_was_ready_are_charged_at_the_mean_power(tmp_
         return trackers[0]
 
     monkeypatch.setattr(footprint, "_start_tracker", start)
-    run = Footprint(tmp_path, FootprintConfig()).start()
+    run = Footprint(tmp_path, MACHINE).start()
     run._thread.join()
     clock[0] = 10.0
     run.flush()

@@ -1,33 +1,25 @@
 """One run at a time trains in a run directory: locks that end with their process, leases that lapse."""
 
 import contextlib
-import dataclasses
 import json
-import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
-import sys
-import textwrap
 import threading
 import time
 from pathlib import Path
 
 import gcs
 import pytest
-from compiling import xla_flags
-from training import make_corpus, pretraining
 
-from jaxformer.cli.main import main
 from jaxformer.errors import Interrupted, UserError
 from jaxformer.launch import LAUNCHED
-from jaxformer.report import find_runs, read_run
 from jaxformer.runs import lock as locks
 from jaxformer.runs.lock import LOCK, Holder, Lost, locked
 from jaxformer.runs.progress import Display
 from jaxformer.runs.staging import staged
-from jaxformer.storage import location, read_metrics, read_object, replace_object
+from jaxformer.storage import location, read_object, replace_object
 
 QUIET = Display(quiet=True)
 

@@ -1,12 +1,43 @@
 """What a run has cost so far: the files in its folder `emissions`, read and added up."""
 
+import contextlib
 import csv
+import datetime
 import io
+import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
+
+from jaxformer.tables import energy, mass
 
 FOLDER = "emissions"
+MACHINE, PROCESS, MIXED = "machine", "process", "mixed"
+# What energy of each tracking mode is of.
+_SCOPES = {
+    MACHINE: "the whole machine's, whatever else ran there",
+    PROCESS: "the share of the machine's that is this run's of its load",
+    MIXED: "in part the whole machine's, in part this run's share of it",
+}
+
+
+class Span(NamedTuple):
+    """A stretch of measuring, in seconds since 1970. `machine` is "" in files from before machines were named;
+    `hardware` is what then tells them apart."""
+
+    machine: str
+    hardware: str
+    mode: str
+    began: float
+    ended: float
+
+    def beside(self, other: "Span") -> float:
+        """Return for how many seconds both were measured on one machine."""
+        named = bool(self.machine and other.machine)
+        is_one = self.machine == other.machine if named else self.hardware == other.hardware
+        return max(min(self.ended, other.ended) - max(self.began, other.began), 0.0) if is_one else 0.0
 
 
 @dataclass(frozen=True)
@@ -15,7 +46,8 @@ class Emissions:
 
     `seconds` is wall time: per segment, that of the longest process. `energy_kwh` is the sum of the CPU's, the GPUs'
     and the memory's share. `country` is empty for the world average. `segments` 0 means that nothing was measured;
-    `unreadable` counts files that held no whole row.
+    `unreadable` counts files that held no whole row. `tracking_mode` is that of the config with which all was measured,
+    or "mixed"; what does not say was measured for the whole machine. `spans` says when and where.
     """
 
     energy_kwh: float = 0.0
@@ -27,6 +59,17 @@ class Emissions:
     ram_kwh: float = 0.0
     country: str = ""
     unreadable: int = 0
+    tracking_mode: str = MACHINE
+    spans: tuple[Span, ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def scope(self) -> str:
+        """What the energy is of, in words."""
+        return _SCOPES[self.tracking_mode]
+
+    def __str__(self) -> str:
+        said = f"footprint.tracking_mode={self.tracking_mode}" if self.tracking_mode != MIXED else "two tracking modes"
+        return f"{energy(self.energy_kwh)}, {mass(self.emissions_kg)} CO2eq ({said}: {self.scope})"
 
 
 def next_segment(run_dir: Path, process_index: int) -> int:
@@ -43,6 +86,8 @@ def read_emissions(run_dir: Path) -> Emissions:
     totals = dict.fromkeys(("energy_consumed", "emissions", "cpu_energy", "gpu_energy", "ram_energy"), 0.0)
     seconds: dict[int, float] = {}
     country, unreadable = "", 0
+    modes: set[str] = set()
+    spans: list[Span] = []
     for segment, _, path in _files(run_dir):
         rows = _rows(path)
         if not rows:
@@ -52,6 +97,9 @@ def read_emissions(run_dir: Path) -> Emissions:
             for name in totals:
                 totals[name] += float(row[name])
             country = row["country_name"] or country
+            modes.add(PROCESS if row.get("tracking_mode") == PROCESS else MACHINE)
+            with contextlib.suppress(ValueError, OverflowError):
+                spans.append(_span(row))
         seconds[segment] = max(seconds.get(segment, 0.0), sum(float(row["duration"]) for row in rows))
     return Emissions(
         energy_kwh=totals["energy_consumed"],
@@ -63,7 +111,42 @@ def read_emissions(run_dir: Path) -> Emissions:
         ram_kwh=totals["ram_energy"],
         country=country,
         unreadable=unreadable,
+        tracking_mode=MIXED if len(modes) > 1 else next(iter(modes), MACHINE),
+        spans=tuple(spans),
     )
+
+
+class Overlap(NamedTuple):
+    """For how many seconds pairs of runs were measured at once on one machine, and how many runs that were: `shared`
+    where each was charged its share, `twice` where one of both was charged what the other was charged, too."""
+
+    shared: float = 0.0
+    shared_runs: int = 0
+    twice: float = 0.0
+    twice_runs: int = 0
+
+
+def overlap(runs: Sequence[Emissions]) -> Overlap:
+    """Return how far the times of runs overlap on the same machines."""
+    seconds = {False: 0.0, True: 0.0}
+    involved: dict[bool, set[int]] = {False: set(), True: set()}
+    for one, other in itertools.combinations(range(len(runs)), 2):
+        for span, beside in itertools.product(runs[one].spans, runs[other].spans):
+            if (both := span.beside(beside)) > 0:
+                is_twice = MACHINE in (span.mode, beside.mode)
+                seconds[is_twice] += both
+                involved[is_twice] |= {one, other}
+    return Overlap(seconds[False], len(involved[False]), seconds[True], len(involved[True]))
+
+
+def _span(row: Mapping[str, str]) -> Span:
+    """Return when and where a row was measured. Raises ValueError where it does not say."""
+    ended = row.get("ended") or ""
+    # CodeCarbon writes the end by the clock of the wall, without its zone.
+    end = float(ended) if ended else datetime.datetime.fromisoformat(row.get("timestamp") or "").timestamp()
+    hardware = " ".join(row.get(name) or "" for name in ("cpu_model", "cpu_count", "ram_total_size", "os"))
+    mode = PROCESS if row.get("tracking_mode") == PROCESS else MACHINE
+    return Span(row.get("machine") or "", hardware, mode, end - float(row["duration"]), end)
 
 
 def _files(run_dir: Path) -> list[tuple[int, int, Path]]:

@@ -1,10 +1,10 @@
 """What a run costs in energy and CO2eq: CodeCarbon's offline tracker, kept off the critical path.
 
-`Footprint` measures while a run lives and writes `emissions/SEGMENT-PROCESS.csv` (CodeCarbon's columns, one row);
-Starting CodeCarbon takes about two seconds the first time in a process
-(it looks the hardware up) and some milliseconds after that, so it starts in a thread. Where the machine has no energy
-counters, CodeCarbon models the power of CPU and memory from the processor's nominal power and its load: such numbers
-compare runs on one machine well, and machines with each other only roughly.
+`Footprint` measures while a run lives and writes `emissions/SEGMENT-PROCESS.csv` (CodeCarbon's columns, one row).
+CodeCarbon measures the machine; what of it this process is charged, `share` says. Starting CodeCarbon takes about two
+seconds the first time in a process (it looks the hardware up) and some milliseconds after that, so it starts in a
+thread. Where the machine has no energy counters, CodeCarbon models the power of CPU and memory from the processor's
+nominal power and its load: such numbers compare runs on one machine well, and machines with each other only roughly.
 """
 
 import contextlib
@@ -28,11 +28,13 @@ from jaxformer.checks import check_choice, check_range
 from jaxformer.errors import UserError
 from jaxformer.footprint.electricity import countries
 from jaxformer.footprint.emissions import FOLDER, next_segment
+from jaxformer.footprint.share import gpu_share, machine_name, processor_time
 from jaxformer.storage import absolute
 
 # Columns that grow with time: the ones to scale for the seconds before the tracker was ready.
 _CUMULATIVE = ("emissions", "cpu_energy", "gpu_energy", "ram_energy", "energy_consumed", "water_consumed")
-_TRACKING_MODES = ("machine", "process")
+_TRACKING_MODES = ("process", "machine")
+_PARTS = ("cpu", "ram", "gpu")
 _log = logging.getLogger(__name__)
 
 
@@ -44,8 +46,9 @@ class FootprintConfig:
     g CO2eq per kWh, unless CodeCarbon's own settings (`CODECARBON_COUNTRY_ISO_CODE`, `.codecarbon.config`) name one: a
     default country would flatter or blame everyone who runs elsewhere. `region` narrows it down in the USA, Canada
     and China. `pue` is the data centre's power usage effectiveness and multiplies everything. `tracking_mode` is
-    "machine" (the whole machine, counted once however many processes the run has there) or "process" (this process's
-    share of it, for shared machines).
+    "process" (of what the machine uses, the share that is this run's of its load: runs at once on one machine add up to
+    no more than the machine) or "machine" (the whole machine, counted once however many processes the run has there,
+    and once more by every other run).
 
     Raises `UserError` for an unknown country or mode, or a number out of range.
     """
@@ -55,7 +58,7 @@ class FootprintConfig:
     region: str = ""
     pue: float = 1.0
     measure_power_secs: float = 15.0
-    tracking_mode: str = "machine"
+    tracking_mode: str = "process"
 
     def __post_init__(self) -> None:
         if self.country_iso_code:
@@ -94,6 +97,11 @@ class Footprint:
         self._process_index = process_index
         self._claims: list[socket.socket] = []
         self._tracker: Any = None
+        self._loaded = processor_time()  # until when shares are taken
+        self._machine = dict.fromkeys(_CUMULATIVE, 0.0)  # what the machine has used until then
+        self._own = dict.fromkeys(_CUMULATIVE, 0.0)  # and what of that is this process's
+        self._first_shares: dict[str, float] | None = None  # of what was used before the tracker was ready
+        self._shares = dict.fromkeys(_CUMULATIVE, 1.0)
         self._written = False
         self._writing = threading.Lock()
         self._ready = threading.Event()
@@ -156,7 +164,8 @@ class Footprint:
         """CodeCarbon's arguments for this process, or None if its machine is already being measured."""
         config = self._config
         settings: dict[str, Any] = {
-            "tracking_mode": config.tracking_mode,
+            # CodeCarbon's own "process" takes a share of the processor and memory only where it models both.
+            "tracking_mode": "machine",
             "measure_power_secs": config.measure_power_secs,
             "pue": config.pue,
         }
@@ -194,20 +203,55 @@ class Footprint:
     def _write(self, row: dict[str, Any]) -> None:
         """Replace this segment's file by one with `row`, charging the seconds before the tracker was ready at the mean
         power measured since."""
-        seconds = time.perf_counter() - self._begun
-        scale = seconds / row["duration"] if row["duration"] > 0 else 1.0
-        row = row | {name: row[name] * scale for name in _CUMULATIVE if name in row} | {"duration": seconds}
-        text = io.StringIO()
-        writer = csv.DictWriter(text, row.keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerow(row)
         # CodeCarbon's own writer overwrites in place: a kill in that moment would lose the whole segment. Its measuring
         # thread calls this too, and would show a traceback for a full disk.
         partial = self._path.with_name(self._path.name + ".partial")
         with self._writing, contextlib.suppress(OSError):
+            row = self._charged(row)
+            text = io.StringIO()
+            writer = csv.DictWriter(text, row.keys(), lineterminator="\n")
+            writer.writeheader()
+            writer.writerow(row)
             partial.write_text(text.getvalue())
             partial.replace(self._path)
             self._written = True
+
+    def _charged(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return a row of what the machine has used as one of what this process is charged."""
+        seconds = time.perf_counter() - self._begun
+        before = max(seconds / row["duration"] - 1, 0.0) if row["duration"] > 0 else 0.0
+        if self._config.tracking_mode == "process":
+            self._take_share(row)
+        else:
+            self._machine = self._own = {name: row.get(name, 0.0) for name in _CUMULATIVE}
+        first = self._first_shares or self._shares
+        energies = {
+            name: self._own[name] + before * first[name] * self._machine[name] for name in _CUMULATIVE if name in row
+        }
+        powers = {
+            f"{part}_power": row[f"{part}_power"] * self._shares[f"{part}_energy"]
+            for part in _PARTS
+            if isinstance(row.get(f"{part}_power"), float)
+        }
+        own = {"tracking_mode": self._config.tracking_mode, "machine": machine_name(), "ended": time.time()}
+        return row | energies | powers | {"duration": seconds} | own
+
+    def _take_share(self, row: Mapping[str, Any]) -> None:
+        """Charge this process with its share of what the machine has used since the last row."""
+        now = processor_time()
+        load = now.share_since(self._loaded)
+        if load is None:  # so soon that the next row will do
+            return
+        used = {name: row.get(name, 0.0) - self._machine[name] for name in _CUMULATIVE}
+        gpu = gpu_share(load) if used["gpu_energy"] > 0 else load
+        parts = {"cpu_energy": load, "ram_energy": load, "gpu_energy": gpu}
+        total = sum(used[name] for name in parts)
+        mean = sum(used[name] * share for name, share in parts.items()) / total if total > 0 else load
+        self._shares = dict.fromkeys(_CUMULATIVE, mean) | parts
+        self._first_shares = self._first_shares or self._shares
+        self._own = {name: self._own[name] + used[name] * self._shares[name] for name in _CUMULATIVE}
+        self._machine = {name: row.get(name, 0.0) for name in _CUMULATIVE}
+        self._loaded = now
 
 
 def _start_tracker(settings: Mapping[str, Any], write: Callable[[dict[str, Any]], None]) -> Any:

@@ -67,5 +67,7 @@ def _training(found: Any, config: dict[str, Any], step: int) -> dict[str, Any]:
         "optimizer": f"{config['optimizer']['name']}, learning rate {config['optimizer']['learning_rate']:g}",
         "started from": PurePath(config["init_from"]).name or "scratch",  # where it lies here tells nobody else
         "last training loss": metric(found.last("train/loss") or float("nan")),
-        "energy": f"{metric(emissions.energy_kwh)} kWh, {metric(emissions.emissions_kg)} kg CO2eq",
+        "energy": f"{metric(emissions.energy_kwh)} kWh, {metric(emissions.emissions_kg)} kg CO2eq; {emissions.scope}"
+        if emissions.segments
+        else "not measured",
     }

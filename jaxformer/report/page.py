@@ -9,9 +9,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from jaxformer.errors import disk_errors
+from jaxformer.footprint import overlap
 from jaxformer.report.plots import Plot, metric_name, plots_of
 from jaxformer.report.read import Run, find_runs
-from jaxformer.report.summary import columns, summary_rows
+from jaxformer.report.summary import columns, energy_scopes, summary_rows
 from jaxformer.report.transfer import ARMS, rows_of, sentences, transfer_plots
 from jaxformer.tables import DASH, count, counted, duration, energy, mass, metric, significant
 
@@ -84,11 +85,12 @@ def _tiles(runs: Sequence[Run], rows: Sequence[Mapping[str, Any]]) -> list[tuple
         known = [row[key] for row in rows if row[key] is not None]
         return sum(known) if known else None
 
+    counted_twice = bool(overlap([run.emissions for run in runs]).twice)
     tiles = [(str(len(runs)), "run" if len(runs) == 1 else "runs")]
     for key, show, label in (
         ("tokens", count, "tokens trained on"),
         ("seconds", duration, "training time"),
-        ("energy_kwh", energy, "energy"),
+        ("energy_kwh", energy, "energy, some counted twice" if counted_twice else "energy"),
         ("co2eq_kg", mass, "CO₂eq"),
     ):
         value = total(key)
@@ -163,8 +165,9 @@ def _how_measured(runs: Sequence[Run]) -> list[str]:
     shares = ", ".join(f"{name} {100 * part / total:.0f} %" for name, part in parts.items() if total and part)
     countries = sorted({emissions.country or "the world average" for emissions in measured})
     lines = [
-        f"Energy is what CodeCarbon recorded for the machine, start-up and evaluation included: {energy(total)} over "
+        f"Energy is what CodeCarbon recorded, start-up and evaluation included: {energy(total)} over "
         f"{duration(seconds)}, {significant(total * 3.6e6 / seconds if seconds else 0.0)} W on average ({shares}).",
+        *energy_scopes(runs),
         f"CO₂eq assumes {significant(grams)} g per kWh ({', '.join(countries)}).",
         "Where a machine has no energy counters, CodeCarbon models the power of CPU and memory from nominal values and "
         "load: such figures compare runs on one machine, not machines with each other.",

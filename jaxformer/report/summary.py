@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
+from jaxformer.footprint import overlap
 from jaxformer.report.read import Run
 from jaxformer.tables import (
     DASH,
@@ -60,6 +61,7 @@ def _row(run: Run) -> dict[str, Any]:
         "eval_examples": run.last("eval/examples"),
         "energy_kwh": measured.energy_kwh if measured else None,
         "co2eq_kg": measured.emissions_kg if measured else None,
+        "tracking_mode": measured.tracking_mode if measured else None,
         "device": " ".join(str(device[key]) for key in ("count", "kind") if key in device) or None,
         "command": run.record.get("command"),
         "path": str(run.path),
@@ -110,6 +112,32 @@ def columns(rows: Sequence[dict[str, Any]]) -> list[Column]:
     ]
 
 
+def energy_scopes(runs: Sequence[Run]) -> list[str]:
+    """Return, in sentences, what the energy of runs is of, and what their sum counts twice; none where there is none.
+
+    That is known as far as the times in the emission files tell it.
+    """
+    measured = [run.emissions for run in runs if run.emissions.segments]
+    lines = []
+    for mode in sorted({emissions.tracking_mode for emissions in measured}):
+        of_mode = [emissions for emissions in measured if emissions.tracking_mode == mode]
+        who = "" if len(of_mode) == len(measured) else f" of {len(of_mode)} of {len(measured)} runs"
+        said = "two tracking modes" if mode == "mixed" else f"footprint.tracking_mode={mode}"
+        lines.append(f"Energy{who} is {of_mode[0].scope} ({said}).")
+    found = overlap(measured)
+    if found.shared:
+        lines.append(
+            f"{found.shared_runs} runs ran at once on one machine, for {duration(found.shared)}, and shared it: what "
+            "they are charged together is no more than the machine used."
+        )
+    if found.twice:
+        lines.append(
+            f"{found.twice_runs} runs were measured at once on one machine, for {duration(found.twice)}, at least one "
+            "of them for the whole machine: that energy is counted twice in sums over these runs."
+        )
+    return lines
+
+
 def print_summary(runs: Sequence[Run], console: Console | None = None) -> None:
     """Print the table of runs. Where a terminal is too narrow for it, the columns that matter least are left out."""
     kept = columns(summary_rows(runs))
@@ -126,6 +154,8 @@ def print_summary(runs: Sequence[Run], console: Console | None = None) -> None:
     for cells in zip(*(column.cells for column in kept), strict=True):
         shown.add_row(*cells)
     console.print(shown)
+    for line in energy_scopes(runs):
+        print_paragraph(console, line, "dim")
     if left_out:
         text = f"Not shown, because the terminal is too narrow: {', '.join(left_out)}."
         print_paragraph(console, text, "dim")

@@ -26,6 +26,7 @@ import psutil
 
 from jaxformer.devices import agreed, is_first, let_speak, meet
 from jaxformer.errors import Interrupted, UserError, disk_errors
+from jaxformer.footprint import machine_name
 from jaxformer.launch import LAUNCHED
 from jaxformer.runs.progress import Display
 from jaxformer.storage import (
@@ -224,11 +225,10 @@ def _take(run: Path, place: _Place, own: Holder, display: Display) -> None:
 @functools.cache
 def _machine() -> str:
     """Return what all processes have in common among whom process numbers mean the same."""
-    try:  # a container may have its host's name and numbers of its own
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()
+    name = machine_name()
+    with contextlib.suppress(OSError):  # a container may have numbers of its own
+        name += " " + os.readlink("/proc/self/ns/pid")
+    return name
 
 
 class _Folder:

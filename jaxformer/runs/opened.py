@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxformer.checkpoint import Checkpoints, check_may_train
 from jaxformer.config import Config
 from jaxformer.devices import agreed, connect, is_first, make_mesh, prepare_process
-from jaxformer.footprint import Footprint
+from jaxformer.footprint import Footprint, read_emissions
 from jaxformer.runs.lock import Lock, held_by_first
 from jaxformer.runs.paths import where_recorded
 from jaxformer.runs.progress import Display
@@ -90,6 +90,8 @@ def opened_run(
                     checkpoints.close()
             finally:
                 footprint.stop()
+        if is_first() and (cost := read_emissions(staging.folder)).segments:
+            display.note(f"energy: {cost}")
 
 
 def _resumable(config: Config, workdir: Path, allow_change: bool) -> Config:
