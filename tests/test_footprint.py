@@ -15,8 +15,9 @@ import pytest
 
 from jaxformer.errors import UserError
 from jaxformer.footprint import measure as footprint
-from jaxformer.footprint.emissions import Emissions, next_segment, read_emissions
+from jaxformer.footprint.emissions import Emissions, Overlap, next_segment, overlap, read_emissions
 from jaxformer.footprint.measure import Footprint, FootprintConfig
+from jaxformer.footprint.share import ProcessorTime, processor_time, share_of_gpu
 
 COLUMNS = (
     "timestamp,run_id,duration,emissions,cpu_energy,gpu_energy,ram_energy,energy_consumed,water_consumed,country_name"
@@ -294,3 +295,149 @@ def test_impossible_settings_are_refused(values, words):
     with pytest.raises(UserError, match="footprint") as error:
         FootprintConfig(**values)
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("own", "machine", "share"),
+    [(0, 10, 0.0), (2.5, 10, 0.25), (10, 10, 1.0), (0, 0, None), (3, 0, 1.0), (10.01, 10, 1.0), (-1, 10, 0.0)],
+)
+def test_the_share_of_the_load_is_processor_time_over_all_of_it(own, machine, share):
+    assert ProcessorTime(5 + own, 70 + machine).share_since(ProcessorTime(5, 70)) == share
+
+
+def test_processor_time_is_that_of_the_process_and_of_what_it_has_started():
+    before = processor_time()
+    until = time.process_time() + 0.15
+    while time.process_time() < until:
+        pass
+    spin = "import time\nwhile time.process_time() < 0.25: pass"
+    subprocess.run([sys.executable, "-S", "-c", spin], check=True)
+    after = processor_time()
+    assert 0.3 < after.own - before.own < 2
+    assert after.own - before.own <= after.machine - before.machine + 0.05
+    assert 0 < after.share_since(before) <= 1
+
+
+def test_a_gpu_is_shared_by_those_that_compute_on_it():
+    own, other = os.getpid(), os.getppid()
+    assert share_of_gpu([], [own], 0.3) == 0.3  # nobody's: as the processor
+    assert share_of_gpu([own], [own], 0.3) == 1.0
+    assert share_of_gpu([own, other], [own], 0.3) == 0.5
+    assert share_of_gpu([other], [own], 0.3) == 0.0
+    assert share_of_gpu([2**30, 2**30 + 1], [own], 0.3) == 0.5  # numbers of the host, seen from a container
+
+
+class Machine:
+    """A machine of 100 W for its processor and 20 W for memory, 300 W for its GPU, and its clocks."""
+
+    def __init__(self, monkeypatch):
+        self.seconds, self.busy, self.processes = 0.0, 0.0, {}
+        monkeypatch.setattr(footprint.time, "perf_counter", lambda: self.seconds)
+        monkeypatch.setattr(footprint, "_start_tracker", lambda settings, write: self.track(write))
+
+    def track(self, write):
+        machine, began = self, self.seconds
+
+        class Tracker:
+            def flush(self):
+                hours = (machine.seconds - began) / 3.6e6
+                parts = {"cpu_energy": 100 * hours, "ram_energy": 20 * hours, "gpu_energy": 300 * hours}
+                total = sum(parts.values())
+                write(
+                    {"run_id": "a", "duration": machine.seconds - began, "emissions": total / 2, "country_name": None}
+                    | {"energy_consumed": total, "water_consumed": total, "cpu_power": 100.0} | parts
+                )  # fmt: skip
+
+            stop = flush
+
+        return Tracker()
+
+    def run(self, folder, mode, monkeypatch):
+        name = folder.name
+        self.processes[name] = 0.0
+
+        def now():
+            return ProcessorTime(self.processes[name], self.busy)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(footprint, "processor_time", now)
+            made = Footprint(folder, FootprintConfig(tracking_mode=mode))
+        made.clock = now
+        return made
+
+    def flush(self, run, monkeypatch, gpu, stops=False):
+        with monkeypatch.context() as patch:
+            patch.setattr(footprint, "processor_time", run.clock)
+            patch.setattr(footprint, "gpu_share", lambda load: gpu)
+            if run._thread is None and run._tracker is None:
+                run.start()._thread.join()
+            run.stop() if stops else run.flush()
+
+    def passes(self, seconds, **loads):
+        """Let time pass; `others` is the load of processes that are no runs."""
+        self.seconds += seconds
+        self.busy += seconds * sum(loads.values())
+        for name, load in loads.items():
+            if name in self.processes:
+                self.processes[name] += seconds * load
+
+
+def test_runs_at_once_are_charged_no_more_than_the_machine_has_used(tmp_path, monkeypatch):
+    machine = Machine(monkeypatch)
+    first, second = (machine.run(tmp_path / name, "process", monkeypatch) for name in ("first", "second"))
+    whole = machine.run(tmp_path / "whole", "machine", monkeypatch)
+    for run in (first, second, whole):
+        machine.flush(run, monkeypatch, 0.5)
+    for seconds, loads in ((10, {"first": 1.5, "second": 0.5}), (20, {"first": 0.5, "second": 0.5, "others": 1.0})):
+        machine.passes(seconds, **loads)
+        for run in (first, second, whole):
+            machine.flush(run, monkeypatch, 0.5)
+    machine.passes(10, second=1.0)  # the first has ended
+    machine.flush(second, monkeypatch, 1.0, stops=True)
+    machine.flush(whole, monkeypatch, 1.0, stops=True)
+    one, other, all_of_it = (read_emissions(tmp_path / name) for name in ("first", "second", "whole"))
+    joules = 3.6e6
+    assert one.cpu_kwh * joules == pytest.approx(100 * (10 * 0.75 + 20 * 0.25))
+    assert other.cpu_kwh * joules == pytest.approx(100 * (10 * 0.25 + 20 * 0.25 + 10))
+    assert one.ram_kwh * joules == pytest.approx(20 * (10 * 0.75 + 20 * 0.25))
+    assert one.gpu_kwh * joules == pytest.approx(300 * 30 * 0.5)
+    assert other.gpu_kwh * joules == pytest.approx(300 * (30 * 0.5 + 10))
+    assert one.energy_kwh == pytest.approx(one.cpu_kwh + one.ram_kwh + one.gpu_kwh)
+    assert one.emissions_kg == pytest.approx(one.energy_kwh / 2)
+    assert all_of_it.energy_kwh * joules == pytest.approx(420 * 40)
+    assert one.energy_kwh + other.energy_kwh < all_of_it.energy_kwh
+    assert (one.tracking_mode, all_of_it.tracking_mode) == ("process", "machine")
+    assert "footprint.tracking_mode=process" in str(one) and "whole machine" in str(all_of_it)
+
+
+_VALUES = "tracking_mode,run_id,duration,emissions,cpu_energy,gpu_energy,ram_energy,energy_consumed,country_name"
+NAMED, OLD = f"machine,ended,{_VALUES}", f"timestamp,cpu_model,{_VALUES}"
+
+
+def measured(folder: Path, *starts: str, header: str = NAMED) -> Emissions:
+    for number, start in enumerate(starts, 1):
+        write_csv(folder, f"{number}-0.csv", f"{start},a,100,0.5,1,2,3,6,France", header=header)
+    return read_emissions(folder)
+
+
+def test_energy_that_is_counted_twice_is_known_from_the_times(tmp_path):
+    shared = [measured(tmp_path / name, f"A,{end},process") for name, end in (("a", 1000), ("b", 1060))]
+    assert overlap(shared) == Overlap(40.0, 2, 0.0, 0)
+    whole = measured(tmp_path / "c", "A,1090,machine")
+    assert overlap([*shared, whole]) == Overlap(40.0, 2, 10.0 + 70.0, 3)
+    elsewhere = measured(tmp_path / "d", "B,1000,machine")
+    later = measured(tmp_path / "e", "A,2000,machine")
+    assert overlap([shared[0], elsewhere, later]) == Overlap()
+    # The segments and processes of one run are its own affair.
+    assert overlap([measured(tmp_path / "f", "A,1000,process", "A,1000,process")]) == Overlap()
+    assert measured(tmp_path / "g", "A,1000,process", "A,3000,machine").tracking_mode == "mixed"
+
+
+def test_files_from_before_machines_were_named_are_of_the_whole_machine(tmp_path):
+    ends = {"a": "03:04:00", "b": "03:04:30"}
+    old = [measured(tmp_path / name, f"2026-01-02T{end},M,machine", header=OLD) for name, end in ends.items()]
+    assert [emissions.tracking_mode for emissions in old] == ["machine", "machine"]
+    assert overlap(old) == Overlap(0.0, 0, 70.0, 2)
+    other = measured(tmp_path / "c", "2026-01-02T03:04:00,another,machine", header=OLD)
+    assert overlap([old[0], other]) == Overlap()
+    assert overlap([old[0], measured(tmp_path / "d", "soon,M,machine", header=OLD)]) == Overlap()

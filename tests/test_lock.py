@@ -12,9 +12,12 @@ from pathlib import Path
 
 import gcs
 import pytest
+from runs import make_run
 
+from jaxformer.cli.main import main
 from jaxformer.errors import Interrupted, UserError
 from jaxformer.launch import LAUNCHED
+from jaxformer.report import read_run
 from jaxformer.runs import lock as locks
 from jaxformer.runs.lock import LOCK, Holder, Lost, locked
 from jaxformer.runs.progress import Display
@@ -294,3 +297,51 @@ def test_objects_are_replaced_where_nobody_else_has_written(bucket):
 def test_a_missing_bucket_is_named(bucket):
     with pytest.raises(UserError, match="no bucket gs://nowhere"), locked(location("gs://nowhere/a"), QUIET):
         pytest.fail("locked")
+
+
+def test_train_refuses_a_run_that_trains_and_touches_nothing_of_it(tmp_path, capsys, monkeypatch):
+    run = make_run("gpt", tmp_path / "run")
+    (run / "metrics.jsonl").write_text('{"step": 9, "train/loss": 1.0}\n')
+    (run / "checkpoints" / "8").mkdir()  # one that a resume would set aside
+    words = ["train", f"--config={tmp_path / 'mine.py'}", "--allow-config-change", "--config.training.batch_size=8"]
+    text = "from jaxformer.experiments import gpt\ndef get_config(arg=''):\n    return gpt.get_config('smoke')\n"
+    (tmp_path / "mine.py").write_text(text)
+    before = {path: path.stat().st_mtime_ns for path in sorted(run.rglob("*"))}
+    for folder in (run, tmp_path / "fresh"):
+        with locked(folder, QUIET):
+            assert main([*words, f"--workdir={folder}"]) == 2
+            said = capsys.readouterr().err.strip().splitlines()
+            assert len(said) == 1 and f"{folder} is being trained by process {os.getpid()} on" in said[0]
+            if folder == run:
+                assert read_run(run).metrics == ({"step": 9, "train/loss": 1.0},)  # others may read
+    assert {path: path.stat().st_mtime_ns for path in sorted(run.rglob("*")) if path != run} == {
+        path: time for path, time in before.items() if path != run
+    }
+    assert list((tmp_path / "fresh").iterdir()) == []
+    monkeypatch.setenv(LAUNCHED, "1")
+    monkeypatch.setattr(locks, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(locks, "_POLL_SECONDS", 0.05)
+    with locked(run, QUIET):
+        assert main([*words, f"--workdir={run}"]) == 75
+
+
+@pytest.mark.parametrize(("own", "code"), [(UserError("held"), 2), (Interrupted("held", 75), 75)])
+def test_where_the_first_process_cannot_lock_all_end_alike(tmp_path, monkeypatch, own, code):
+    @contextlib.contextmanager
+    def refused(run, display):
+        raise own
+        yield
+
+    monkeypatch.setattr(locks, "locked", refused)
+    with pytest.raises(type(own), match="held"), locks.held_by_first(tmp_path, QUIET):
+        pytest.fail("held")
+    monkeypatch.setattr(locks, "is_first", lambda: False)
+    monkeypatch.setattr(locks, "agreed", lambda value: code)  # process 0's
+    monkeypatch.setattr(locks, "let_speak", lambda: None)
+    with pytest.raises(type(own), match="process 0 could not lock"), locks.held_by_first(tmp_path, QUIET):
+        pytest.fail("held")
+    monkeypatch.setattr(locks, "agreed", lambda value: 0)
+    with locks.held_by_first(tmp_path, QUIET) as lock:  # the peers of a run do not lock it again
+        lock.check()
+        lock.confirm()
+    assert not (tmp_path / LOCK).exists()
