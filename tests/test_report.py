@@ -380,3 +380,23 @@ def test_the_transfer_page_and_terminal_table(tmp_path):
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "60.0 ± 2.8 %" in shown and "+20.0" in shown and "Pretraining itself took" in shown
     assert all(len(line) <= 80 for line in shown.splitlines())
+
+
+def test_a_page_says_what_energy_is_of_and_what_its_sums_count_twice(tmp_path):
+    header = f"machine,ended,tracking_mode,{COLUMNS}"
+    runs = [make_run(tmp_path / name, kwh=0.5) for name in ("a", "b", "c")]
+    for modes, shared, twice in (
+        ("process process process", "3 runs ran at once on one machine, for 1 min 40 s, and shared it", ""),
+        ("process machine process", "2 runs ran at once on one machine, for 20 s", "3 runs were measured at once"),
+        ("machine machine machine", "", "3 runs were measured at once on one machine, for 1 min 40 s"),
+    ):
+        for run, mode, end in zip(runs, modes.split(), (1000, 1020, 1040), strict=True):
+            row = f"M,{end},{mode},a,60,0.2,0.1,0,0.4,0.5,Germany"
+            (run / "emissions" / "1-0.csv").write_text(f"{header}\n{row}\n")
+        text = visible_text(write_report(runs, tmp_path / "out"))
+        assert shared in text and twice in text
+        assert ("counted twice in sums over these runs" in text) == bool(twice)
+        assert ("energy, some counted twice" in text) == bool(twice)
+        for mode in ("process", "machine"):
+            assert (f"footprint.tracking_mode={mode}" in text) == (mode in modes)
+        assert [row["tracking_mode"] for row in summary_rows(find_runs(runs))] == modes.split()
