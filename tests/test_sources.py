@@ -491,6 +491,31 @@ def test_tfds_reads_the_built_in_corpus_by_name(built_in: StdlibDocs, jaxformer_
     assert list(source.documents("validation")) == list(built_in.documents("validation"))
 
 
+def test_a_damaged_corpus_is_made_again_and_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path))
+    monkeypatch.setattr(stdlib_docs, "modules", lambda: [("json", [(f"json.{n}", f"text {n}") for n in range(40)])])
+    monkeypatch.setattr(stdlib_docs, "topics", lambda: [])
+    first, notes = list(StdlibDocs().documents("train")), []
+    for name in ("dataset_info.json", "*-train.array_record*"):
+        (path,) = tmp_path.rglob(name)
+        whole = path.read_bytes()
+        path.write_bytes(whole[:99] + bytes([whole[99] ^ 4]) + whole[100:])
+        StdlibDocs().mend(notes.append)
+        assert list(StdlibDocs().documents("train")) == first
+        assert len(notes) == 1 and str(path) in notes.pop()
+        StdlibDocs().mend(notes.append)
+        assert not notes
+
+
+def test_damaged_tfds_data_is_named(reviews: str, tmp_path: Path) -> None:
+    shutil.copytree(Path(reviews) / "tiny_reviews", tmp_path / "tiny_reviews")
+    (path,) = tmp_path.rglob("*-train.array_record*")
+    whole = path.read_bytes()
+    path.write_bytes(bytes(byte ^ 255 for byte in whole[:40000]) + whole[40000:])
+    message = refusal(TFDS(dataset="tiny_reviews", data_dir=str(tmp_path), **ALL))
+    assert "damaged" in message or "not prepared as ArrayRecord" in message
+
+
 # Mixtures.
 
 

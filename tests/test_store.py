@@ -198,6 +198,24 @@ def test_a_damaged_store_is_made_again(damage: Any, name: str, tmp_path: Path) -
     assert documents_of(build_store(Refusing(texts=tuple(DOCUMENTS)), "train", WORDPIECE, tmp_path)) == first
 
 
+@pytest.mark.parametrize("name", ["tokens.bin", "documents.npy", "sentences.npy", "labels.npy", "meta.json"])
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.97])
+def test_a_flipped_bit_is_noticed_and_said(name: str, place: float, tmp_path: Path) -> None:
+    def build(note: Any = None) -> list[dict[str, Any]]:
+        store = build_examples(examples(), "train", WORDPIECE, ("a", "b"), tmp_path, None, note)
+        return [plain(store[number]) for number in range(len(store))]
+
+    first, notes = build(), []
+    path = the_folder(tmp_path) / name
+    whole, times = path.read_bytes(), path.stat()
+    at = int(len(whole) * place)
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert build(notes.append) == first and path.read_bytes() == whole
+    assert len(notes) == 1 and str(path) in notes[0] and notes[0].endswith("; the token store is made again")
+    assert build(notes.append) == first and len(notes) == 1
+
+
 @pytest.mark.parametrize("content", ["[]", "{}", '{"sizes": {}}', '{"sizes": 3, "dtype": "uint16"}', "\x00"])
 def test_a_store_with_other_facts_about_it_is_made_again(content: str, tmp_path: Path) -> None:
     first = documents_of(build_store(given(*DOCUMENTS), "train", WORDPIECE, tmp_path))
