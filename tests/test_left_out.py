@@ -146,7 +146,9 @@ def pairs_config(path: Path, share: float) -> Any:
 def test_pairs_that_vanish_are_said_and_recorded_at_every_start(share: float, tmp_path: Path) -> None:
     long, short = {"source": "go on " * 30, "target": "geh"}, {"source": "go", "target": "geh"}
     # With 0.3 no held-out pair fits.
-    trained = [number for number in range(60) if JSONLines(path="a", validation_share=0.3)._in_split(number, "train")]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"source": str(number)}) + "\n" for number in range(60)))
+    source = JSONLines(path=str(tmp_path / "a.jsonl"), validation_share=0.3)
+    trained = list(map(int, source.texts("train", ("source",))))
     rows = [short if number in trained[:3] else long for number in range(60)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "notes.txt").write_text("mine")
