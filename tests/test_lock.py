@@ -22,7 +22,7 @@ from jaxformer.runs import lock as locks
 from jaxformer.runs.lock import LOCK, Holder, Lost, locked
 from jaxformer.runs.progress import Display
 from jaxformer.runs.staging import staged
-from jaxformer.storage import location, read_object, replace_object
+from jaxformer.storage import is_remote, location, read_object, replace_object
 
 QUIET = Display(quiet=True)
 
@@ -42,7 +42,7 @@ def run(request, tmp_path, bucket):
 @pytest.fixture
 def hurried(monkeypatch):
     """Leases of a fraction of a second."""
-    for name, seconds in (("LEASE_SECONDS", 0.6), ("RENEW_SECONDS", 0.05), ("WAIT_SECONDS", 1.0)):
+    for name, seconds in (("LEASE_SECONDS", 0.8), ("RENEW_SECONDS", 0.05), ("WAIT_SECONDS", 1.2)):
         monkeypatch.setattr(locks, name, seconds)
     monkeypatch.setattr(locks, "_POLL_SECONDS", 0.02)
 
@@ -57,11 +57,16 @@ def leave(run: Path, **values: object) -> Holder:
     there = {"host": "elsewhere", "pid": 7, "started": "2026-01-02T03:04:05+00:00", "machine": "another", "born": 1.0,
              "token": "theirs", "renewed": time.time(), "file": 0}  # fmt: skip
     run.mkdir(parents=True, exist_ok=True)
-    (run / LOCK).write_text("")
-    if isinstance(run, type(Path())):
-        there["file"] = (run / LOCK).stat().st_ino
-    (run / LOCK).write_text(json.dumps(there | values))
-    return Holder(**(there | values))
+    if is_remote(run):
+        holder = Holder(**(there | values))
+        (run / LOCK).write_bytes(locks._written(holder))
+        return holder
+    (run / LOCK).touch()
+    holder = Holder(**(there | {"file": (run / LOCK).stat().st_ino} | values))
+    with (run / LOCK).open("r+b") as file:  # in place, as a renewal
+        file.write(locks._written(holder))
+        file.truncate()
+    return holder
 
 
 def test_a_second_start_is_refused_while_the_first_trains(run, monkeypatch):
@@ -146,7 +151,7 @@ def test_workers_that_outlive_the_process_do_not_keep_the_lock(tmp_path):
 
 
 def test_what_a_dead_process_has_left_is_taken_over_at_once(run, monkeypatch):
-    monkeypatch.setattr(locks, "_POLL_SECONDS", 60.0)
+    monkeypatch.setattr(locks, "WAIT_SECONDS", -1.0)
     over = subprocess.Popen(["true"])
     over.wait()
     # Its number may be another process's by now, and a file may be torn or empty.
@@ -160,7 +165,8 @@ def test_what_a_dead_process_has_left_is_taken_over_at_once(run, monkeypatch):
             pass
 
 
-def test_a_copy_of_a_run_that_trains_can_be_trained(tmp_path):
+def test_a_copy_of_a_run_that_trains_can_be_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "WAIT_SECONDS", -1.0)
     with locked(tmp_path / "run", QUIET):
         shutil.copytree(tmp_path / "run", tmp_path / "copy")
         with locked(tmp_path / "copy", QUIET):
@@ -246,7 +252,7 @@ def test_a_lease_is_renewed_and_lapses_for_nobody_who_renews(bucket, hurried):
     run = location("gs://bucket/runs/a")
     with locked(run, QUIET) as lock:
         first = written(run)
-        time.sleep(0.9)  # longer than a lease
+        time.sleep(1.0)  # longer than a lease
         assert written(run)["renewed"] > first["renewed"] and written(run)["token"] == first["token"]
         lock.check()
         bucket.refuse = lambda method, name: 403 if method == "POST" else 0
