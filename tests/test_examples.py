@@ -198,7 +198,7 @@ def test_prefix_lm_asks_for_the_visibility_that_it_needs(text: Path) -> None:
         pytest.param(["masked_lm", "--text=nowhere.txt"], "--text=nowhere.txt: no such file", id="file"),
         pytest.param(["masked_lm", "--text=empty.txt"], "--text=empty.txt: there is no text in it", id="empty"),
         pytest.param(["masked_lm", "--text=empty.jsonl"], "--text=empty.jsonl: there is no text in it", id="no lines"),
-        pytest.param(["masked_lm", "--text=binary.txt"], "binary.txt:1: not UTF-8", id="binary"),
+        pytest.param(["masked_lm", "--text=binary.txt"], "binary.txt: text in UTF-16LE, not UTF-8", id="binary"),
         pytest.param(["masked_lm", "--text=text.txt", "--family=decoder_only"],
                      OBJECTIVES["masked_lm"].refusals["decoder_only"], id="family"),
         pytest.param(["plain_lm", "--text=text.txt", "--family=decoder_only"],

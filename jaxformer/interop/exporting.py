@@ -38,7 +38,8 @@ def export_run(
     that is not the one that the run was trained with; leaves nothing behind then.
     """
     check_new(out, "OUT")
-    folder, run = checkpoint_of(workdir, step), stored_run(workdir, allow_change)
+    run = stored_run(workdir, allow_change)  # first: it says what the folder is, where it is no run
+    folder = checkpoint_of(workdir, step)
     model = run.model
     classes = (*(("tokens",) if model.predicts_tokens else ()), *(head for head, _ in model.heads))
     layout = find_layout(model.config, classes)
