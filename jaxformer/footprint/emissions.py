@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxformer.tables import energy, mass
 
 FOLDER = "emissions"
 MACHINE, PROCESS, MIXED = "machine", "process", "mixed"
@@ -68,6 +67,8 @@ class Emissions:
         return _SCOPES[self.tracking_mode]
 
     def __str__(self) -> str:
+        from jaxformer.tables import energy, mass  # help waits for nothing heavy
+
         said = f"footprint.tracking_mode={self.tracking_mode}" if self.tracking_mode != MIXED else "two tracking modes"
         return f"{energy(self.energy_kwh)}, {mass(self.emissions_kg)} CO2eq ({said}: {self.scope})"
 

@@ -10,9 +10,10 @@ import os
 import socket
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import psutil
+if TYPE_CHECKING:  # loaded where it is needed: help waits for nothing heavy
+    import psutil
 
 
 class ProcessorTime(NamedTuple):
@@ -30,6 +31,8 @@ class ProcessorTime(NamedTuple):
 
 def processor_time() -> ProcessorTime:
     """Return the processor seconds until now."""
+    import psutil
+
     own = 0.0
     for process in _own_processes():
         try:
@@ -43,7 +46,9 @@ def processor_time() -> ProcessorTime:
     return ProcessorTime(own, sum(getattr(all_times, name, 0.0) for name in busy))
 
 
-def _own_processes() -> list[psutil.Process]:
+def _own_processes() -> "list[psutil.Process]":
+    import psutil
+
     process = psutil.Process()
     try:
         return [process, *process.children(recursive=True)]
@@ -83,6 +88,8 @@ def gpu_share(load: float) -> float:
 
 def share_of_gpu(users: Collection[int], own: Collection[int], load: float) -> float:
     """Return the part of a GPU that is charged to the processes `own`, of all `users` that compute on it."""
+    import psutil
+
     if not users:
         return load
     if any(pid in own for pid in users):
