@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-
 FOLDER = "emissions"
 MACHINE, PROCESS, MIXED = "machine", "process", "mixed"
 # What energy of each tracking mode is of.
