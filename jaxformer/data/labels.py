@@ -66,8 +66,8 @@ def label_of(value: Any) -> Label | None:
 
 
 def name_of(label: Label) -> str:
-    """Return the name of a label's class. Floats that are labels are whole: a column of whole numbers with gaps."""
-    return str(int(label)) if isinstance(label, float) else str(label)
+    """Return the name of a label's class. A float that is one is whole: a column of whole numbers with gaps."""
+    return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
 
 
 def check_labels(field: str, found: Iterable[tuple[str, Label]]) -> None:

@@ -106,7 +106,7 @@ class Source:
         seen: set[tuple[type, str]] = set()
         for part, number, where, record in self._numbered():
             try:
-                label = _tried(record, functools.partial(_label, field=self.label_field), where)
+                label = _tried(record, self._label, where)
             except Malformed as error:  # it is refused, or left out, when its split is read
                 refused = refused or error
                 continue
@@ -115,7 +115,7 @@ class Source:
             if (kind := (type(label), str(label))) not in seen:
                 seen.add(kind)
                 found.append((where, label))
-            name = name_of(label) if not isinstance(label, float) or label.is_integer() else str(label)
+            name = name_of(label)
             split = "validation" if part == "train" and self.shares and self._held_out(number) else part
             rows[name][split] += 1
             if part == "train":
@@ -220,7 +220,7 @@ class Source:
         classes = {name: number for number, name in enumerate(self.label_names())}
 
         def example(record: Record, where: str) -> dict[str, Any] | None:
-            label = _label(record, where, self.label_field)
+            label = self._label(record, where)
             texts = {field: _text(record, field, where) for field in fields}
             return None if label is None else texts | {"label": classes[name_of(label)]}
 
@@ -237,6 +237,17 @@ class Source:
             yield from self._balanced(list(read()), len(classes))
         else:
             yield from read()
+
+    def _label(self, record: Record, where: str) -> Label | None:
+        """Return a record's label, None where it has none. A record without the field is malformed."""
+        field = self.label_field
+        if field not in record:
+            raise _absent(record, field, where)
+        value = record[field]
+        try:
+            return label_of(_text(record, field, where) if isinstance(value, bytes | str) else value)
+        except TypeError as error:
+            raise Malformed(f"{where}: field '{field}' is {error}, not a label") from error
 
     def _each(
         self, split: str, labelled: bool, read: Callable[[Record, str], Read], left_out: LeftOut | None = None,
@@ -309,17 +320,6 @@ def _text(record: Record, field: str, where: str) -> str:
     except UnicodeError as error:
         raise Malformed(f"{where}: field '{field}' is not UTF-8 text ({error}); mend or drop it") from error
     raise Malformed(f"{where}: field '{field}' is {type(value).__name__}, not text")
-
-
-def _label(record: Record, where: str, field: str) -> Label | None:
-    """Return a record's label, None where it has none. A record without the field is malformed."""
-    if field not in record:
-        raise _absent(record, field, where)
-    try:
-        value = record[field]
-        return label_of(_text(record, field, where) if isinstance(value, bytes | str) else value)
-    except TypeError as error:
-        raise Malformed(f"{where}: field '{field}' is {error}, not a label") from error
 
 
 def first_line(error: Exception) -> str:

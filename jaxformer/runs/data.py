@@ -245,12 +245,12 @@ def check_batch(batch: Mapping[str, np.ndarray], model: TransformerConfig, super
         values = batch.get(name)
         if values is None or not values.size or (values.min() >= 0 and values.max() < limit):
             continue
-        weights = batch.get(f"{name.removesuffix('targets')}weights") if name.endswith("targets") else None
-        outside = values[(values < 0) | (values >= limit) if weights is None else
-                         ((values < 0) | (values >= limit)) & (weights > 0)]  # fmt: skip
-        if outside.size:
+        outside = (values < 0) | (values >= limit)
+        if name.endswith("targets"):
+            outside &= batch[f"{name.removesuffix('targets')}weights"] > 0
+        if outside.any():
             raise UserError(
-                f"{supervision.name}: {name} holds {outside[0]}, but there are 0 to {limit - 1} ({what}); "
+                f"{supervision.name}: {name} holds {values[outside][0]}, but there are 0 to {limit - 1} ({what}); "
                 "the objective or task that makes this array is to be mended"
             )
 

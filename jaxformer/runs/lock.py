@@ -12,7 +12,6 @@ import datetime
 import errno
 import functools
 import json
-import logging
 import os
 import socket
 import threading
@@ -29,13 +28,13 @@ from jaxformer.errors import Interrupted, UserError, disk_errors
 from jaxformer.footprint import machine_name
 from jaxformer.launch import LAUNCHED
 from jaxformer.runs.progress import Display
+from jaxformer.runs.repeating import repeated
 from jaxformer.storage import (
     check_bucket,
     delete_object,
     is_remote,
     read_object,
     replace_object,
-    said,
     store_errors,
 )
 
@@ -51,7 +50,6 @@ WAIT_SECONDS = 90.0  # longer than a lease lasts
 _POLL_SECONDS = 1.0
 _CLOCK_SECONDS = 10.0  # by which the start of a process may seem to move when the clock is set
 _WITHOUT_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
-_log = logging.getLogger(__name__)
 _descriptors: set[int] = set()  # of the lock files that this process holds
 
 
@@ -140,20 +138,6 @@ class Lock:
                 raise
             self._renewed = time.monotonic()
 
-    def keep_up(self, closed: threading.Event) -> None:
-        """Renew again and again until `closed` or lost; that it does not work is said once."""
-        works = True
-        while not closed.wait(RENEW_SECONDS):
-            try:
-                self.renew()
-                works = True
-            except Lost:
-                return
-            except Exception as error:
-                if works:
-                    _log.warning("the lock of %s could not be renewed, tried again: %s", self.run, said(error))
-                works = False
-
 
 @contextlib.contextmanager
 def held_by_first(run: Path, display: Display) -> Iterator[Lock]:
@@ -191,14 +175,11 @@ def locked(run: Path, display: Display) -> Iterator[Lock]:
     place: _Place = _Bucket(run) if is_remote(run) else _Folder(run)
     with store_errors():
         _take(run, place, own, display)
-    lock, closed = Lock(run, place, own), threading.Event()
-    thread = threading.Thread(target=lock.keep_up, args=(closed,), name="lock", daemon=True)
-    thread.start()
+    lock = Lock(run, place, own)
     try:
-        yield lock
+        with repeated(lock.renew, RENEW_SECONDS, f"the lock of {run} could not be renewed"):
+            yield lock
     finally:
-        closed.set()
-        thread.join()
         with contextlib.suppress(Exception):  # a lease that cannot be given back lapses
             place.release(own)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 
 from jaxformer.errors import UserError, disk_errors
+from jaxformer.runs.repeating import repeated
 from jaxformer.storage import check_bucket, filesystem, is_remote, location, said
 
 SYNC_SECONDS = 30.0
@@ -67,18 +68,6 @@ class Staging:
                     filesystem().pipe_file(os.fspath(target), content)
                     self._copied[path] = version
 
-    def keep_up(self, closed: threading.Event) -> None:
-        """Sync again and again until `closed`; that it does not work is said once."""
-        works = True
-        while not closed.wait(SYNC_SECONDS):
-            try:
-                self.sync()
-                works = True
-            except Exception as error:
-                if works:
-                    _log.warning("the log could not be written to %s, tried again: %s", self.run, said(error))
-                works = False
-
 
 def _version(path: Path) -> tuple[int, int]:
     status = path.stat()
@@ -105,16 +94,12 @@ def staged(run: Path, confirm: Callable[[], None] = lambda: None) -> Iterator[St
     except BaseException:
         shutil.rmtree(staging.folder, ignore_errors=True)
         raise
-    closed = threading.Event()
-    thread = threading.Thread(target=staging.keep_up, args=(closed,), name="staging", daemon=True)
-    thread.start()
     went_well = False
     try:
-        yield staging
+        with repeated(staging.sync, SYNC_SECONDS, f"the log could not be written to {run}"):
+            yield staging
         went_well = True
     finally:
-        closed.set()
-        thread.join()
         try:
             staging.sync()
             shutil.rmtree(staging.folder, ignore_errors=True)
