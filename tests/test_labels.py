@@ -148,7 +148,7 @@ def test_a_small_file_holds_out_a_row_of_each_class_that_has_several(tmp_path: P
     assert not train.keys() & held_out.keys() and len(train) + len(held_out) == 9
     assert classes(json_lines(tmp_path / "b.jsonl", ["x", "x", "y", "y", "y", "z", None, "x", "y", "y"]), "validation")
     said = " / ".join(source.labels.notes())
-    assert "2 rows are held out so that each label has one" in said and "labels that no held-out row has: z" in said
+    assert "held out so that each label has a held-out row: 2" in said and "labels that no held-out row has: z" in said
 
 
 def test_a_rare_class_is_held_out_and_no_other_row_moves(tmp_path: Path) -> None:

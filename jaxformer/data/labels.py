@@ -44,7 +44,7 @@ class Labels:
         if unjudged := [name for name, counts in self.rows.items() if not counts.get("validation")]:
             notes.append(f"labels that no held-out row has: {_listed(unjudged)}")
         if self.added:
-            notes.append(f"{len(self.added)} rows are held out so that each label has one that is")
+            notes.append(f"held out so that each label has a held-out row: {len(self.added)}")
         return notes
 
 

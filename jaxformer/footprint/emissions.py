@@ -16,7 +16,7 @@ MACHINE, PROCESS, MIXED = "machine", "process", "mixed"
 # What energy of each tracking mode is of.
 _SCOPES = {
     MACHINE: "the whole machine's, whatever else ran there",
-    PROCESS: "the share of the machine's that is this run's of its load",
+    PROCESS: "this run's share of the machine's",
     MIXED: "in part the whole machine's, in part this run's share of it",
 }
 

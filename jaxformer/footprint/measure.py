@@ -46,7 +46,7 @@ class FootprintConfig:
     g CO2eq per kWh, unless CodeCarbon's own settings (`CODECARBON_COUNTRY_ISO_CODE`, `.codecarbon.config`) name one: a
     default country would flatter or blame everyone who runs elsewhere. `region` narrows it down in the USA, Canada
     and China. `pue` is the data centre's power usage effectiveness and multiplies everything. `tracking_mode` is
-    "process" (of what the machine uses, the share that is this run's of its load: runs at once on one machine add up to
+    "process" (this run's share of what the machine uses, by its part of the load: runs at once on one machine add up to
     no more than the machine) or "machine" (the whole machine, counted once however many processes the run has there,
     and once more by every other run).
 

@@ -121,7 +121,7 @@ def _detail(run: Run, row: Mapping[str, Any]) -> dict[str, Any]:
         ("Revision", record.get("git_revision")),
         ("Packages", ", ".join(f"{name} {version}" for name, version in packages.items())),
         ("Left out or cut", "; ".join(counted(record.get("left_out") or {}))),
-        ("Segments", str(run.emissions.segments) if run.emissions.segments > 1 else ""),
+        ("Starts", str(run.emissions.segments) if run.emissions.segments > 1 else ""),
     ]
     results = [(name, _scalars(result)) for name, result in run.results.items()]
     return {

@@ -154,6 +154,7 @@ def _evaluation(runs: Sequence[Run], looks: Mapping[str, Look]) -> Drawn:
             panel.set_title(metric_name(key))
             panel.set_xlabel("Step")
             panel.xaxis.set_major_formatter(STEPS)
+            panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))  # no step stands between two
             if key.endswith("perplexity"):
                 panel.set_yscale("log")
                 panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -188,6 +189,7 @@ def _throughput(runs: Sequence[Run], looks: Mapping[str, Look]) -> Drawn:
             panel.set_ylabel(label)
             panel.set_ylim(bottom=0)
             panel.xaxis.set_major_formatter(STEPS)
+            panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))  # no step stands between two
             is_share = key == "train/mfu"
             panel.yaxis.set_major_formatter(SHARES if is_share else EngFormatter(sep=" "))
         _legend(figure, runs, looks)
