@@ -9,7 +9,9 @@ import pytest
 from training import SIZES, arguments
 
 from jaxformer.cli.main import main
+from jaxformer.data.files import JSONLines
 from jaxformer.report import read_run, summary_rows, write_report
+from jaxformer.runs.judged_data import _was_read
 from jaxformer.storage import read_metrics
 
 TINY: dict[str, Any] = {f"model.{name}": size for name, size in (SIZES | {"num_layers": 1}).items()} | {
@@ -163,3 +165,20 @@ def test_a_run_from_before_keeps_the_numbers_of_its_labels(run: Path, capsys: py
     then = evaluated(run, capsys)
     # Its classifier's rows now mean other classes: the loss differs, and the rows are the same.
     assert then["examples"] == now["examples"] and then["loss"] != now["loss"]
+
+
+def test_many_files_of_the_runs_own_are_known_by_their_one_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jaxformer.data.files._LISTED", 1)
+    before = tmp_path / "before"
+    before.mkdir()
+    for name in "ab":
+        write(before / f"{name}.jsonl", [9, 10])
+    own = JSONLines(path=str(before))
+    record = {"fingerprints": {"data": {"data.path": own.contents()["path"]}}}
+    assert list(own.contents()["path"]) == ["2 files"]
+    moved = JSONLines(path=str(before.rename(tmp_path / "now")))
+    assert _was_read(moved, [own], record)
+    write(tmp_path / "now" / "b.jsonl", [9, 9])
+    assert not _was_read(moved, [own], record)

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from jaxformer.config import Config
 from jaxformer.data import EVERY, Member, check_split, digest, num_records, weighted_sources
 from jaxformer.errors import UserError
-from jaxformer.storage import content_digest
 
 
 class Judged(NamedTuple):
@@ -89,14 +88,13 @@ def _was_read(corpus: Any, before: Sequence[Any], record: Mapping[str, Any]) -> 
     content = _content(corpus)
     kept = record.get("fingerprints", {}).get("data", {})
     recorded = [list(files.values()) for key, files in kept.items() if key.endswith(".path")]
-    known = [*filter(None, map(_content, alike))]
-    return content in known or [found[:16] for found in content] in recorded
+    return bool(content) and content in [*map(_content, alike), *recorded]
 
 
 def _content(corpus: Any) -> list[str]:
-    """Return the digests of what a corpus of files is trained on; [] where it is gone."""
+    """Return the digests of what a corpus of files is trained on, as a run keeps them; [] where it is gone."""
     with contextlib.suppress(OSError, UserError):
-        return [content_digest(file) for file in corpus.files()]
+        return list(corpus.contents()["path"].values())
     return []
 
 
