@@ -31,7 +31,7 @@ from jaxformer.footprint import FootprintConfig
 from jaxformer.generation import GenerationConfig
 from jaxformer.models import PRESETS, TransformerConfig
 from jaxformer.objectives import OBJECTIVES, Supervision
-from jaxformer.tasks import TASKS, Definitions, joined, read_file
+from jaxformer.tasks import TASKS, Definitions, joined, read_file, renamed
 from jaxformer.tokenizers import TOKENIZERS
 from jaxformer.training import OPTIMIZERS, DistillationConfig, Phase, TrainingConfig, read_phases, schedule
 
@@ -98,7 +98,7 @@ class Config:
     def longest_row(self) -> int:
         """How many tokens a stack reads at most, in any phase."""
         return max(
-            shape[0]
+            shape[-1]
             for phase in self.phases
             for name, (shape, _) in phase.of(self.supervision).shapes.items()
             if name.endswith("inputs")
@@ -181,6 +181,8 @@ def _resolve(experiment: Mapping[str, Any], overrides: str | Sequence[str], name
             raise UserError(f"{name}: '{key}' is not a section of a config{suggest(key, known)}")
         if key in SECTIONS and not isinstance(value, Mapping):
             raise UserError(f"{name}: '{key}' is a section of keys, not a value")
+    if "task" in given:
+        given["task"] = renamed(given["task"])
     _override(given, overrides, stored)
     if ("objective" in given) == ("task" in given):
         raise UserError(f"{name}: a config has either an 'objective' (pretraining) or a 'task' (supervised)")

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tiny import Supervision
+from tiny import Supervision, head_shapes
 
 from jaxformer.interop.configs import layout_of, read_json
 from jaxformer.interop.importing import describe, named, read_params
@@ -17,6 +17,7 @@ from jaxformer.interop.layouts import Layout
 from jaxformer.interop.weights import StoredTensor, stored_tensors
 from jaxformer.models.config import Execution
 from jaxformer.models.model import Model
+from jaxformer.objectives import Head
 from jaxformer.training.optimizers import OPTIMIZERS, make_optimizer
 from jaxformer.training.step import TrainState, group_sums, make_train_step
 from jaxformer.trees import flatten
@@ -39,15 +40,19 @@ class Reference:
         return {k.removeprefix(prefix): jnp.asarray(v) for k, v in self.expected.items() if k.startswith(prefix)}
 
 
+def heads_of(model: Model) -> dict[str, Head]:
+    return {name: Head(size, reads) for name, size, reads in model.heads}
+
+
 def read(folder: Path, **slots: Any) -> Reference:
     """Read a reference; `slots` changes the model that is compared with it, to see that the comparison notices."""
     theirs = read_json(folder / "config.json")
     layout = layout_of(theirs, folder / "config.json")
     tensors = named(layout, stored_tensors(folder))
     config, classes = describe(layout, theirs, folder / "config.json", tensors)
-    heads = tuple((head, 2) for head in classes if head != "tokens")
+    heads = {head: Head(2) for head in classes if head != "tokens"}
     config = dataclasses.replace(config, **json.loads((folder / "slots.json").read_text()))
-    model = Model(config, Execution(unroll=1), heads=heads)
+    model = Model(config, Execution(unroll=1), heads=head_shapes(heads))
     params = read_params(layout, model, tensors, folder)
     with np.load(folder / "expected.npz") as arrays:
         expected = dict(arrays)
@@ -58,7 +63,7 @@ def read(folder: Path, **slots: Any) -> Reference:
 @functools.cache
 def _compiled(model: Model, differentiates: bool = True) -> Any:
     """Return run(params, batch) -> (what apply returns for every place, logits, gradient), compiled as one."""
-    supervision = Supervision(dict(model.heads))
+    supervision = Supervision(heads_of(model))
 
     @jax.jit
     def run(params: Any, batch: Any) -> Any:
@@ -126,7 +131,7 @@ def losses(reference: Reference) -> np.ndarray:
         learning_rate=1e-3, weight_decay=0.1, decay_exclude=(), epsilon=1e-6, beta1=0.9, beta2=0.999, clip_norm=0.0
     )
     optimizer = make_optimizer(adamw, reference.model.shapes)
-    step = jax.jit(make_train_step(reference.model, Supervision(dict(reference.model.heads)), optimizer))
+    step = jax.jit(make_train_step(reference.model, Supervision(heads_of(reference.model)), optimizer))
     params = jax.tree.map(jnp.asarray, reference.params)
     state, found = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params)), []
     for number in range(STEPS):

@@ -29,8 +29,8 @@ _CAUSAL = {"objective": {"name": "causal_lm", "sequence_length": 32}}
 _MASKED = {"objective": {"name": "masked_lm", "sequence_length": 32, "max_predictions": 5, "next_sentence": False}}
 _WRITES = {"task": {"name": "text_to_text_classification", "sequence_length": 32, "target_length": 16}}
 _SPANS = {"objective": {"name": "span_corruption", "sequence_length": 32}}
-_EXTRACT = {"task": {"name": "extract_classification", "sequence_length": 32}}
-_DECODER = {"task": {"name": "decoder_classification", "sequence_length": 32}}
+_LABEL = {"task": {"name": "classification", "sequence_length": 32}}
+_EXTRACT = {"task": _LABEL["task"] | {"language_model_weight": 0.5}}
 
 # Name -> (preset, tokenizer, slots, the objective or task). Every head that can be exported, for every system.
 CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
@@ -39,19 +39,19 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "gpt_label": ("gpt", "bpe", {"d_ff": 64}, _EXTRACT),
     "bert": ("bert_base", "wordpiece", {}, {"objective": _MASKED["objective"] | {"next_sentence": True}}),
     "bert_masked": ("bert_base", "wordpiece", {}, _MASKED),
-    "bert_label": ("bert_base", "wordpiece", {}, {"task": {"name": "pooled_classification", "sequence_length": 32}}),
+    "bert_label": ("bert_base", "wordpiece", {}, _LABEL),
     "gpt2": ("gpt2_124m", "bpe", {}, _CAUSAL),
     "gpt2_label": ("gpt2_124m", "bpe", {}, {"task": _EXTRACT["task"] | {"special_tokens": False}}),
     "distilbert": ("distilbert_base", "wordpiece", {}, _MASKED),
     "distilbert_label": (
-        "distilbert_base", "wordpiece", {}, {"task": {"name": "pooled_classification", "sequence_length": 32}},
+        "distilbert_base", "wordpiece", {}, _LABEL,
     ),
     "bart": ("bart_base", "plain", {}, _WRITES),
-    "bart_label": ("bart_base", "plain", {}, _DECODER),
+    "bart_label": ("bart_base", "plain", {}, _LABEL),
     "t5": ("t5_base", "unigram", {"num_heads": 3}, _SPANS),
-    "t5_label": ("t5_base", "unigram", {"num_heads": 3}, _DECODER),
+    "t5_label": ("t5_base", "unigram", {"num_heads": 3}, _LABEL),
     "t5_1_1": ("t5_1_1_base", "unigram", {}, _SPANS),
-    "t5_1_1_label": ("t5_1_1_base", "unigram", {}, _DECODER),
+    "t5_1_1_label": ("t5_1_1_base", "unigram", {}, _LABEL),
     "gpt3": ("gpt3_125m", "bpe", {"attention_pattern": "dense"}, _CAUSAL),
 }  # fmt: skip
 

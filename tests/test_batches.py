@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxformer.data.batches import Batch, Batches, Member, evaluated_rows, evaluation_batches, train_batches
+from jaxformer.data.batches import Batch, Batches, Member, evaluated, evaluation_batches, train_batches
 
 
 class Numbers:
@@ -201,8 +201,9 @@ def test_batches_of_another_size_go_on_with_the_next_examples() -> None:
 # Evaluation.
 
 
-def evaluate(rows: Numbers, batch_size: int = 8, **keys: Any) -> list[Batch]:
-    return list(evaluation_batches(rows, drawn, seed=5, batch_size=batch_size, **keys))
+def evaluate(rows: Numbers, batch_size: int = 8, limit: int = 0, **keys: Any) -> list[Batch]:
+    chosen = evaluated(len(rows), limit, seed=5)
+    return list(evaluation_batches(rows, drawn, chosen, seed=5, batch_size=batch_size, **keys))
 
 
 def counted(batches: list[Batch], name: str = "inputs") -> list[int]:
@@ -216,7 +217,7 @@ def counted(batches: list[Batch], name: str = "inputs") -> list[int]:
 )
 def test_evaluation_reads_each_row_once_and_in_order(count: int, limit: int, real: int, steps: int) -> None:
     batches = evaluate(Numbers(count), limit=limit)
-    assert counted(batches) == list(evaluated_rows(count, limit, seed=5)) and len(counted(batches)) == real
+    assert counted(batches) == list(evaluated(count, limit, seed=5)) and len(counted(batches)) == real
     assert [len(batch["inputs"]) for batch in batches] == [8] * steps
 
 

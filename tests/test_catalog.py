@@ -75,7 +75,7 @@ def _counted_with_heads(name: str) -> int:
         return count_parameters(Model(config, scanned))
     if name.startswith("distilbert"):
         return count_parameters(Model(config, scanned, predicts_tokens=False))
-    with_head = count_parameters(Model(config, scanned, heads=(("label", 2),), predicts_tokens=False))
+    with_head = count_parameters(Model(config, scanned, heads=(("label", 2, "row"),), predicts_tokens=False))
     return with_head - config.d_model * 2 - 2
 
 

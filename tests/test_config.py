@@ -267,13 +267,13 @@ TYPOS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "nothing": ("gpt", ("=3",), ("no section ''",)),
     "missing": ("gpt", ("tokenizer.name=file",), ("tokenizer.path", "missing", "--config.tokenizer.path=")),
     "out of range": ("gpt", ("training.num_steps=0",), ("training.num_steps", "0", "at least 1")),
-    "two kinds of supervision": ("gpt", ("task.name=pooled_classification",), ("task.name", "'objective'", "'task'")),
+    "two kinds of supervision": ("gpt", ("task.name=classification",), ("task.name", "'objective'", "'task'")),
     "and the other way": ("finetune/area:bert", ("objective.name=masked_lm",), ("objective.name", "'task'")),
     "masked_lm on a decoder": (
         "gpt", ("objective.name=masked_lm",), ("objective.name", "masked_lm", "decoder_only", "both its sides"),
     ),
     "a task of another family": (
-        "finetune/area:t5", ("task.name=pooled_classification",),
+        "finetune/area:bert", ("task.name=text_to_text_classification",),
         ("task.name", "encoder_only", "encoder_decoder", "model.preset"),
     ),
     "learned positions": ("gpt", ("model.max_length=128",), ("model.max_length", "128", "512")),

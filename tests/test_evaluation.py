@@ -15,7 +15,10 @@ from jaxformer.evaluation import held_out as evaluation
 from jaxformer.evaluation.held_out import EvaluationConfig, combined, evaluate
 from jaxformer.generation.decoding import GenerationConfig
 from jaxformer.models.model import Model
+from jaxformer.objectives import Head
+from jaxformer.tasks.classification import Classification
 from jaxformer.tasks.metrics import METRICS, task_metrics
+from jaxformer.tasks.text_to_text import TextToTextClassification
 from jaxformer.training.step import make_eval_step
 
 Batch = dict[str, np.ndarray]
@@ -54,8 +57,17 @@ def test_a_class_that_is_never_predicted_counts_as_much_as_the_others() -> None:
 @dataclasses.dataclass
 class Supervision:
     coefficients: dict[str, float]
+    answering: Any = None
     metrics: tuple[str, ...] = ()
     decodes: bool = False
+    labels: tuple[str, ...] = ()
+    heads: dict[str, Head] = dataclasses.field(default_factory=dict)
+
+
+def judged_by(**given: Any) -> Supervision:
+    """A task that is judged by the classes of its label, of as many as there are labels."""
+    task = Classification(metrics=given.pop("metrics", ("accuracy",)), labels=given.pop("labels"))
+    return Supervision({"label": 1.0}, task, task.metrics, labels=task.labels, heads=task.heads, **given)
 
 
 def sums_of(params: Any, batch: Batch) -> tuple[dict[str, tuple[Any, ...]], Batch]:
@@ -66,12 +78,12 @@ def sums_of(params: Any, batch: Batch) -> tuple[dict[str, tuple[Any, ...]], Batc
         for name, weights in names.items()
         if weights in batch
     }
-    return sums, {"label": batch["label_guess"]} if "label_guess" in batch else {}
+    return sums, {"label": np.eye(3)[batch["label_guess"]]} if "label_guess" in batch else {}
 
 
 def evaluated(supervision: Supervision, batches: list[Batch], **given: Any) -> dict[str, float]:
     arguments = {"place": lambda batch: batch, "tokenizer": None} | given
-    return evaluate(STARTS_FROM_PADDING, supervision, sums_of, {}, iter(batches), **arguments)  # type: ignore[arg-type]
+    return evaluate(STARTS_FROM_PADDING, supervision, sums_of, {}, iter(batches), **arguments).metrics  # type: ignore[arg-type]
 
 
 def cut(arrays: Batch, size: int) -> list[Batch]:
@@ -114,18 +126,10 @@ def test_classes_are_judged_without_padding_rows(size: int) -> None:
         "label_weights": np.ones(5), "label_loss": np.array([1.0, 2, 3, 4, 5]), "label_hit": np.array([1, 0, 1, 1, 0]),
         "label_targets": np.array([0, 0, 1, 1, 2]), "label_guess": np.array([0, 1, 1, 1, 0]),
     }  # fmt: skip
-    supervision = Supervision({"label": 1.0}, metrics=("accuracy", "f1"))
-    metrics = evaluated(supervision, cut(arrays, size), labels=("a", "b", "c"))
+    supervision = judged_by(metrics=("accuracy", "f1"), labels=("a", "b", "c"))
+    rows = [{"label": label} for label in (0, 0, 1, 1, 2)]
+    metrics = evaluated(supervision, cut(arrays, size), rows=rows)
     assert metrics == pytest.approx({"loss": 3.0, "accuracy": 3 / 5, "f1": (1 / 2 + 4 / 5) / 3})
-
-
-def test_examples_without_a_label_are_not_judged() -> None:
-    arrays = {
-        "label_weights": np.array([1.0, 0, 1]), "label_loss": np.array([1.0, 100, 3]), "label_hit": np.ones(3),
-        "label_targets": np.array([0, 0, 1]), "label_guess": np.array([0, 1, 1]),
-    }  # fmt: skip
-    metrics = evaluated(Supervision({"label": 1.0}, metrics=("accuracy",)), cut(arrays, 2), labels=("a", "b"))
-    assert metrics == {"loss": 2.0, "accuracy": 1.0}
 
 
 def test_a_group_without_predictions_has_no_loss() -> None:
@@ -176,16 +180,17 @@ def test_a_real_model_has_one_loss_for_every_batch_size() -> None:
     arrays = {name: np.asarray(array) for name, array in batch_of("gpt", rows=6).items()}
 
     class Plain:
-        heads: dict[str, int] = {}
+        heads: dict[str, Head] = {}
         coefficients = {"tokens": 1.0}
         predicts_tokens = True
-        decodes = False
-        head_dropout = label_smoothing = z_loss = 0.0
+        answering = None
+        head_dropout = token_smoothing = z_loss = 0.0
 
     step = jax.jit(make_eval_step(model, Plain()))
 
     def metrics(size: int) -> dict[str, float]:
-        return evaluate(model, Plain(), step, params, cut(arrays, size), place=lambda batch: batch, tokenizer=None)  # type: ignore[arg-type]
+        batches = cut(arrays, size)
+        return evaluate(model, Plain(), step, params, batches, place=lambda batch: batch, tokenizer=None).metrics  # type: ignore[arg-type]
 
     whole = metrics(6)
     assert set(whole) == {"loss", "perplexity", "token_accuracy"}
@@ -229,6 +234,14 @@ def text_batch(labels: list[int], real: list[bool]) -> Batch:
     return {"targets": targets, "weights": weights, "encoder_inputs": sources, "encoder_segment_ids": segments}
 
 
+def writes(metrics: tuple[str, ...]) -> Supervision:
+    tokenizer = Tokenizer()
+    task = TextToTextClassification(
+        metrics=metrics, spelled=tuple(tokenizer.decode(tokenizer.encode(label)) for label in LABELS)
+    )
+    return Supervision({"tokens": 1.0}, task, metrics, decodes=True, labels=LABELS)
+
+
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """Let the model write what `answers` says, and note what it was asked."""
@@ -246,8 +259,8 @@ def test_text_to_text_is_judged_by_the_text(asked: dict[str, Any]) -> None:
     batch = text_batch([0, 1, 2, 1, 2], real=[True, True, True, True, False])
     # Right; right but for a space more; another label; no label at all; a row of padding.
     asked["answers"] = [[2], [4, 3, 6], [2], [3, 4], [2]]
-    supervision = Supervision({"tokens": 1.0}, metrics=("accuracy", "f1"), decodes=True)
-    metrics = evaluated(supervision, [batch], tokenizer=Tokenizer(), labels=LABELS)
+    rows = [{"label": label} for label in (0, 1, 2, 1)]
+    metrics = evaluated(writes(("accuracy", "f1")), [batch], tokenizer=Tokenizer(), rows=rows)
     assert metrics["accuracy"] == 2 / 4
     # red: precision 1/2, recall 1; light green: 1, 1/2; dark green: 0.
     assert metrics["f1"] == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
@@ -260,9 +273,9 @@ def test_text_to_text_is_judged_by_the_text(asked: dict[str, Any]) -> None:
 def test_a_label_that_the_tokenizer_rewrites_is_still_that_label(asked: dict[str, Any]) -> None:
     """`Light  Green` comes back as `light green`: nonsense must not count as right because neither is a known label."""
     asked["answers"] = [[5], [4, 3]]
-    supervision = Supervision({"tokens": 1.0}, metrics=("accuracy",), decodes=True)
     batch = text_batch([1, 1], real=[True, True])
-    assert evaluated(supervision, [batch], tokenizer=Tokenizer(), labels=LABELS)["accuracy"] == 1 / 2
+    rows = [{"label": 1}, {"label": 1}]
+    assert evaluated(writes(("accuracy",)), [batch], tokenizer=Tokenizer(), rows=rows)["accuracy"] == 1 / 2
 
 
 def test_evaluation_values_are_checked() -> None:

@@ -377,7 +377,7 @@ def test_every_parameter_has_a_place_of_its_own(name: str, exported: Any) -> Non
     run, _, _ = exported(name)
     model = stored_run(run).model
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(model.shapes).items()}
-    classes = (*(("tokens",) if model.predicts_tokens else ()), *(head for head, _ in model.heads))
+    classes = (*(("tokens",) if model.predicts_tokens else ()), *(head for head, *_ in model.heads))
     places = [(piece.name, piece.third) for piece in pieces(find_layout(model.config, classes), model.config, shapes)]
     assert len(places) == len(set(places)) >= len(shapes)
 

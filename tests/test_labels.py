@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from jaxformer.data import EVERY, check_split
-from jaxformer.data.batches import evaluated_rows
+from jaxformer.data.batches import evaluated
 from jaxformer.data.files import Files, JSONLines, Parquet, Text
 from jaxformer.data.labels import classes_among, in_order, label_of
 from jaxformer.data.sources import SourceMixture
@@ -43,7 +43,7 @@ def classes(source: Files, split: str = "train") -> dict[str, str]:
 def test_no_label_is_left_out_and_counted(nothing: Any, tmp_path: Path) -> None:
     source = json_lines(tmp_path / "a.jsonl", ["x", nothing, "y", nothing, "x"], **ALL)
     left_out: dict[str, Any] = {}
-    found = [example["text"] for example in source.examples("train", ("text",), left_out)]
+    found = [example["text"] for example in source.examples("train", ("text",), left_out=left_out)]
     assert found == ["text 0", "text 2", "text 4"] and source.label_names() == ("x", "y")
     assert left_out == {"rows left out: no label": {"count": 2, "of": 5}}
 
@@ -235,10 +235,10 @@ def test_a_split_that_there_is_not_is_refused_in_every_source(tmp_path: Path) ->
 
 
 def test_a_limited_evaluation_draws_its_rows_by_seed() -> None:
-    chosen = evaluated_rows(1000, 100, seed=0)
-    assert len(set(chosen)) == 100 and list(chosen) == sorted(chosen) and chosen == evaluated_rows(1000, 100, seed=0)
-    assert evaluated_rows(1000, 100, seed=1) != chosen
+    chosen = evaluated(1000, 100, seed=0)
+    assert len(set(chosen)) == 100 and list(chosen) == sorted(chosen) and chosen == evaluated(1000, 100, seed=0)
+    assert evaluated(1000, 100, seed=1) != chosen
     assert 30 < sum(number < 500 for number in chosen) < 70  # not the first
     for limit in (0, 1000, 2000):
-        assert list(evaluated_rows(1000, limit, seed=0)) == list(range(1000))
-    assert len(evaluated_rows(10**12, 5, seed=0)) == 5  # nothing of that size is made
+        assert list(evaluated(1000, limit, seed=0)) == list(range(1000))
+    assert len(evaluated(10**12, 5, seed=0)) == 5  # nothing of that size is made

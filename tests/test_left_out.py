@@ -95,27 +95,31 @@ def test_more_than_a_hundredth_of_unknown_tokens_is_counted(text: str, unknown: 
 
 @pytest.mark.parametrize("fields", [("a",), ("a", "b")], ids=["text", "pair"])
 @pytest.mark.parametrize(
-    ("name", "tokenizer"),
-    [("extract_classification", "bpe"), ("pooled_classification", "wordpiece"),
-     ("decoder_classification", "plain"), ("text_to_text_classification", "plain")],
+    ("family", "tokenizer"),
+    [("decoder_only", "bpe"), ("encoder_only", "wordpiece"), ("encoder_decoder", "plain"), ("", "plain")],
 )  # fmt: skip
 def test_examples_that_a_task_cuts_are_counted(
-    name: str, tokenizer: str, fields: tuple[str, ...], tmp_path: Path
+    family: str, tokenizer: str, fields: tuple[str, ...], tmp_path: Path
 ) -> None:
     made = tokenizer_of(tokenizer)
     texts = [("the file " * n, "lock " * (n // 3)) for n in range(1, 13)]
     rows = "".join(json.dumps({"a": a, "b": b, "label": "open"}) + "\n" for a, b in texts)
     (tmp_path / "a.jsonl").write_text(rows)
     source = JSONLines(path=str(tmp_path / "a.jsonl"), validation_share=1e-12)
-    kind: Any = TASKS[name]
-    task = kind(text_fields=fields, sequence_length=24).bind(made.vocabulary, ("open",), made.encode)
+    kind: Any = TASKS["classification" if family else "text_to_text_classification"]
+
+    def bound(length: int) -> Any:
+        task = kind(text_fields=fields, sequence_length=length, **({"family": family} if family else {}))
+        return task.bind(made.vocabulary, ("open",), made.encode, made.decode)
+
+    task = bound(24)
     members = prepare(source, task, made, "train", seed=0, cache=tmp_path)
     ((what, counts),) = left_out_of(members).items()
     # As the arrays have it: with room for everything no token is missing, and in this task some are.
-    wide = kind(text_fields=fields, sequence_length=400).bind(made.vocabulary, ("open",), made.encode)
+    wide = bound(400)
     side = "encoder_segment_ids" if "encoder_segment_ids" in wide.shapes else "segment_ids"
     rng = np.random.default_rng(0)
-    examples = build_examples(source, "train", made, fields, tmp_path)
+    examples = build_examples(source, "train", made, task, tmp_path)
     cut = sum(wide(examples[n], rng)[side].sum() > task(examples[n], rng)[side].sum() for n in range(len(examples)))
     assert what == f"examples cut to {task.room} tokens of text"
     assert counts == {"count": cut, "of": 12} and 0 < cut < 12

@@ -8,6 +8,7 @@ from cases import CLS, SEP, SIZE, WORDS, check, generator, random_row, row_of, s
 
 from jaxformer.data.rows import build_rows
 from jaxformer.errors import UserError
+from jaxformer.objectives import Head
 from jaxformer.objectives.masked_lm import MaskedLM, fitting
 
 ALL_MASKED = {"masking_rate": 1.0, "mask_share": 1.0, "random_share": 0.0}
@@ -22,7 +23,7 @@ def chosen(arrays):
 def test_masked_pair_by_hand():
     bound = MaskedLM(sequence_length=10, max_predictions=6, **ALL_MASKED).bind(vocabulary())
     assert (bound.rows, bound.row_length, bound.separator) == ("segment_pairs", 7, None)
-    assert bound.heads == {"next_sentence": 2} and bound.coefficients == {"tokens": 1.0, "next_sentence": 1.0}
+    assert bound.heads == {"next_sentence": Head(2)} and bound.coefficients == {"tokens": 1.0, "next_sentence": 1.0}
     arrays = bound(row_of([20, 21, 22, 23, 24], boundary=2, label=1), generator())
     check(
         arrays,

@@ -9,6 +9,7 @@ from cases import CORPORA, carrier, check, generator, prepared, row_of, vocabula
 
 from jaxformer.data.batches import train_batches
 from jaxformer.errors import UserError
+from jaxformer.objectives import Head
 from jaxformer.objectives.causal_lm import CausalLM
 from jaxformer.objectives.corruption import PrefixLM, SpanCorruption
 from jaxformer.objectives.mixture import ObjectiveMixture, Padded
@@ -78,11 +79,11 @@ def test_predictions_of_masked_lm_are_filled_up_too():
 def test_a_mixture_answers_for_its_members():
     values = {"label_smoothing": 0.1, "z_loss": 0.5}
     bound = mixture(SHORT | values, LONG | values)
-    assert (bound.label_smoothing, bound.z_loss, bound.heads) == (0.1, 0.5, {})
+    assert (bound.token_smoothing, bound.z_loss, bound.heads) == (0.1, 0.5, {})
     assert bound.coefficients == {"tokens": 1.0}
     pair = {"name": "masked_lm", "sequence_length": 16}
     two = mixture(pair, pair | {"whole_word": True}, family="encoder_only", visibility="full")
-    assert two.heads == {"next_sentence": 2} and two.coefficients == {"tokens": 1.0, "next_sentence": 1.0}
+    assert two.heads == {"next_sentence": Head(2)} and two.coefficients == {"tokens": 1.0, "next_sentence": 1.0}
 
 
 def test_shares_are_weights_that_sum_to_one():

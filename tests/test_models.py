@@ -87,7 +87,12 @@ HEADED: dict[str, tuple[str, dict[str, int], bool, dict[str, Any], int]] = {
 
 
 def counted(config: TransformerConfig, heads: dict[str, int], predicts_tokens: bool) -> int:
-    model = Model(config, Execution(unroll=1), heads=tuple(heads.items()), predicts_tokens=predicts_tokens)
+    model = Model(
+        config,
+        Execution(unroll=1),
+        heads=tuple((head, size, "row") for head, size in heads.items()),
+        predicts_tokens=predicts_tokens,
+    )
     return count_parameters(model)
 
 
@@ -384,7 +389,7 @@ def test_attention_outputs_have_a_dropout_of_their_own() -> None:
 def test_poolers_drop_before_or_only_after_their_activation(pooler: str) -> None:
     """Pooler and classifier are identities, so each logit is one feature: 0 or twice what it was."""
     config = dataclasses.replace(CONFIGS["bert"], pooler=pooler)
-    model = Model(config, Execution(unroll=1), heads=(("label", 16),), head_dropout=0.5, predicts_tokens=False)
+    model = Model(config, Execution(unroll=1), heads=(("label", 16, "row"),), head_dropout=0.5, predicts_tokens=False)
     params, batch = jax.jit(model.init)(jax.random.key(0)), batch_of("bert")
     for dense in params["row_heads"].values():
         dense.update(kernel=jnp.eye(16), bias=jnp.zeros(16))
@@ -398,7 +403,7 @@ def test_poolers_drop_before_or_only_after_their_activation(pooler: str) -> None
 
 def test_heads_without_bias_have_none() -> None:
     for bias in (True, False):
-        model = Model(dataclasses.replace(CONFIGS["gpt"], head_bias=bias), heads=(("label", 2),))
+        model = Model(dataclasses.replace(CONFIGS["gpt"], head_bias=bias), heads=(("label", 2, "row"),))
         assert ("bias" in model.shapes["row_heads"]["label"]) == bias
 
 
@@ -465,7 +470,7 @@ def test_initialisations_have_their_deviations(preset: str) -> None:
     config = TransformerConfig(
         **PRESETS[preset] | sizes | {"max_length": 64, "relative_buckets": 256, "relative_max_distance": 512}
     )
-    model = Model(config, Execution(unroll=1), heads=(("label", 16),))
+    model = Model(config, Execution(unroll=1), heads=(("label", 16, "row"),))
     params = flatten(jax.jit(model.init)(jax.random.key(0)))
     for path, deviation in INITIALISATIONS[preset].items():
         values = np.asarray(params[path])

@@ -60,7 +60,7 @@ def test_a_string_in_a_config_is_one(key: str, value: str, wanted: tuple[str, ..
     experiment[section] |= {field: value}
     assert configs.flat(configs.resolve(experiment, name="mine").to_dict())[key] == wanted
     if section == "task":
-        task = TASKS["pooled_classification"](**{field: value})  # type: ignore[call-arg]
+        task = TASKS["classification"](**{field: value})  # type: ignore[call-arg]
         assert getattr(task, field) == wanted
 
 

@@ -17,7 +17,7 @@ from jaxformer.trees import LAYERS, flatten
 @pytest.fixture(scope="module")
 def presets() -> dict[str, tuple[TransformerConfig, dict[str, Any]]]:
     """Every preset with its parameters' shapes; scanned layers are traced once."""
-    heads = (("next_sentence", 2), ("label", 3))
+    heads = (("next_sentence", 2, "row"), ("label", 3, "row"), ("start", 1, "tokens"))
     models = {name: Model(TransformerConfig(**sizes), Execution(unroll=1), heads) for name, sizes in PRESETS.items()}
     return {name: (model.config, model.shapes) for name, model in models.items()}
 

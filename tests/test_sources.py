@@ -371,7 +371,7 @@ def test_tfds_splits_that_are_named_are_read_whole(reviews: str) -> None:
 def test_tfds_rows_without_a_label_are_left_out_and_counted(reviews: str) -> None:
     source = TFDS(dataset="tiny_reviews", data_dir=reviews, test_split="test", **ALL)
     left_out: dict[str, Any] = {}
-    assert list(source.examples("test", ("text",), left_out)) == []
+    assert list(source.examples("test", ("text",), left_out=left_out)) == []
     assert left_out == {"rows left out: no label": {"count": 4, "of": 4}}
     assert len(list(source.examples("train", ("text",)))) == 20
 

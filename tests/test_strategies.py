@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 from sampling import sampled
-from tiny import CONFIGS, batch_of, supervision_of
+from tiny import CONFIGS, batch_of, head_shapes, supervision_of
 
 from jaxformer.devices.sharding import ShardingConfig, make_mesh, place, placements
 from jaxformer.models.config import Execution
@@ -41,7 +41,7 @@ def steps_on(
     config = dataclasses.replace(CONFIGS[name], **dict(slots))
     supervision, mesh = supervision_of(name), make_mesh(sharding)
     execution = Execution(mesh=mesh if sharding.strategy == "mesh" else None, **how)
-    model = Model(config, execution, heads=tuple(supervision.heads.items()))
+    model = Model(config, execution, heads=head_shapes(supervision.heads))
     update = optimizer or AdamW(weight_decay=0.1)
     settings = StepSettings(losses_of(supervision), update, accumulation_steps=accumulation, strategy=sharding.strategy)
     return compiled_steps(model, settings, mesh), mesh

@@ -2,6 +2,7 @@
 
 import collections.abc
 import inspect
+import types
 import typing
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from cases import SIZE, SPECIAL, carrier, vocabulary
 
 from jaxformer.errors import UserError
-from jaxformer.objectives import OBJECTIVES, Part, Supervision
+from jaxformer.objectives import LABEL_KINDS, OBJECTIVES, Answering, Part, Supervision
 from jaxformer.tasks import TASKS
 
 KINDS: dict[str, Any] = OBJECTIVES | TASKS
@@ -20,6 +21,7 @@ NEEDED: dict[str, Any] = {
 }
 PROPERTIES = {name: member for name, member in vars(Supervision).items() if isinstance(member, property)}
 METHODS = ("for_model", "bind")
+ANSWERING = {name for name in vars(Answering) if not name.startswith("_")}
 ROLES = SPECIAL | {"delimiter": 7, "extract": 8}
 
 
@@ -29,12 +31,19 @@ def bound(name: str) -> Any:
     family = supervision.families[0]
     visibility = {"encoder_only": "full", "decoder_only": "prefix"}.get(family, "causal")
     carried = supervision.for_model(carrier(family, "causal" if name == "causal_lm" else visibility))
-    return carried.bind(vocabulary(special=ROLES), ("no", "yes"), lambda text: np.arange(10, 12, dtype=np.int32))
+    ids = np.arange(10, 12, dtype=np.int32)
+    return carried.bind(vocabulary(special=ROLES), ("no", "yes"), lambda text: ids, lambda ids: "some text")
 
 
 def fits(value: Any, kind: Any) -> bool:
     """Whether a value is of a type of the protocol, what it holds included."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        return any(fits(value, argument) for argument in arguments)
+    if kind is type(None):
+        return value is None
+    if kind is Answering:
+        return all(hasattr(value, member) for member in ANSWERING)
     if origin is dict:
         return isinstance(value, dict) and all(
             fits(key, arguments[0]) and fits(entry, arguments[1]) for key, entry in value.items()
@@ -75,6 +84,7 @@ def test_what_they_say_of_themselves_fits_together(name: str) -> None:
     assert ({"targets", "weights"} <= emitted) == supervision.predicts_tokens
     assert {f"{head}_{what}" for head in supervision.heads for what in ("targets", "weights")} <= emitted
     assert supervision.labelled == (name in TASKS) == bool(supervision.metrics)
+    assert (supervision.answering is supervision) == supervision.labelled == (supervision.label_kind in LABEL_KINDS)
     assert not supervision.decodes or (supervision.metrics and not supervision.heads)
     assert all(isinstance(part, Part) and callable(part.objective) for part in supervision.parts)
     assert sum(part.weight for part in supervision.parts) == pytest.approx(1.0)

@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxformer.models.config import Execution, TransformerConfig
 from jaxformer.models.model import Model
+from jaxformer.objectives import Head
 
 SIZES = {"d_model": 16, "d_ff": 32, "num_heads": 2, "head_dim": 8, "num_layers": 3, "vocab_size": 31, "max_length": 32}
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0}
@@ -42,18 +43,23 @@ CONFIGS: dict[str, TransformerConfig] = {
 class Supervision:
     """What the step needs of an objective, as plain attributes."""
 
-    def __init__(self, heads: dict[str, int] | None = None, predicts_tokens: bool = True) -> None:
+    def __init__(self, heads: dict[str, Head] | None = None, predicts_tokens: bool = True) -> None:
         self.heads, self.predicts_tokens = heads or {}, predicts_tokens
-        self.head_dropout = self.label_smoothing = self.z_loss = 0.0
+        self.head_dropout = self.token_smoothing = self.z_loss = 0.0
         self.coefficients = {"tokens": 1.0} | dict.fromkeys(self.heads, 1.0)
 
 
 def supervision_of(name: str) -> Supervision:
-    return Supervision({"next_sentence": 2} if name == "bert" else {})
+    return Supervision({"next_sentence": Head(2)} if name == "bert" else {})
+
+
+def head_shapes(heads: dict[str, Head]) -> tuple[tuple[str, int, str], ...]:
+    """Return heads as a model takes them."""
+    return tuple((name, head.size, head.reads) for name, head in heads.items())
 
 
 def model_of(name: str, **execution: Any) -> Model:
-    return Model(CONFIGS[name], Execution(**execution), heads=tuple(supervision_of(name).heads.items()))
+    return Model(CONFIGS[name], Execution(**execution), heads=head_shapes(supervision_of(name).heads))
 
 
 def batch_of(name: str, rows: int = 4, length: int = 10, source: int = 7, seed: int = 0) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from .. import bert, gpt, t5
 
 FAMILIES = {"gpt": gpt, "bert": bert, "t5": t5}
 TASKS = {
-    "gpt": {"name": "extract_classification", "sequence_length": 128},
-    "bert": {"name": "pooled_classification", "sequence_length": 128},
+    "gpt": {"name": "classification", "sequence_length": 128, "language_model_weight": 0.5},
+    "bert": {"name": "classification", "sequence_length": 128},
     "t5": {"name": "text_to_text_classification", "sequence_length": 128, "prefix": "area"},
 }
 # What each paper fine-tunes with, and what a run of `smoke` or `small` size needs. The corpus has about 4,000 labels,

@@ -7,13 +7,15 @@ What lives here: sources (`sources`, `files`, `stdlib_docs`), which files are da
 What may come in: another source, another kind of row.
 What must not: JAX, and state: nothing that depends on the number of hosts or workers."""
 
-from jaxformer.data.batches import Member, evaluated_rows, evaluation_batches, train_batches
+from jaxformer.data.batches import Member, evaluation_batches, train_batches
 from jaxformer.data.labels import classes_among
 from jaxformer.data.left_out import LeftOut
 from jaxformer.data.preparing import (
+    Chosen,
     check_split,
     corpus_tokenizer,
     doubts,
+    evaluated_rows,
     left_out_files,
     left_out_of,
     num_records,
@@ -25,6 +27,7 @@ from jaxformer.data.records import EVERY, PLACES, digest
 from jaxformer.data.sources import SOURCES
 
 __all__ = [
+    "Chosen",
     "EVERY",
     "LeftOut",
     "Member",

@@ -127,8 +127,9 @@ class Batches:
             close()
 
 
-def evaluated_rows(count: int, limit: int, seed: int) -> Sequence[int]:
-    """Return the numbers of the rows that are evaluated, of `count`: all, or `limit` (0: all) drawn by the seed."""
+def evaluated(count: int, limit: int, seed: int) -> Sequence[int]:
+    """Return the numbers of the rows, or examples, that are evaluated, of `count`: all, or `limit` (0: all) drawn by
+    the seed."""
     if not 0 < limit < count:
         return range(count)
     return np.sort(np.random.default_rng([seed, count]).choice(count, limit, replace=False, shuffle=False)).tolist()
@@ -137,19 +138,18 @@ def evaluated_rows(count: int, limit: int, seed: int) -> Sequence[int]:
 def evaluation_batches(
     rows: Any,
     transform: Transform,
+    chosen: Sequence[int],
     *,
     seed: int,
     batch_size: int,
-    limit: int = 0,
     own: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
-    """Yield batches of all rows, or of `limit` that are drawn by the seed, in order, the same at every call: of each,
-    the places `own` (None: all) of this process.
+    """Yield batches of the `chosen` rows, by their numbers, in order, the same at every call: of each, the places `own`
+    (None: all) of this process.
 
     The last batch is filled with copies of its last row whose weights are 0; their segments stay, so that no softmax is
     empty. Every process yields the same number of batches.
     """
-    chosen = evaluated_rows(len(rows), limit, seed)
     count = len(chosen)
     for first in range(0, count, batch_size):
         examples = []

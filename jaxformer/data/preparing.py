@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxformer.data.batches import Member
+from jaxformer.data.batches import Member, evaluated
 from jaxformer.data.labels import classes_among
 from jaxformer.data.left_out import LeftOut, count, total
 from jaxformer.data.records import Source
@@ -31,19 +31,41 @@ def weighted_sources(source: Source) -> list[tuple[Source, float]]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Relabelled:
-    """Examples whose classes are renumbered: a run may number its labels in another order, or have more of them."""
+class ExampleRows:
+    """The rows of a task: one for each example, or several (windows), one behind the other.
+
+    Classes may be renumbered: a run may number its labels in another order than the data, or have more of them.
+    """
 
     examples: ExampleStore
-    classes: Sequence[int]  # the run's by the data's
+    first: np.ndarray  # int64 [examples + 1]: the first row of each example, and the number of rows
+    classes: Sequence[int] | None = None  # the run's by the data's; None: they are the same
 
     def __len__(self) -> int:
-        return len(self.examples)
+        return int(self.first[-1])
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        example = self.examples[number]
-        label = int(example["label"])
-        return example | {"label": self.classes[label] if label >= 0 else label}
+        place = int(np.searchsorted(self.first, number, side="right")) - 1
+        example = self.examples[place]
+        label = example["label"]
+        if self.classes is not None and label is not None:
+            label = [self.classes[one] for one in label] if isinstance(label, list) else self.classes[label]
+        return example | {"label": label, "window": int(number) - int(self.first[place])}
+
+
+class Chosen(Sequence[Any]):
+    """Some of the rows, by their numbers, read when they are asked for."""
+
+    def __init__(self, rows: Any, numbers: Sequence[int]) -> None:
+        self._rows, self._numbers = rows, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self._rows[number] for number in self._numbers[place]]
+        return self._rows[self._numbers[place]]
 
 
 def num_records(rows: Any) -> int:
@@ -51,7 +73,16 @@ def num_records(rows: Any) -> int:
     if isinstance(rows, Rows):
         documents = len(rows.store.document_offsets) - 1
         return documents // 2 if rows.settings["rows"] == "pairs" else documents
-    return len(rows)
+    return len(rows.examples)
+
+
+def evaluated_rows(rows: Any, limit: int, seed: int) -> Sequence[int]:
+    """Return the numbers of the rows that are evaluated: all, or those of `limit` examples drawn by the seed; of an
+    objective, `limit` rows."""
+    if not isinstance(rows, ExampleRows):
+        return evaluated(len(rows), limit, seed)
+    examples = evaluated(len(rows.examples), limit, seed)
+    return [row for example in examples for row in range(int(rows.first[example]), int(rows.first[example + 1]))]
 
 
 def check_split(source: Source, split: str) -> None:
@@ -201,14 +232,16 @@ def _rows(
 ) -> tuple[Any, dict[str, LeftOut]]:  # fmt: skip
     """Return the rows or examples, and what of the source is not in them, by what it was counted for."""
     if supervision.labelled:
-        examples = build_examples(source, split, tokenizer, supervision.fields, cache, progress, note)
+        task = supervision.answering
+        assert task is not None  # what reads labelled examples is a task
+        examples = build_examples(source, split, tokenizer, supervision, cache, progress, note)
         cut: LeftOut = {}
-        room = supervision.room
-        count(cut, f"examples cut to {room} tokens of text", int((examples.lengths > room).sum()), len(examples))
+        lengths, room = examples.lengths, task.room
+        count(cut, f"examples cut to {room} tokens of text", int(task.is_cut(lengths).sum()), len(examples))
         fingerprint = examples.store.fingerprint
-        names, labels = source.label_names(), supervision.labels
-        same = names == labels
-        rows = examples if same else Relabelled(examples, classes_among(names, labels))
+        names, labels = source.label_names(supervision.label_kind), supervision.labels
+        first = np.concatenate([np.zeros(1, np.int64), np.cumsum(task.num_rows(lengths))])
+        rows = ExampleRows(examples, first, None if names == labels else classes_among(names, labels))
         return rows, {fingerprint: examples.store.left_out, f"{fingerprint} cut to {room}": cut}
     if supervision.fields:
         store = build_pairs(source, split, tokenizer, supervision.fields, cache, progress, note)

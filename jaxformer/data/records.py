@@ -130,9 +130,9 @@ class Source:
                 counts["train"], counts["validation"] = counts["train"] - 1, 1
         return Labels({name: dict(rows[name]) for name in in_order(rows)}, frozenset(added))
 
-    def label_names(self) -> tuple[str, ...]:
+    def label_names(self, kind: str = "class") -> tuple[str, ...]:
         """Return the label names of the rows of all splits in order; a label's class is its place in them."""
-        return self.labels.names
+        return self.labels.names if kind == "class" else ()
 
     def label_notes(self) -> list[str]:
         """Return what a person should know of the labels before training, a line each."""
@@ -213,7 +213,7 @@ class Source:
             yield from row
 
     def examples(
-        self, split: str, fields: tuple[str, ...], left_out: LeftOut | None = None
+        self, split: str, fields: tuple[str, ...], kind: str = "class", left_out: LeftOut | None = None
     ) -> Iterator[dict[str, Any]]:
         """Yield {field: text, "label": class} of a split. Rows that are left out are counted in `left_out`. Raises
         UserError, naming the row, for what is malformed."""
@@ -222,7 +222,7 @@ class Source:
         def example(record: Record, where: str) -> dict[str, Any] | None:
             label = self._label(record, where)
             texts = {field: _text(record, field, where) for field in fields}
-            return None if label is None else texts | {"label": classes[name_of(label)]}
+            return None if label is None else texts | {"label": classes[name_of(label)], "record": texts}
 
         def read() -> Iterator[dict[str, Any]]:
             num_rows = num_labelled = 0

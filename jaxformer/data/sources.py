@@ -89,7 +89,7 @@ class StdlibDocs(Source):
         for number, record in enumerate(_rows(builder, part)):
             yield f"stdlib_docs {part}[{number}]", _named(builder, record)
 
-    def label_names(self) -> tuple[str, ...]:
+    def label_names(self, kind: str = "class") -> tuple[str, ...]:
         from jaxformer.data.stdlib_docs import AREAS
 
         return tuple(sorted(AREAS))

@@ -1,10 +1,14 @@
 """Token stores: text tokenised once, in parallel, kept on disk with random access.
 
 A store is a folder: `tokens.bin`, `documents.npy` (offsets), `sentences.npy` (sentence starts) and `meta.json`, the
-seal of these, which tells what was left out. It is renamed into place whole, so a store that is there is complete.
+seal of these, which tells what was left out. One of examples has `records.bin` and `records.npy` (offsets) besides, a
+line of JSON for each, and where a task asks for them the `characters.bin` of each token. It is renamed into place
+whole, so a store that is there is complete.
 """
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -21,6 +25,7 @@ from jaxformer.data.records import Source
 from jaxformer.data.sealed import Damaged, Note, seal, told, unsealed
 from jaxformer.data.sentences import Splitter
 from jaxformer.errors import EmptySplit, disk_errors
+from jaxformer.objectives import Supervision
 from jaxformer.tokenizers import Tokenizer
 
 Progress = Callable[[str, int, int], None]
@@ -56,27 +61,56 @@ class Store:
 
 @dataclasses.dataclass(frozen=True)
 class ExampleStore:
-    """Labelled examples as tokens, one document per text field: example i is {field: int32 tokens, "label": class}."""
+    """Labelled examples as tokens, one document per text field: example i is {field: int32 tokens, "label": value}.
+
+    `detailed` ones have the "record" that they were made of, too, and "offsets", {field: int32 [n, 2]}: where in the
+    field's text the characters of each token begin and end.
+    """
 
     store: Store
     fields: tuple[str, ...]
-    labels: np.ndarray  # int32 [examples]
+    detailed: bool
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return (len(self.store.document_offsets) - 1) // len(self.fields)
 
     @property
-    def lengths(self) -> np.ndarray:
-        """The tokens of each example, all its fields together: int64 [examples]."""
-        return np.diff(self.store.document_offsets).reshape(-1, len(self.fields)).sum(axis=1)
+    def lengths(self) -> dict[str, np.ndarray]:
+        """{field: the tokens of each example, int64 [examples]}."""
+        lengths = np.diff(self.store.document_offsets).reshape(-1, len(self.fields))
+        return {field: lengths[:, place] for place, field in enumerate(self.fields)}
+
+    @functools.cached_property
+    def _places(self) -> np.ndarray:
+        return np.load(self.store.path / "records.npy")
+
+    @functools.cached_property
+    def _records(self) -> np.ndarray:
+        return _mapped(self.store.path / "records.bin", np.uint8)
+
+    @functools.cached_property
+    def _characters(self) -> np.ndarray:
+        return _mapped(self.store.path / "characters.bin", np.uint32).reshape(-1, 2)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        texts = {}
+        texts, offsets = {}, {}
         for place, field in enumerate(self.fields):
             document = int(number) * len(self.fields) + place
             start, end = self.store.document_offsets[document : document + 2]
             texts[field] = np.array(self.store.tokens[start:end], np.int32)
-        return texts | {"label": int(self.labels[number])}
+            if self.detailed:
+                offsets[field] = np.array(self._characters[start:end], np.int32)
+        first, last = self._places[int(number) : int(number) + 2]
+        example = texts | json.loads(bytes(self._records[first:last]))
+        return example | {"offsets": offsets} if self.detailed else example
+
+
+def _mapped(path: Path, dtype: Any) -> np.ndarray:
+    # An empty file cannot be mapped.
+    return np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
 
 
 def build_store(
@@ -97,33 +131,34 @@ def build_store(
 
 
 def build_examples(
-    source: Source,
-    split: str,
-    tokenizer: Tokenizer,
-    fields: Sequence[str],
-    cache: Path,
-    progress: Progress | None = None,
-    note: Note | None = None,
-) -> ExampleStore:
-    """Return the labelled examples of a source's split, tokenised per field into the same kind of store."""
+    source: Source, split: str, tokenizer: Tokenizer, task: Supervision, cache: Path,
+    progress: Progress | None = None, note: Note | None = None,
+) -> ExampleStore:  # fmt: skip
+    """Return the labelled examples of a task in a source's split, tokenised per field into the same kind of store."""
+    fields, kind = tuple(task.fields), task.label_kind
+    detailed = task.answering is not None and task.answering.reads_records
     chosen = [source.max_examples, source.subset_seed] if split == "train" else []
     classes = [source.fingerprint(part) for part in source.splits]  # the rows of all splits number them
-    key = [source.fingerprint(split), split, tokenizer.fingerprint, READING, "examples", *fields, *chosen, *classes]
-    labels: list[int] = []
+    key = [source.fingerprint(split), split, tokenizer.fingerprint, READING, "examples", kind, detailed, *fields]
+    records: list[bytes] = []
 
     def texts(left_out: LeftOut) -> Iterator[str]:
-        for example in source.examples(split, tuple(fields), left_out):
-            labels.append(example["label"])
+        for example in source.examples(split, fields, kind, left_out):
+            kept = {"label": example["label"]} | ({"record": example["record"]} if detailed else {})
+            records.append(json.dumps(kept, ensure_ascii=False).encode())
             yield from (example[field] for field in fields)
 
     activity = f"tokenising {split} examples"
-    store = _open_or_write(cache, key, texts, tokenizer, source.splitter, progress, note, activity, False, labels)
-    loaded = np.load(store.path / "labels.npy")
-    if len(loaded) == 0:
+    store = _open_or_write(
+        cache, [*key, *chosen, *classes], texts, tokenizer, source.splitter, progress, note, activity, False, records,
+        detailed,
+    )  # fmt: skip
+    examples = ExampleStore(store, fields, detailed)
+    if len(examples) == 0:
         raise EmptySplit(
             f"data: there are no labelled examples in the {split} split{reasons(store.left_out)}", store.left_out
         )
-    return ExampleStore(store, tuple(fields), loaded)
+    return examples
 
 
 def build_pairs(
@@ -143,7 +178,7 @@ def build_pairs(
 def _open_or_write(
     cache: Path, key: list[Any], texts: Callable[[LeftOut], Iterable[str]], tokenizer: Tokenizer,
     splitter: Splitter, progress: Progress | None, note: Note | None, activity: str, drop_empty: bool,
-    labels: list[int] | None = None,
+    records: list[bytes] | None = None, detailed: bool = False,
 ) -> Store:  # fmt: skip
     fingerprint = hashlib.sha256(json.dumps([FORMAT, *key]).encode()).hexdigest()[:16]
     path = cache / "stores" / fingerprint
@@ -158,9 +193,10 @@ def _open_or_write(
         temporary.mkdir(parents=True)
         try:
             left_out: LeftOut = {}
-            _write(temporary, texts(left_out), tokenizer, splitter, progress, activity, drop_empty, left_out)
-            if labels is not None:
-                np.save(temporary / "labels.npy", np.array(labels, np.int32))
+            _write(temporary, texts(left_out), tokenizer, splitter, progress, activity, drop_empty, left_out, detailed)
+            if records is not None:
+                (temporary / "records.bin").write_bytes(b"".join(records))
+                np.save(temporary / "records.npy", np.cumsum([0, *map(len, records)], dtype=np.int64))
             names = [file.name for file in temporary.iterdir()]
             seal(temporary / "meta.json", names, {"dtype": _dtype(tokenizer), "left_out": left_out})
             try:
@@ -195,13 +231,15 @@ def _open(path: Path, fingerprint: str) -> Store | None:
 
 def _write(
     folder: Path, texts: Iterable[str], tokenizer: Tokenizer, splitter: Splitter, progress: Progress | None,
-    activity: str, drop_empty: bool, left_out: LeftOut,
+    activity: str, drop_empty: bool, left_out: LeftOut, detailed: bool,
 ) -> None:  # fmt: skip
     lengths: list[np.ndarray] = []
     sentences: list[np.ndarray] = []
     unknown = tokenizer.vocabulary.special.get("unknown", -1)
     done = total = num_empty = num_unknown = 0
-    with (folder / "tokens.bin").open("wb") as file:
+    with contextlib.ExitStack() as files:
+        file = files.enter_context((folder / "tokens.bin").open("wb"))
+        characters = files.enter_context((folder / "characters.bin").open("wb")) if detailed else None
         for chunk in _chunks(texts):
             encodings = tokenizer.encode_batch(chunk)
             for text, encoding in zip(chunk, encodings, strict=True):
@@ -218,6 +256,8 @@ def _write(
                 lengths.append(np.array([number], np.int64))
                 num_unknown += encoding.ids.count(unknown)
                 total += _append(file, encoding.ids, _dtype(tokenizer))
+                if characters is not None:
+                    characters.write(np.array(encoding.offsets, np.uint32).tobytes())
             done += len(chunk)
             if progress:
                 progress(activity, done, 0)

@@ -45,6 +45,7 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r".*feed_forward/output/kernel", ("d_ff", "d_model")),
     (r"row_heads/pooler/kernel", ("d_model", "")),
     (r"row_heads/.*", ()),
+    (r"token_heads/.*", ()),
     (r".*norm/(scale|bias)", ()),
     (r".*/output/bias|vocabulary/transform/bias", ()),
 )

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,8 +11,8 @@ from jaxformer.checks import check_choice, check_range
 from jaxformer.devices import gathered
 from jaxformer.generation import GenerationConfig, generate
 from jaxformer.models import Model, Params
-from jaxformer.objectives import Supervision
-from jaxformer.tasks import task_metrics
+from jaxformer.objectives import Example, Supervision
+from jaxformer.tasks import measure
 from jaxformer.tokenizers import Tokenizer
 
 HostBatch = Mapping[str, np.ndarray]
@@ -32,6 +32,17 @@ class EvaluationConfig:
             check_range(f"evaluation.{key}", getattr(self, key), at_least=0)
 
 
+class Evaluation(NamedTuple):
+    """What was found on held-out rows: metrics and, of a task, the answers to its examples, with what is true of each
+    and what each answer says, as the metrics take them."""
+
+    metrics: dict[str, float]
+    rows: Sequence[Example] = ()
+    answers: Sequence[dict[str, Any]] = ()
+    truths: Sequence[Any] = ()
+    guesses: Sequence[Any] = ()
+
+
 def evaluate(
     model: Model,
     supervision: Supervision,
@@ -41,33 +52,51 @@ def evaluate(
     *,
     place: Callable[[HostBatch], Any],
     tokenizer: Tokenizer,
-    labels: Sequence[str] = (),
-) -> dict[str, float]:
-    """Return metrics over all batches: exact means, whatever the batching or padding.
+    rows: Sequence[Example] = (),
+) -> Evaluation:
+    """Return what is found over all batches: exact means, whatever the batching or padding.
 
     "loss" is the training loss without dropout; "perplexity" and "token_accuracy" belong to predicted tokens;
-    "HEAD_loss" and "HEAD_accuracy" to further heads; a task adds the metrics it names, judged from the classes that its
-    head predicts or, for a text-to-text task, from the text that the model writes.
+    "HEAD_loss" and "HEAD_accuracy" to further heads; a task adds the metrics it names, judged from the answers that it
+    reads from its heads or, of a text-to-text task, from the text that the model writes. `rows` are those that the
+    batches were made of, in their order, which a task reads.
     """
     totals: dict[str, np.ndarray] = {}
-    truth: list[np.ndarray] = []
-    guesses: list[np.ndarray] = []
+    task, found = supervision.answering, list[Any]()
     for batch in batches:
         placed = place(batch)
         sums, predictions = eval_step(params, placed)
         for name, values in sums.items():
             totals[name] = totals.get(name, np.zeros(3)) + np.array([float(value) for value in values])
-        if supervision.decodes:
-            whole = {name: gathered(placed[name]) for name in batch}  # every process writes every answer
-            true, guess = _written(model, params, whole, tokenizer, labels)
-            truth.append(true)
-            guesses.append(guess)
-        elif "label" in predictions:
-            real = gathered(placed["label_weights"]) > 0
-            truth.append(gathered(placed["label_targets"])[real])
-            guesses.append(gathered(predictions["label"])[real])
-    if not totals:
-        return {}
+        if task is not None:
+            outputs = outputs_of(
+                model, supervision, params, {name: placed[name] for name in batch}, predictions, tokenizer
+            )
+            count = min(len(next(iter(outputs.values()))), len(rows) - len(found))
+            real = {name: values[:count] for name, values in outputs.items()}
+            found += task.read(real, rows[len(found) : len(found) + count])
+    metrics = _means(supervision, totals)
+    if task is None or not metrics:
+        return Evaluation(metrics)
+    answers, truths = task.answers(rows, found), task.truths(rows)
+    guesses = task.guesses(answers)
+    judged = measure(supervision.metrics, truths, guesses, len(supervision.labels), supervision.labels)
+    return Evaluation(metrics | judged, rows, answers, truths, guesses)
+
+
+def outputs_of(
+    model: Model, supervision: Supervision, params: Params, placed: Mapping[str, Any], predictions: Mapping[str, Any],
+    tokenizer: Tokenizer,
+) -> dict[str, Any]:  # fmt: skip
+    """Return what a task reads of a batch: the logits of its heads, [B, …], or the texts "written"."""
+    if supervision.decodes:
+        whole = {name: gathered(array) for name, array in placed.items()}  # every process writes every answer
+        return {"written": _written(model, params, whole, tokenizer)}
+    return {head: np.asarray(gathered(predictions[head]), np.float32) for head in supervision.heads}
+
+
+def _means(supervision: Supervision, totals: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Return the means of the sums (loss, correct, count) of every group."""
     # A group without predictions has no loss: nothing is said of it rather than 0.
     means = {name: (loss / count, right / count) for name, (loss, right, count) in totals.items() if count > 0}
     if not means:
@@ -80,8 +109,6 @@ def evaluate(
             metrics |= {"perplexity": perplexity, "token_accuracy": accuracy}
         elif name != "label":
             metrics |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
-    if truth:
-        metrics |= task_metrics(supervision.metrics, np.concatenate(truth), np.concatenate(guesses), len(labels))
     return metrics
 
 
@@ -107,11 +134,8 @@ def combined(parts: Sequence[tuple[str, float, Mapping[str, float]]]) -> dict[st
     return metrics | {f"{name}/{key}": value for name, _, found in judged for key, value in found.items()}
 
 
-def _written(
-    model: Model, params: Params, batch: HostBatch, tokenizer: Tokenizer, labels: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return true and written classes of the batch's real rows; -1 where the model wrote no label's text."""
-    real = batch["weights"].sum(axis=1) > 0
+def _written(model: Model, params: Params, batch: HostBatch, tokenizer: Tokenizer) -> list[str]:
+    """Return the text that the model writes for each row of a batch."""
     end_id = tokenizer.vocabulary.id("end")
     rows = zip(batch["encoder_inputs"], batch["encoder_segment_ids"], strict=True)
     # Every row is generated, padding too, so that all batches have one shape.
@@ -125,10 +149,4 @@ def _written(
         min_width=batch["encoder_inputs"].shape[1],
         writable=tokenizer.writable,
     )
-    # As the tokenizer writes them: it may have normalised case or spaces.
-    classes = {tokenizer.decode(tokenizer.encode(label)).strip(): number for number, label in enumerate(labels)}
-    wanted = zip(batch["targets"], batch["weights"], strict=True)
-    true_ids = [targets[(weights > 0) & (targets != end_id)] for targets, weights in wanted]
-    texts = [[tokenizer.decode(ids).strip() for ids in rows] for rows in (true_ids, answers)]
-    true, guess = (np.array([classes.get(text, -1) for text in column]) for column in texts)
-    return true[real], guess[real]
+    return [tokenizer.decode(ids).strip() for ids in answers]

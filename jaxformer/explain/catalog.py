@@ -60,7 +60,7 @@ def count(preset: Mapping[str, Any]) -> int:
 @functools.cache
 def _count(config: TransformerConfig) -> int:
     is_body = config.family == "encoder_only"
-    heads = ((_HEAD, 2),) if is_body and config.token_types else ()
+    heads = ((_HEAD, 2, "row"),) if is_body and config.token_types else ()
     # Scanned layers are traced once, however many there are.
     model = Model(config, Execution(unroll=1), heads, predicts_tokens=not is_body)
     return sum(math.prod(leaf.shape) for path, leaf in flatten(model.shapes).items() if _HEAD not in path.split("/"))

@@ -41,7 +41,7 @@ def export_run(
     run = stored_run(workdir, allow_change)  # first: it says what the folder is, where it is no run
     folder = checkpoint_of(workdir, step)
     model = run.model
-    classes = (*(("tokens",) if model.predicts_tokens else ()), *(head for head, _ in model.heads))
+    classes = (*(("tokens",) if model.predicts_tokens else ()), *(head for head, *_ in model.heads))
     layout = find_layout(model.config, classes)
     name, prefix = layout.classes[classes]
     with whole_or_not_at_all(out) as temporary:

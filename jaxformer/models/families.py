@@ -13,22 +13,35 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.models.config import Execution, TransformerConfig
-from jaxformer.models.heads import RowHeads, TokenTable, VocabularyHead
+from jaxformer.models.heads import HeadShape, RowHeads, TokenHeads, TokenTable, VocabularyHead
 from jaxformer.models.stack import Cache, Stack
 
 Batch = Mapping[str, Any]
 
 
+def one_text_a_row(batch: Batch) -> Batch:
+    """Return a batch whose rows consist of several texts, [B, C, T], with one text a row, [B x C, T]."""
+    if batch["inputs"].ndim < 3:
+        return batch
+    by_text = {
+        name: array.reshape(-1, *array.shape[2:])
+        for name, array in batch.items()
+        if array.ndim == 3 or (array.ndim == 2 and name.endswith("_positions"))
+    }
+    return {**batch, **by_text}
+
+
 class Family(nn.Module):
     """What the families share: the token table, the heads, and what `apply` returns.
 
-    `apply` returns {"hidden": [B, T or P, D], HEAD: logits [B, classes], …} and, when asked, "encoder" and "decoder":
-    [L + 1, B, length, D], the first layer's input and every layer's output.
+    `apply` returns {"hidden": [B, T or P, D], HEAD: logits, …} and, when asked, "encoder" and "decoder":
+    [L + 1, B, length, D], the first layer's input and every layer's output. Where rows consist of several texts,
+    [B, C, T], these are read as B x C rows; heads that read "choices" or the "sum" bring them together again.
     """
 
     config: TransformerConfig
     execution: Execution
-    heads: tuple[tuple[str, int], ...]
+    heads: tuple[HeadShape, ...]
     head_dropout: float
     predicts_tokens: bool
 
@@ -36,8 +49,12 @@ class Family(nn.Module):
         self.embedding = TokenTable(self.config, self.execution)
         if self.predicts_tokens:
             self.vocabulary = VocabularyHead(self.config, self.execution)
-        if self.heads:
-            self.row_heads = RowHeads(self.config, self.heads, self.head_dropout)
+        for_rows = tuple(head for head in self.heads if head[2] != "tokens")
+        for_tokens = tuple(head for head in self.heads if head[2] == "tokens")
+        if for_rows:
+            self.row_heads = RowHeads(self.config, for_rows, self.head_dropout)
+        if for_tokens:
+            self.token_heads = TokenHeads(self.config, for_tokens, self.head_dropout)
         self.stacks()
 
     def stacks(self) -> None:
@@ -47,15 +64,20 @@ class Family(nn.Module):
         return self.vocabulary(hidden, self.embedding)
 
     def __call__(self, batch: Batch, collect: tuple[str, ...] = ()) -> dict[str, jax.Array]:
+        texts = batch["inputs"].shape[1] if batch["inputs"].ndim == 3 else 1
+        batch = one_text_a_row(batch)
         hidden_BTD, collected = self.hidden(batch, collect)
         outputs = {name: layers for name, layers in collected.items() if name in collect}
         outputs["hidden"] = hidden_BTD
         if "predict_positions" in batch:
             outputs["hidden"] = jnp.take_along_axis(hidden_BTD, batch["predict_positions"][..., None], axis=1)
-        if self.heads:
+        reads = {head: read for head, _, read in self.heads}
+        if any(read != "tokens" for read in reads.values()):
             suffix = "_positions"
-            places = {head: batch[head + suffix] for head, _ in self.heads if head + suffix in batch}
-            outputs |= self.row_heads(hidden_BTD, places)
+            places = {head: batch[head + suffix] for head in reads if head + suffix in batch}
+            outputs |= self.row_heads(hidden_BTD, places, texts)
+        if "tokens" in reads.values():
+            outputs |= self.token_heads(hidden_BTD)
         if self.is_initializing() and self.predicts_tokens:
             self.project(outputs["hidden"][:, :1])
         return outputs

@@ -1,4 +1,4 @@
-"""What stands on the hidden states: the vocabulary projection, and per-row heads (next sentence, label).
+"""What stands on the hidden states: the vocabulary projection, heads per row (next sentence, label) and per token.
 
 Hidden states and projection are apart, so that a loss can project a few positions or a chunk at a time.
 """
@@ -11,6 +11,8 @@ from jaxformer.devices import constrain
 from jaxformer.models.attention import wide
 from jaxformer.models.config import Execution, TransformerConfig
 from jaxformer.models.layers import ACTIVATIONS, Linear, Norm, dropout, initializer
+
+HeadShape = tuple[str, int, str]  # (name, size, what it reads: "row", "choices", "sum" or "tokens")
 
 
 class TokenTable(nn.Module):
@@ -70,26 +72,52 @@ class RowHeads(nn.Module):
     model has a pooler (BERT: tanh at [CLS])."""
 
     config: TransformerConfig
-    classes: tuple[tuple[str, int], ...]  # (head, number of classes)
+    heads: tuple[HeadShape, ...]
     dropout_rate: float
 
     @nn.compact
-    def __call__(self, hidden_BTD: jax.Array, positions: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """Return logits [B, classes] in float32 per head; `positions` gives [B] per head, position 0 where absent."""
+    def __call__(self, hidden_BTD: jax.Array, positions: dict[str, jax.Array], texts: int) -> dict[str, jax.Array]:
+        """Return float32 logits per head: [B, size], and of a head that reads "choices" [B / texts, texts].
+
+        `positions` gives [B] per head, position 0 where absent. `texts` of the rows belong together, one behind the
+        other: a head that reads their "sum" adds their states (GPT, section 3.3: similarity).
+        """
         config = self.config
         logits = {}
         pooler = Linear(config, config.d_model, "pooler", name="pooler") if config.pooler != "none" else None
-        for head, num_classes in self.classes:
+        for head, size, reads in self.heads:
             if head in positions:
                 pooled_BD = jnp.take_along_axis(hidden_BTD, positions[head][:, None, None], axis=1)[:, 0]
             else:
                 pooled_BD = hidden_BTD[:, 0]
+            if reads == "sum":
+                pooled_BD = jnp.sum(pooled_BD.reshape(-1, texts, pooled_BD.shape[-1]), axis=1)
             if pooler is not None:
                 before, _, activation = config.pooler.rpartition("_")
                 pooled_BD = dropout(self, pooled_BD, self.dropout_rate if before else 0.0)
                 pooled_BD = ACTIVATIONS[activation](pooler(pooled_BD))
             pooled_BD = dropout(self, pooled_BD, self.dropout_rate)
-            classifier = Linear(config, num_classes, "classifier", config.head_bias, name=head)
-            logits[head] = classifier(pooled_BD)
-            logits[head] = logits[head].astype(wide(logits[head].dtype))
+            classifier = Linear(config, size, "classifier", config.head_bias, name=head)
+            scores = classifier(pooled_BD)
+            scores = scores.astype(wide(scores.dtype))
+            logits[head] = scores.reshape(-1, texts) if reads == "choices" else scores
+        return logits
+
+
+class TokenHeads(nn.Module):
+    """One linear classifier per named head on every hidden state: tags, starts and ends of answers."""
+
+    config: TransformerConfig
+    heads: tuple[HeadShape, ...]
+    dropout_rate: float
+
+    @nn.compact
+    def __call__(self, hidden_BTD: jax.Array) -> dict[str, jax.Array]:
+        """Return float32 logits per head: [B, T, size], and [B, T] of a head of size 1."""
+        logits = {}
+        hidden_BTD = dropout(self, hidden_BTD, self.dropout_rate)
+        for head, size, _ in self.heads:
+            scores = Linear(self.config, size, "classifier", name=head)(hidden_BTD)
+            scores = scores.astype(wide(scores.dtype))
+            logits[head] = scores[..., 0] if size == 1 else scores
         return logits

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxformer.models.config import Execution, TransformerConfig
 from jaxformer.models.families import FAMILIES, Batch, Family
+from jaxformer.models.heads import HeadShape
 from jaxformer.models.stack import Cache, layer_of
 
 Params = dict[str, Any]
@@ -20,13 +21,14 @@ Params = dict[str, Any]
 class Model:
     """A model as pure functions of its parameters, a plain nested dict of float32 arrays.
 
-    `heads` are the per-row heads by name with their number of classes; `predicts_tokens` says whether the model has a
-    vocabulary projection.
+    `heads` are (name, size, what it reads): "row", the state at one position; "choices", one score for each of several
+    texts; "sum", the added states of several texts; "tokens", every state. `predicts_tokens` says whether the model has
+    a vocabulary projection.
     """
 
     config: TransformerConfig
     execution: Execution = Execution()
-    heads: tuple[tuple[str, int], ...] = ()
+    heads: tuple[HeadShape, ...] = ()
     head_dropout: float = 0.0
     predicts_tokens: bool = True
 

@@ -28,13 +28,29 @@ from jaxformer.objectives.masked_lm import MaskedLM
 from jaxformer.objectives.mixture import ObjectiveMixture, Padded
 from jaxformer.objectives.objective import TOKENS, Objective, Row, insert
 from jaxformer.objectives.parallel_text import ParallelText
-from jaxformer.objectives.supervision import Encode, Part, Supervision
+from jaxformer.objectives.supervision import (
+    CLASS_KINDS,
+    LABEL_KINDS,
+    Answering,
+    Decode,
+    Encode,
+    Example,
+    Head,
+    Part,
+    Supervision,
+)
 from jaxformer.objectives.text_to_text import TextToText
 
 __all__ = [
+    "CLASS_KINDS",
+    "Answering",
+    "Decode",
     "Encode",
+    "Example",
     "FLOAT",
+    "Head",
     "INT",
+    "LABEL_KINDS",
     "NOT_PROVIDED",
     "OBJECTIVES",
     "Objective",

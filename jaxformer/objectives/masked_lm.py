@@ -9,6 +9,7 @@ from jaxformer.checks import check_choice, check_range
 from jaxformer.errors import UserError
 from jaxformer.objectives.arrays import FLOAT, INT, Shapes, check_word_starts
 from jaxformer.objectives.objective import Objective, Row, Written, insert, one_segment, row_shapes, target_shapes
+from jaxformer.objectives.supervision import Head
 from jaxformer.tokenizers import Vocabulary
 
 if TYPE_CHECKING:
@@ -116,8 +117,8 @@ class MaskedLM(Objective):
         return settings
 
     @property
-    def heads(self) -> dict[str, int]:  # type: ignore[override]
-        return {"next_sentence": 2} if self.next_sentence else {}
+    def heads(self) -> dict[str, Head]:  # type: ignore[override]
+        return {"next_sentence": Head(2)} if self.next_sentence else {}
 
     @property
     def shapes(self) -> Shapes:

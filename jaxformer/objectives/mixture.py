@@ -11,7 +11,7 @@ from jaxformer.checks import read_members
 from jaxformer.errors import UserError
 from jaxformer.objectives.arrays import Shapes, padded
 from jaxformer.objectives.objective import TOKENS, UNSEEN, Row
-from jaxformer.objectives.supervision import Encode, Part
+from jaxformer.objectives.supervision import Decode, Encode, Head, Part
 from jaxformer.tokenizers import Vocabulary
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ class ObjectiveMixture:
     needs: ClassVar[tuple[str, ...]] = ("pad",)  # its members may need more
     labelled: ClassVar[bool] = False
     labels: ClassVar[tuple[str, ...]] = ()
-    room: ClassVar[int] = 0
+    label_kind: ClassVar[str] = ""
+    answering: ClassVar[None] = None
     fields: ClassVar[tuple[str, ...]] = ()  # those of its parts are theirs
     predicts_tokens: ClassVar[bool] = True
     head_dropout: ClassVar[float] = 0.0
@@ -106,13 +107,16 @@ class ObjectiveMixture:
                 )
         return dataclasses.replace(self, bound=tuple(bound))
 
-    def bind(self, vocabulary: Vocabulary, labels: Sequence[str] = (), encode: Encode | None = None) -> Self:
+    def bind(
+        self, vocabulary: Vocabulary, labels: Sequence[str] = (), encode: Encode | None = None,
+        decode: Decode | None = None,
+    ) -> Self:  # fmt: skip
         """Return a copy whose members know the ids. Raises UserError when the tokenizer lacks a token they need."""
         return dataclasses.replace(self, bound=tuple(member.bind(vocabulary) for member in self.bound))
 
     @property
-    def label_smoothing(self) -> float:
-        return self.bound[0].label_smoothing
+    def token_smoothing(self) -> float:
+        return self.bound[0].token_smoothing
 
     @property
     def z_loss(self) -> float:
@@ -123,7 +127,7 @@ class ObjectiveMixture:
         return any(member.fills_masks for member in self.bound)
 
     @property
-    def heads(self) -> dict[str, int]:
+    def heads(self) -> dict[str, Head]:
         return self.bound[0].heads
 
     @property

@@ -14,7 +14,7 @@ import numpy as np
 from jaxformer.checks import check_range
 from jaxformer.errors import UserError
 from jaxformer.objectives.arrays import FLOAT, INT, Shapes, padded
-from jaxformer.objectives.supervision import Encode, Part
+from jaxformer.objectives.supervision import Decode, Encode, Head, Part
 from jaxformer.tokenizers import Vocabulary
 
 if TYPE_CHECKING:
@@ -43,11 +43,12 @@ class Objective:
     rows: ClassVar[str] = "windows"
     labelled: ClassVar[bool] = False
     labels: ClassVar[tuple[str, ...]] = ()
-    room: ClassVar[int] = 0
     fields: ClassVar[tuple[str, ...]] = ()
     predicts_tokens: ClassVar[bool] = True
     head_dropout: ClassVar[float] = 0.0
-    heads: ClassVar[dict[str, int]] = {}
+    heads: ClassVar[dict[str, Head]] = {}
+    label_kind: ClassVar[str] = ""
+    answering: ClassVar[None] = None
     metrics: ClassVar[tuple[str, ...]] = ()
     decodes: ClassVar[bool] = False
     delimited: ClassVar[bool] = False
@@ -71,10 +72,13 @@ class Objective:
             raise UserError(f"objective.name: {self.name} cannot train a model of {model.family}: {reason}")
         return dataclasses.replace(self, family=model.family)
 
-    def bind(self, vocabulary: Vocabulary, labels: Sequence[str] = (), encode: Encode | None = None) -> Self:
+    def bind(
+        self, vocabulary: Vocabulary, labels: Sequence[str] = (), encode: Encode | None = None,
+        decode: Decode | None = None,
+    ) -> Self:  # fmt: skip
         """Return a copy that knows the ids. Raises UserError when the tokenizer lacks a token that is needed.
 
-        `labels` and `encode`, what tasks need besides, are not read.
+        What tasks need besides is not read.
         """
         self.check_vocabulary(vocabulary)
         return dataclasses.replace(self, _vocabulary=vocabulary)
@@ -94,6 +98,10 @@ class Objective:
     @property
     def parts(self) -> tuple[Part, ...]:
         return (Part(self, 1.0, ()),)
+
+    @property
+    def token_smoothing(self) -> float:
+        return self.label_smoothing
 
     @property
     def fills_masks(self) -> bool:

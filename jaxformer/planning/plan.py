@@ -171,7 +171,7 @@ def _teacher(config: Config, notes: list[str]) -> Model | None:
 
 def _tokens(supervision: Supervision) -> int:
     """Return how many tokens one example has, those of both stacks."""
-    return sum(shape[0] for name, (shape, _) in supervision.shapes.items() if name.endswith("inputs"))
+    return sum(math.prod(shape) for name, (shape, _) in supervision.shapes.items() if name.endswith("inputs"))
 
 
 def _work(config: Config, model: Model, supervision: Supervision, teacher: Model | None) -> tuple[float, int]:

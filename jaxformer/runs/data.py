@@ -28,7 +28,7 @@ from jaxformer.data import (
 from jaxformer.devices import check_same, first_alone, own_rows
 from jaxformer.errors import EmptySplit, UserError
 from jaxformer.models import TransformerConfig
-from jaxformer.objectives import Supervision
+from jaxformer.objectives import CLASS_KINDS, Supervision
 from jaxformer.runs import fingerprints
 from jaxformer.runs.loading import StoredRun, bind, own_tokenizer
 from jaxformer.runs.opened import OpenedRun
@@ -76,7 +76,7 @@ def prepare_data(run: OpenedRun) -> Data:
         "train": left_out_of(itertools.chain.from_iterable(training)),
         config.evaluation.split: left_out_of(held_out) or empty,
     }
-    notes = label_notes(config) if config.task is not None else []
+    notes = label_notes(config) if config.supervision.label_kind == "class" else []
     for line in [*counted(left_out), *notes, *split_sizes(training[0], held_out, config.evaluation.split)]:
         run.display.note(line)
     return Data(tokenizer, labels, supervision, training, held_out, read, left_out, teacher)
@@ -139,18 +139,19 @@ def choose_tokenizer(run: OpenedRun) -> Tokenizer:
 
 
 def label_names(config: Config) -> tuple[str, ...]:
-    """Return a task's label names, which every member of a mixture must share; () for an objective.
+    """Return the names of a task's classes, which every member of a mixture must share; () where it has none.
 
     Raises UserError for members that differ, and for a single class: there is nothing to tell apart.
     """
-    if config.task is None:
+    kind = config.supervision.label_kind
+    if kind not in CLASS_KINDS:
         return ()
-    names = {member.label_names() for member, _ in weighted_sources(config.data)}
+    names = {member.label_names(kind) for member, _ in weighted_sources(config.data)}
     if len(names) > 1:
         found = " / ".join(map(str, sorted(names)))
         raise UserError(f"data: the members of the mixture have different labels: {found}")
     (labels,) = names
-    if len(labels) < 2:
+    if len(labels) < (2 if kind == "class" else 1):
         what = f"all rows that have a label have the same, '{labels[0]}'" if labels else "no row has a label"
         raise UserError(
             f"data: {what}, and there is nothing to learn; null, NaN, -1 and empty text count as no label; "
@@ -239,8 +240,13 @@ def check_batch(batch: Mapping[str, np.ndarray], model: TransformerConfig, super
         limits["token_types"] = (model.token_types, "types of model.token_types")
     if model.position == "learned":
         limits |= dict.fromkeys(("positions", "encoder_positions"), (model.max_length, "places of model.max_length"))
-    for head, classes in supervision.heads.items():
-        limits |= {f"{head}_targets": (classes, "its classes"), f"{head}_positions": (width, "places of the row")}
+    for name, head in supervision.heads.items():
+        limits[f"{name}_positions"] = (width, "places of the row")
+        if head.loss == "places":
+            limits[f"{name}_targets"] = (width, "places of the row")
+        elif head.loss == "softmax":
+            classes = batch["inputs"].shape[1] if head.reads == "choices" else head.size
+            limits[f"{name}_targets"] = (classes, "its choices" if head.reads == "choices" else "its classes")
     for name, (limit, what) in limits.items():
         values = batch.get(name)
         if values is None or not values.size or (values.min() >= 0 and values.max() < limit):

@@ -13,10 +13,10 @@ from jaxformer import config as configs
 from jaxformer.checkpoint import named
 from jaxformer.checks import several
 from jaxformer.config import Config
-from jaxformer.data import Member, evaluated_rows, evaluation_batches, left_out_files, left_out_of, prepare
+from jaxformer.data import Chosen, Member, evaluated_rows, evaluation_batches, left_out_files, left_out_of, prepare
 from jaxformer.devices import own_rows, place
 from jaxformer.errors import UserError
-from jaxformer.evaluation import combined, evaluate, not_finite
+from jaxformer.evaluation import Evaluation, combined, evaluate, not_finite
 from jaxformer.models import Model, Params
 from jaxformer.runs.data import Data, check_batch, label_names
 from jaxformer.runs.fingerprints import check_data
@@ -36,18 +36,34 @@ def judge(
 
     On a mesh every process judges its own rows, and all return the same.
     """
-    parts, counts = [], {}
+    return summary(evaluations(config, data, model, eval_step, params, mesh))
+
+
+def evaluations(
+    config: Config, data: Data, model: Model, eval_step: Any, params: Params, mesh: Mesh | None = None
+) -> list[tuple[Member, int, Evaluation]]:
+    """Return (member, how many of its examples were judged, what was found on them) of each member."""
+    found = []
     for member in data.held_out:
-        found = evaluate(
-            model, data.supervision, eval_step, params, checked(config, data, held_out_batches(config, member, mesh)),
+        chosen = evaluated_rows(member.rows, config.evaluation.max_examples, config.seed)
+        is_task = data.supervision.answering is not None
+        evaluation = evaluate(
+            model, data.supervision, eval_step, params,
+            checked(config, data, held_out_batches(config, member, chosen, mesh)),
             place=(lambda batch: batch) if mesh is None else functools.partial(place, mesh),
-            tokenizer=data.tokenizer, labels=data.labels,
+            tokenizer=data.tokenizer, rows=Chosen(member.rows, chosen) if is_task else (),
         )  # fmt: skip
-        parts.append((member.name, member.weight, found))
-        counts[member.name] = len(evaluated_rows(len(member.rows), config.evaluation.max_examples, config.seed))
-    if not parts:
+        found.append((member, len(evaluation.answers) if is_task else len(chosen), evaluation))
+    return found
+
+
+def summary(found: Sequence[tuple[Member, int, Evaluation]]) -> dict[str, float]:
+    """Return the metrics of all members, and how many "examples" they are of."""
+    if not found:
         return {}
+    counts = {member.name: count for member, count, _ in found}
     each = {f"{name}/examples": count for name, count in counts.items()} if len(counts) > 1 else {}
+    parts = [(member.name, member.weight, evaluation.metrics) for member, _, evaluation in found]
     return combined(parts) | {"examples": sum(counts.values())} | each
 
 
@@ -58,15 +74,17 @@ def checked(config: Config, data: Data, batches: Iterator[dict[str, np.ndarray]]
         yield batch
 
 
-def held_out_batches(config: Config, member: Member, mesh: Mesh | None = None) -> Iterator[dict[str, np.ndarray]]:
-    """Return the batches of held-out rows, the same at every call; on a mesh, this process's rows of them."""
+def held_out_batches(
+    config: Config, member: Member, chosen: Sequence[int], mesh: Mesh | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """Return the batches of chosen held-out rows, the same at every call; on a mesh, this process's rows of them."""
     batch_size = config.evaluation_rows
     return evaluation_batches(
         member.rows,
         member.transform,
+        chosen,
         seed=config.seed,
         batch_size=batch_size,
-        limit=config.evaluation.max_examples,
         own=None if mesh is None else own_rows(mesh, batch_size),
     )
 

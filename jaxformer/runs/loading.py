@@ -38,7 +38,7 @@ def bind(config: Config, tokenizer: Tokenizer, labels: Sequence[str]) -> Supervi
     vocabulary = tokenizer.vocabulary
     if config.model.family == "encoder_decoder":
         vocabulary = vocabulary.starting(config.model.decoder_start)
-    return config.supervision.bind(vocabulary, labels, tokenizer.encode)
+    return config.supervision.bind(vocabulary, labels, tokenizer.encode, tokenizer.decode)
 
 
 def build_model(config: Config, supervision: Supervision, mesh: Mesh | None = None) -> Model:
@@ -48,7 +48,7 @@ def build_model(config: Config, supervision: Supervision, mesh: Mesh | None = No
         Model(
             config.model,
             execution(config.training, mesh),
-            heads=tuple(supervision.heads.items()),
+            heads=tuple((name, head.size, head.reads) for name, head in supervision.heads.items()),
             head_dropout=supervision.head_dropout,
             predicts_tokens=supervision.predicts_tokens,
         )

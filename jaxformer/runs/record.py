@@ -158,11 +158,12 @@ def compare_with_base(config: Config, labels: Sequence[str], restored: Iterable[
     differently.
     """
     record = read_record(named(config.init_from)[0])
-    if any(path.startswith("row_heads/label/") for path in restored) and list(labels) != record["labels"]:
+    heads = {path.split("/")[0] for path in restored if path.startswith(("row_heads/label/", "token_heads/label/"))}
+    if heads and list(labels) != record["labels"]:
         raise UserError(
             f"init_from: its classifier knows the labels {', '.join(record['labels'])}, "
             f"the data has {', '.join(labels)}; "
-            "for a fresh one name 'row_heads/label/.*' in checkpoint.init_skip and in checkpoint.init_new"
+            f"for a fresh one name '{heads.pop()}/label/.*' in checkpoint.init_skip and in checkpoint.init_new"
         )
     base = record["config"]["model"]
     return [

@@ -81,7 +81,10 @@ def open_teacher(config: Config, run: StoredRun | None, mesh: Mesh) -> Teacher |
     folder = checkpoint_of(config.distillation.teacher)
     model = teacher_model(config, run, activations_mesh(config.sharding, mesh))
     target = placed(model.shapes, param_shardings(mesh, model.shapes, model.config.head_dim))
-    skip = ("row_heads/.*",) if any(path.startswith("row_heads/") for path in stored_shapes(folder)) else ()
+    paths = stored_shapes(folder)
+    skip = tuple(
+        f"{heads}/.*" for heads in ("row_heads", "token_heads") if any(p.startswith(f"{heads}/") for p in paths)
+    )
     return Teacher(Teaching(config.distillation, model), restore_params(folder, target, skip=skip)[0])
 
 

@@ -1,25 +1,41 @@
-"""What a model is fine-tuned on: pure numpy functions from a labelled example to the arrays of one example.
+"""What a model is fine-tuned on: pure numpy functions from a labelled example to arrays, and from outputs to answers.
 
-What lives here: classification as each family does it, the metrics that judge it, and what
-a config file `defined` of its own.
-What may come in: another task, as how fields are written x what is read x how it is judged; a line in TASKS.
+What lives here: the tasks, each as how texts are written (`writing`) x what is read x how it is judged (`metrics`), and
+what a config file `defined` of its own.
+What may come in: another task, and a line in TASKS; a family's way to write.
 What must not: JAX; a shift between inputs and targets that a model would have to know."""
 
-from jaxformer.objectives import Supervision
-from jaxformer.tasks.classification import (
-    DecoderClassification,
-    ExtractClassification,
-    PooledClassification,
-    TextToTextClassification,
-)
-from jaxformer.tasks.defined import Definitions, defined_by, joined, read_file
-from jaxformer.tasks.metrics import task_metrics
+from collections.abc import Mapping
+from typing import Any
 
-__all__ = ["TASKS", "Definitions", "defined_by", "joined", "read_file", "task_metrics"]
+from jaxformer.objectives import Supervision
+from jaxformer.tasks.classification import Classification, MultiLabel, MultipleChoice, Regression
+from jaxformer.tasks.defined import Definitions, defined_by, joined, read_file
+from jaxformer.tasks.metrics import measure
+from jaxformer.tasks.text_to_text import TextToTextClassification
+
+__all__ = ["TASKS", "Definitions", "defined_by", "joined", "measure", "read_file", "renamed"]
 
 TASKS: dict[str, type[Supervision]] = {
-    ExtractClassification.name: ExtractClassification,
-    PooledClassification.name: PooledClassification,
-    DecoderClassification.name: DecoderClassification,
+    Classification.name: Classification,
+    MultiLabel.name: MultiLabel,
+    Regression.name: Regression,
+    MultipleChoice.name: MultipleChoice,
     TextToTextClassification.name: TextToTextClassification,
 }
+
+# The names that tasks had when each family had one of its own, the values that they had where a config says nothing,
+# and the keys that have another name now.
+_FORMER: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
+    "extract_classification": (Classification.name, {"language_model_weight": 0.5}, {}),
+    "pooled_classification": (Classification.name, {}, {"pooled_at": "read_at"}),
+    "decoder_classification": (Classification.name, {}, {}),
+}
+
+
+def renamed(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config's task with the names of today: runs and configs of before have others."""
+    if section.get("name") not in _FORMER:
+        return dict(section)
+    name, defaults, keys = _FORMER[section["name"]]
+    return defaults | {keys.get(key, key): value for key, value in section.items()} | {"name": name}

@@ -1,7 +1,7 @@
-"""Classification of a text, or of a pair of texts, the way each family does it (GPT, section 3.3; BERT, 3.2; T5, 2.4).
+"""Tasks that read one state of a row: classes, several classes, numbers, and the choice among several texts, each the
+way its family does it (GPT, section 3.3; BERT, 4.1 and 4.4; BART, 3.1).
 
-Text that is too long is cut at its end, the longer text first; special tokens and T5's words never are. An example
-whose label is negative has no label: its weights are 0.
+An example without a label has weights of 0.
 """
 
 import dataclasses
@@ -12,153 +12,100 @@ import numpy as np
 
 from jaxformer.checks import check_choice, check_range, several
 from jaxformer.errors import UserError
-from jaxformer.objectives import FLOAT, INT, Encode, Part, Shapes, padded, row_arrays
-from jaxformer.tasks.metrics import METRICS
+from jaxformer.objectives import FLOAT, INT, Decode, Encode, Example, Head, Shapes
+from jaxformer.tasks.task import Task
+from jaxformer.tasks.writing import BARE, Format, Written, cut, format_of, language_model, row_shapes, rows_of
 from jaxformer.tokenizers import Vocabulary
 
 if TYPE_CHECKING:
     from jaxformer.models import TransformerConfig
 
-BOUND: Any = {"config": False}
-PLACES = ("first", "last")
-
-
-def cut(texts: Sequence[np.ndarray], room: int) -> list[np.ndarray]:
-    """Return one or two texts cut at their ends to `room` tokens together, always from the longer one (BERT's code)."""
-    if len(texts) == 1:
-        return [texts[0][:room]]
-    first, second = len(texts[0]), len(texts[1])
-    if first + second > room:
-        if first > second:
-            first = max(room - second, room - room // 2)
-            second = room - first
-        else:
-            second = max(room - first, room // 2)
-            first = room - second
-    return [texts[0][:first], texts[1][:second]]
+PLACES = ("auto", "first", "last")
+_TARGETS = {"softmax": INT, "sigmoid": FLOAT, "squared": FLOAT}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Classification:
-    """What all four share. `text_fields`: one or two fields of the data; `sequence_length` counts special tokens."""
+class StateTask(Task):
+    """What they share. One text or two are written as the model's family does it (`writing`).
 
-    name: ClassVar[str]
-    families: ClassVar[tuple[str, ...]]  # that can carry it
-    labelled: ClassVar[bool] = True
-    decodes: ClassVar[bool] = False
-    delimited: ClassVar[bool] = False
-    fills_masks: ClassVar[bool] = False
-    new_token_ids: ClassVar[tuple[int, ...]] = ()
+    `read_at` says which state is read: "auto" is the "first" of an encoder ([CLS]) and the "last" of all others; an
+    encoder that sees to the left only is read at its last [SEP]. `head_dropout` acts before the classifier.
 
-    sequence_length: int = 128
-    text_fields: tuple[str, ...] = ("text",)
-    metrics: tuple[str, ...] = ("accuracy", "f1")
-    _vocabulary: Vocabulary | None = dataclasses.field(default=None, metadata=BOUND)
-    labels: tuple[str, ...] = dataclasses.field(default=(), metadata=BOUND)
-
-    def __post_init__(self) -> None:
-        check_range("task.sequence_length", self.sequence_length, at_least=8)
-        for key in ("text_fields", "metrics"):
-            object.__setattr__(self, key, several(getattr(self, key)))
-        if len(self.text_fields) not in (1, 2):
-            raise UserError(f"task.text_fields: {len(self.text_fields)} fields, but one text or two can be classified")
-        for metric in self.metrics:
-            check_choice("task.metrics", metric, METRICS)
-
-    def for_model(self, model: "TransformerConfig") -> Self:
-        """Return the task for a model. Raises UserError for a model of another family."""
-        if model.family not in self.families:
-            families = " or ".join(self.families)
-            raise UserError(
-                f"task.name: {self.name} needs {families}, but the model is {model.family}; "
-                "choose another task or model.preset"
-            )
-        return self
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """The vocabulary of a bound task."""
-        if self._vocabulary is None:
-            raise TypeError("this task has no vocabulary yet; call bind first")
-        return self._vocabulary
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        return self.text_fields
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        return (Part(self, 1.0, ()),)
-
-    @property
-    def heads(self) -> dict[str, int]:
-        return {"label": len(self.labels)}
-
-    def _ids(self, *roles: str) -> list[int]:
-        return [self.vocabulary.id(role) for role in roles]
-
-    @property
-    def room(self) -> int:
-        return self.sequence_length - 1 - len(self.text_fields)
-
-    def _texts(self, example: Mapping[str, Any]) -> list[np.ndarray]:
-        return cut([np.asarray(example[field], INT) for field in self.text_fields], self.room)
-
-    def _sequence(self, tokens: np.ndarray, side: str = "") -> dict[str, np.ndarray]:
-        return row_arrays(tokens, self.sequence_length, self._ids("pad")[0], side)
-
-
-_LABEL: Shapes = {"label_targets": ((), INT), "label_weights": ((), FLOAT)}
-
-
-def _label(example: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    label = int(example["label"])
-    return {"label_targets": np.array(max(label, 0), INT), "label_weights": np.array(label >= 0, FLOAT)}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ExtractClassification(_Classification):
-    """GPT's: `[start] text [extract]` or `[start] a [delimiter] b [extract]`, classified at the extract token.
-
-    The model also predicts every next token of the sequence, with weight `language_model_weight` (0: not at all); that
-    loss is averaged over each sequence, then over sequences. `head_dropout` acts before the classifier. With
-    `fresh_tokens` the embeddings of start, delimiter and extract are random when the run starts from a checkpoint, as
-    in the paper: pretraining has seen them only as tokens that never come next. Set it to False to start from a run
-    that was fine-tuned with them. Without `special_tokens` the row is the text alone, classified at its last token.
+    A decoder-only model also predicts every next token of the row, with weight `language_model_weight` (0: not at all;
+    0.5 in the paper): that loss is averaged over each sequence, then over sequences. With `fresh_tokens` the embeddings
+    of start, delimiter and extract are random when the run starts from a checkpoint, as in the paper: pretraining has
+    seen them only as tokens that never come next. Set it to False to start from a run that was fine-tuned with them.
+    Without `special_tokens` the row is the text alone. With `both_orders` a pair is read in both, and the two states
+    are added (similarity).
     """
 
-    name: ClassVar[str] = "extract_classification"
-    families: ClassVar[tuple[str, ...]] = ("decoder_only",)
-    label_smoothing: ClassVar[float] = 0.0
-    z_loss: ClassVar[float] = 0.0
+    families: ClassVar[tuple[str, ...]] = ("encoder_only", "decoder_only", "encoder_decoder")
 
-    language_model_weight: float = 0.5
     head_dropout: float = 0.1
+    read_at: str = "auto"
+    language_model_weight: float = 0.0
     fresh_tokens: bool = True
     special_tokens: bool = True
+    both_orders: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.special_tokens and len(self.text_fields) > 1:
-            raise UserError("task.special_tokens: two texts need a delimiter between them; set it to true")
-        check_range("task.language_model_weight", self.language_model_weight, at_least=0)
         check_range("task.head_dropout", self.head_dropout, at_least=0, below=1)
+        check_range("task.language_model_weight", self.language_model_weight, at_least=0)
+        check_choice("task.read_at", self.read_at, PLACES)
+        self._check_fields()
+        if not self.special_tokens and self.num_texts > 1:
+            raise UserError("task.special_tokens: two texts need a delimiter between them; set it to true")
+        if self.both_orders and self.num_texts != 2:
+            raise UserError("task.both_orders: there is one text, and no other order; name two in task.text_fields")
 
-    def bind(self, vocabulary: Vocabulary, labels: Sequence[str], encode: Encode) -> Self:
-        """Return a copy that knows ids and labels. Raises UserError when the tokenizer lacks GPT's special tokens."""
-        task = dataclasses.replace(self, _vocabulary=vocabulary, labels=tuple(labels))
-        special = ("start", "extract") if self.special_tokens else ()
-        task._ids("pad", *special, *["delimiter"] * (len(self.text_fields) - 1))
+    def _check_fields(self) -> None:
+        if len(self.text_fields) not in (1, 2):
+            raise UserError(f"task.text_fields: {len(self.text_fields)} fields, but one text or two can be read")
+
+    def for_model(self, model: "TransformerConfig") -> Self:
+        """Return the task for a model. Raises UserError where it cannot carry it, or where the state that is read sees
+        nothing of the text."""
+        task = super().for_model(model)
+        if model.family != "decoder_only":
+            for key, off in (("language_model_weight", 0.0), ("special_tokens", True)):
+                if getattr(self, key) != off:
+                    raise UserError(f"task.{key}: it is for decoder_only models, and the model is {model.family}")
+        elif self.read_at == "first":
+            raise UserError("task.read_at: the first token of a decoder_only model sees nothing of the text; use last")
+        if model.family == "encoder_decoder" and self.read_at == "first":
+            raise UserError("task.read_at: the decoder's first state sees nothing of what it reads; use last")
+        if model.family == "encoder_only" and self.read_at != "last" and model.visibility == "causal":
+            raise UserError(
+                "task.read_at: the first token sees nothing of the text under model.visibility=causal; set it to last"
+            )
+        return task
+
+    def bind(self, vocabulary: Vocabulary, labels: Sequence[str], encode: Encode, decode: Decode) -> Self:
+        task = super().bind(vocabulary, labels, encode, decode)
+        task.format.check(vocabulary, self.num_texts)
         return task
 
     @property
-    def room(self) -> int:
-        return super().room if self.special_tokens else self.sequence_length
+    def num_texts(self) -> int:
+        """How many texts a row consists of."""
+        return len(self.text_fields)
 
     @property
-    def new_token_ids(self) -> list[int]:  # type: ignore[override]
+    def format(self) -> Format:
+        """How a row is written; known once the task is bound."""
+        return format_of(self.family, self.vocabulary) if self.special_tokens else BARE
+
+    @property
+    def room(self) -> int:
+        return self.sequence_length - self.format.fixed(self.num_texts)
+
+    @property
+    def new_token_ids(self) -> Sequence[int]:  # type: ignore[override]
         """The tokens that pretraining has not taught. Known once the task is bound."""
-        special = self.vocabulary.special if self.fresh_tokens and self.special_tokens else {}
+        if self.family != "decoder_only" or not self.fresh_tokens or not self.special_tokens:
+            return []
+        special = self.vocabulary.special
         return [special[role] for role in ("start", "delimiter", "extract") if role in special]
 
     @property
@@ -170,224 +117,251 @@ class ExtractClassification(_Classification):
         return ({"tokens": self.language_model_weight} if self.predicts_tokens else {}) | {"label": 1.0}
 
     @property
-    def shapes(self) -> Shapes:
-        row = (self.sequence_length,)
-        shapes: Shapes = {name: (row, INT) for name in ("inputs", "segment_ids", "positions")} | _LABEL
-        shapes["label_positions"] = ((), INT)
-        if self.predicts_tokens:
-            shapes |= {"targets": (row, INT), "weights": (row, FLOAT)}
-        return shapes
+    def heads(self) -> dict[str, Head]:
+        return {"label": self.head._replace(reads="sum") if self.both_orders else self.head}
 
-    def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    @property
+    def head(self) -> Head:
+        """What is read of a state, and the loss on that."""
+        raise TypeError("a task says what is read")
+
+    @property
+    def _texts_a_row(self) -> tuple[int, ...]:
+        return (2,) if self.both_orders else ()
+
+    @property
+    def _reads_first(self) -> bool:
+        return self.family == "encoder_only" and self.read_at != "last"
+
+    @property
+    def shapes(self) -> Shapes:
+        shapes = row_shapes(self.family, self.sequence_length)
+        if self.predicts_tokens:
+            shapes |= {"targets": ((self.sequence_length,), INT), "weights": ((self.sequence_length,), FLOAT)}
+        if not self._reads_first:
+            shapes["label_positions"] = ((), INT)
+        shapes = {name: (self._texts_a_row + shape, dtype) for name, (shape, dtype) in shapes.items()}
+        head = self.head
+        targets = (head.size,) if head.loss == "sigmoid" else ()
+        return shapes | {"label_targets": (targets, _TARGETS[head.loss]), "label_weights": ((), FLOAT)}
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Return the arrays of `shapes`; draws nothing from `rng`."""
-        (pad,) = self._ids("pad")
-        if self.special_tokens:
-            start, extract = self._ids("start", "extract")
-            first, *second = self._texts(example)
-            parts = [[start], first, *[part for text in second for part in (self._ids("delimiter"), text)], [extract]]
-            tokens = np.concatenate(parts)
+        rows = [self._row(texts) for texts in self._texts(example)]
+        if self._texts_a_row:
+            arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         else:
-            (tokens,) = self._texts(example)
-            tokens = tokens if len(tokens) else np.array([pad], INT)
-        arrays = self._sequence(tokens) | _label(example)
-        arrays["label_positions"] = np.array(len(tokens) - 1, INT)
+            (arrays,) = rows
+        label = example["label"]
+        known = label is not None and not (self.label_kind in ("class", "choice") and label < 0)
+        target = np.array(self._target(label) if known else np.zeros(self.shapes["label_targets"][0]))
+        weight = self._weight(label) if known else 0.0
+        return arrays | {
+            "label_targets": target.astype(self.shapes["label_targets"][1]),
+            "label_weights": np.array(weight, FLOAT),
+        }
+
+    def _texts(self, example: Example) -> list[list[np.ndarray]]:
+        """Return the texts of every row that is read of an example."""
+        texts = [np.asarray(example[field], INT) for field in self.text_fields]
+        return [texts, texts[::-1]] if self.both_orders else [texts]
+
+    def _row(self, texts: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        vocabulary = self.vocabulary
+        written = self.format.write(cut(texts, self.room), vocabulary)
+        if not len(written.tokens):  # an empty text alone
+            written = Written(np.array([vocabulary.id("pad")], INT), np.zeros(1, INT), (0,))
+        arrays = rows_of(self.family, written, self.sequence_length, vocabulary)
+        if not self._reads_first:
+            arrays["label_positions"] = np.array(len(written.tokens) - 1, INT)
         if self.predicts_tokens:
-            predictions = len(tokens) - 1
-            arrays["targets"] = padded(tokens[1:], self.sequence_length, fill=pad)
-            arrays["weights"] = padded(np.full(predictions, 1 / max(predictions, 1)), self.sequence_length, FLOAT)
+            arrays |= language_model(written.tokens, self.sequence_length, vocabulary)
         return arrays
 
+    def _target(self, label: Any) -> Any:
+        return label
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _LabelAlone(_Classification):
-    """What tasks share that predict nothing but the label. `head_dropout` acts before the classifier."""
+    def _weight(self, label: Any) -> float:
+        return 1.0
 
-    label_smoothing: ClassVar[float] = 0.0
-    z_loss: ClassVar[float] = 0.0
-    predicts_tokens: ClassVar[bool] = False
-    coefficients: ClassVar[dict[str, float]] = {"label": 1.0}
 
-    head_dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("task.head_dropout", self.head_dropout, at_least=0, below=1)
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the probabilities float64 [..., C] of logits."""
+    powers = np.exp(np.asarray(logits, np.float64) - np.max(logits, axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PooledClassification(_LabelAlone):
-    """BERT's: `[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]` with two token types, classified at the "first" of them.
+class Classification(StateTask):
+    """One class for a text or a pair of texts. `class_weights` (one for each label, in their order) weigh the loss of
+    their examples."""
 
-    `pooled_at` "last" classifies at the last [SEP]: the only one that has seen everything in a left-to-right encoder.
-    `head_dropout` acts before the classifier.
-    """
+    name: ClassVar[str] = "classification"
+    label_kind: ClassVar[str] = "class"
 
-    name: ClassVar[str] = "pooled_classification"
-    families: ClassVar[tuple[str, ...]] = ("encoder_only",)
-
-    pooled_at: str = "first"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("task.pooled_at", self.pooled_at, PLACES)
-
-    def for_model(self, model: "TransformerConfig") -> Self:
-        """Return the task for a model. Raises UserError where the token that is classified sees nothing of the text."""
-        task = super().for_model(model)
-        if self.pooled_at == "first" and model.visibility == "causal":
-            raise UserError(
-                "task.pooled_at: the first token sees nothing of the text under model.visibility=causal; set it to last"
-            )
-        return task
-
-    def bind(self, vocabulary: Vocabulary, labels: Sequence[str], encode: Encode) -> Self:
-        """Return a copy that knows ids and labels. Raises UserError when the tokenizer lacks [PAD], [CLS] or [SEP]."""
-        task = dataclasses.replace(self, _vocabulary=vocabulary, labels=tuple(labels))
-        task._ids("pad", "classify", "separator")
-        return task
-
-    @property
-    def shapes(self) -> Shapes:
-        row = (self.sequence_length,)
-        shapes: Shapes = {name: (row, INT) for name in ("inputs", "segment_ids", "positions", "token_types")} | _LABEL
-        return shapes | ({"label_positions": ((), INT)} if self.pooled_at == "last" else {})
-
-    def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Return the arrays of `shapes`; draws nothing from `rng`."""
-        classify, separator = self._ids("classify", "separator")
-        first, *second = self._texts(example)
-        tokens = np.concatenate([[classify], first, [separator], *[np.append(text, separator) for text in second]])
-        types = padded(np.arange(len(tokens)) >= len(first) + 2, self.sequence_length)
-        arrays = self._sequence(tokens) | {"token_types": types} | _label(example)
-        if self.pooled_at == "last":
-            arrays["label_positions"] = np.array(len(tokens) - 1, INT)
-        return arrays
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderClassification(_LabelAlone):
-    """BART's: encoder and decoder read the same text, `<s> a </s>` or `<s> a </s></s> b </s>`, the decoder one place
-    later, and its state at the last place is classified (BART, section 3.1). Without <s> in the vocabulary (T5) none.
-
-    `head_dropout` acts before the classifier, and before the pooler where the model's pooler says so.
-    """
-
-    name: ClassVar[str] = "decoder_classification"
-    families: ClassVar[tuple[str, ...]] = ("encoder_decoder",)
-
-    def bind(self, vocabulary: Vocabulary, labels: Sequence[str], encode: Encode) -> Self:
-        """Return a copy that knows ids and labels. Raises UserError when the tokenizer lacks padding or EOS."""
-        task = dataclasses.replace(self, _vocabulary=vocabulary, labels=tuple(labels))
-        task._ids("pad", "end")
-        return task
-
-    @property
-    def _start(self) -> list[int]:
-        return [self.vocabulary.id("start")] if "start" in self.vocabulary.special else []
-
-    @property
-    def room(self) -> int:
-        between = 1 + len(self._start)
-        return self.sequence_length - len(self._start) - 1 - between * (len(self.text_fields) - 1)
-
-    @property
-    def shapes(self) -> Shapes:
-        names = ("inputs", "segment_ids", "positions")
-        rows = {f"{side}{name}": ((self.sequence_length,), INT) for side in ("", "encoder_") for name in names}
-        return rows | _LABEL | {"label_positions": ((), INT)}
-
-    def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Return the arrays of `shapes`; draws nothing from `rng`."""
-        (end,) = self._ids("end")
-        start, between = self._start, [end, end] if self._start else [end]
-        first, *second = self._texts(example)
-        tokens = np.concatenate([start, first, *[part for text in second for part in (between, text)], [end]])
-        arrays = self._sequence(np.append(self.vocabulary.decoder_start, tokens[:-1])) | _label(example)
-        arrays["label_positions"] = np.array(len(tokens) - 1, INT)
-        return arrays | self._sequence(tokens, "encoder_")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TextToTextClassification(_Classification):
-    """T5's: reads `PREFIX FIELD: text`, each field announced by its name, and writes the label's text.
-
-    Targets are the label's tokens and EOS, at most `target_length` together. It is judged by what the model writes;
-    text that is no label counts as wrong.
-    """
-
-    name: ClassVar[str] = "text_to_text_classification"
-    families: ClassVar[tuple[str, ...]] = ("encoder_decoder",)
-    predicts_tokens: ClassVar[bool] = True
-    head_dropout: ClassVar[float] = 0.0
-    coefficients: ClassVar[dict[str, float]] = {"tokens": 1.0}
-    decodes: ClassVar[bool] = True
-
-    prefix: str = ""
-    target_length: int = 8
+    metrics: tuple[str, ...] = ("accuracy", "f1")
     label_smoothing: float = 0.0
-    z_loss: float = 0.0
-    words: tuple[np.ndarray, ...] = dataclasses.field(default=(), compare=False, metadata=BOUND)
-    label_ids: tuple[np.ndarray, ...] = dataclasses.field(default=(), compare=False, metadata=BOUND)
+    class_weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("task.target_length", self.target_length, at_least=2)
         check_range("task.label_smoothing", self.label_smoothing, at_least=0, at_most=1)
-        check_range("task.z_loss", self.z_loss, at_least=0)
+        for weight in self.class_weights:
+            check_range("task.class_weights", weight, above=0)
 
-    def bind(self, vocabulary: Vocabulary, labels: Sequence[str], encode: Encode) -> Self:
-        """Return a copy that knows ids, labels and their tokens.
-
-        Raises UserError when the tokenizer lacks padding or EOS, when it has no tokens for a label's text, or when a
-        label or the words before the texts are too long.
-        """
-        names = [f"{field}:" for field in self.text_fields]
-        names[0] = f"{self.prefix} {names[0]}".strip()
-        words = tuple(np.asarray(encode(name), INT) for name in names)
-        label_ids = tuple(np.asarray(encode(label), INT) for label in labels)
-        task = dataclasses.replace(self, _vocabulary=vocabulary, labels=tuple(labels), words=words, label_ids=label_ids)
-        task._ids("pad", "end")
-        for label, ids in zip(labels, label_ids, strict=True):
-            if len(ids) + 1 > self.target_length:
-                raise UserError(
-                    f"task.target_length: {self.target_length}, but the label '{label}' takes {len(ids) + 1} tokens "
-                    "with the end; set it larger"
-                )
-            if len(ids) == 0 or ("unknown" in vocabulary.special and vocabulary.id("unknown") in ids):
-                raise UserError(f"data: the tokenizer cannot write the label '{label}'; rename it or train another")
-        if task.room < 1:
-            taken = self.sequence_length - task.room
-            raise UserError(f"task.sequence_length: {self.sequence_length}, but prefix and field names take {taken}")
-        return task
+    def bind(self, vocabulary: Vocabulary, labels: Sequence[str], encode: Encode, decode: Decode) -> Self:
+        if self.class_weights and labels and len(self.class_weights) != len(labels):
+            raise UserError(
+                f"task.class_weights: {len(self.class_weights)} weights, but there are {len(labels)} labels: "
+                f"{', '.join(labels)}"
+            )
+        return super().bind(vocabulary, labels, encode, decode)
 
     @property
-    def room(self) -> int:
-        return self.sequence_length - sum(map(len, self.words)) - 1
+    def head(self) -> Head:
+        return Head(len(self.labels), label_smoothing=self.label_smoothing)
+
+    def _weight(self, label: int) -> float:
+        return self.class_weights[label] if self.class_weights else 1.0
+
+    def answers(self, rows: Sequence[Example], found: Sequence[Any]) -> list[dict[str, Any]]:
+        """Return {"label", "probability", "probabilities": {label: …}} of each example."""
+        answers = []
+        for probabilities in map(softmax, found):
+            best = int(np.argmax(probabilities))
+            each = dict(zip(self.labels, map(float, probabilities), strict=True))
+            answers.append({"label": self.labels[best], "probability": each[self.labels[best]], "probabilities": each})
+        return answers
+
+    def guesses(self, answers: Sequence[Mapping[str, Any]]) -> list[int]:
+        classes = {label: number for number, label in enumerate(self.labels)}
+        return [classes[answer["label"]] for answer in answers]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MultiLabel(StateTask):
+    """Any number of classes for a text or a pair of texts: each is said whose probability is `threshold` or more."""
+
+    name: ClassVar[str] = "multi_label"
+    label_kind: ClassVar[str] = "classes"
+
+    metrics: tuple[str, ...] = ("micro_f1", "macro_f1", "exact_match")
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("task.threshold", self.threshold, above=0, below=1)
 
     @property
-    def heads(self) -> dict[str, int]:
-        return {}
+    def head(self) -> Head:
+        return Head(len(self.labels), loss="sigmoid")
+
+    def _target(self, label: Sequence[int]) -> np.ndarray:
+        target = np.zeros(len(self.labels), FLOAT)
+        target[list(label)] = 1
+        return target
+
+    def answers(self, rows: Sequence[Example], found: Sequence[Any]) -> list[dict[str, Any]]:
+        """Return {"labels", "probabilities": {label: …}} of each example."""
+        answers = []
+        for logits in found:
+            probabilities = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
+            each = dict(zip(self.labels, map(float, probabilities), strict=True))
+            said = [label for label, probability in each.items() if probability >= self.threshold]
+            answers.append({"labels": said, "probabilities": each})
+        return answers
+
+    def guesses(self, answers: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+        classes = {label: number for number, label in enumerate(self.labels)}
+        return [[classes[label] for label in answer["labels"]] for answer in answers]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Regression(StateTask):
+    """A number for a text or a pair of texts, by the mean square of the difference."""
+
+    name: ClassVar[str] = "regression"
+    label_kind: ClassVar[str] = "number"
+
+    metrics: tuple[str, ...] = ("pearson", "spearman")
 
     @property
-    def shapes(self) -> Shapes:
-        source, target = (self.sequence_length,), (self.target_length,)
-        names = ("inputs", "segment_ids", "positions")
-        shapes: Shapes = {name: (target, INT) for name in (*names, "targets")} | {"weights": (target, FLOAT)}
-        return shapes | {f"encoder_{name}": (source, INT) for name in names}
+    def head(self) -> Head:
+        return Head(1, loss="squared")
 
-    def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Return the arrays of `shapes`; draws nothing from `rng`."""
-        pad, end = self._ids("pad", "end")
-        texts = self._texts(example)
-        parts = [part for pair in zip(self.words, texts, strict=True) for part in pair]
-        source = self._sequence(np.concatenate([*parts, [end]]), "encoder_")
-        label, length = int(example["label"]), self.target_length
-        target = np.append(self.label_ids[label], end) if label >= 0 else np.array([end])
-        return (
-            source
-            | row_arrays(np.append(self.vocabulary.decoder_start, target[:-1]), length, pad)
-            | {
-                "targets": padded(target, length, fill=pad),
-                "weights": padded(np.full(len(target), label >= 0), length, FLOAT),
-            }
-        )
+    def answers(self, rows: Sequence[Example], found: Sequence[Any]) -> list[dict[str, Any]]:
+        """Return {"number"} of each example."""
+        return [{"number": float(logits[0])} for logits in found]
+
+    def guesses(self, answers: Sequence[Mapping[str, Any]]) -> list[float]:
+        return [answer["number"] for answer in answers]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MultipleChoice(StateTask):
+    """Which of several texts follows, or answers? The row of a choice is a pair: the context, of all `text_fields`, and
+    `stem_fields`, if there are, with one of `choice_fields` behind them.
+
+    SWAG: a sentence, the begin of the next and four ends; RACE: article and question, and four answers (`a[0]` is the
+    first text of a list in field `a`). Each row gives one score, and their softmax is over the choices.
+    """
+
+    name: ClassVar[str] = "multiple_choice"
+    label_kind: ClassVar[str] = "choice"
+
+    choice_fields: tuple[str, ...] = ("ending0", "ending1", "ending2", "ending3")
+    stem_fields: tuple[str, ...] = ()
+    text_fields: tuple[str, ...] = ("context",)
+    metrics: tuple[str, ...] = ("accuracy",)
+    label_smoothing: float = 0.0
+
+    def _check_fields(self) -> None:
+        for key in ("choice_fields", "stem_fields"):
+            object.__setattr__(self, key, several(getattr(self, key)))
+        if not self.text_fields:
+            raise UserError("task.text_fields: none, but a choice needs a context; name one field or more")
+        if len(self.choice_fields) < 2:
+            raise UserError(f"task.choice_fields: {len(self.choice_fields)}, but a choice is among two or more")
+        if self.both_orders:
+            raise UserError("task.both_orders: a context and its continuation have one order; leave it out")
+        check_range("task.label_smoothing", self.label_smoothing, at_least=0, at_most=1)
+
+    @property
+    def num_texts(self) -> int:
+        return 2
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (*self.text_fields, *self.stem_fields, *self.choice_fields)
+
+    @property
+    def head(self) -> Head:
+        return Head(1, reads="choices", label_smoothing=self.label_smoothing)
+
+    @property
+    def _texts_a_row(self) -> tuple[int, ...]:
+        return (len(self.choice_fields),)
+
+    def is_cut(self, lengths: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return bool [N]: whether something of each example is left out beside its longest choice."""
+        shared = np.sum([lengths[field] for field in (*self.text_fields, *self.stem_fields)], axis=0)
+        return shared + np.max([lengths[field] for field in self.choice_fields], axis=0) > self.room
+
+    def _texts(self, example: Example) -> list[list[np.ndarray]]:
+        def joined(*fields: str) -> np.ndarray:
+            return np.concatenate([np.asarray(example[field], INT) for field in fields])
+
+        context = joined(*self.text_fields)
+        return [[context, joined(*self.stem_fields, choice)] for choice in self.choice_fields]
+
+    def answers(self, rows: Sequence[Example], found: Sequence[Any]) -> list[dict[str, Any]]:
+        """Return {"choice": its number from 0, "probability", "probabilities": […]} of each example."""
+        answers = []
+        for probabilities in map(softmax, found):
+            best = int(np.argmax(probabilities))
+            each = [float(probability) for probability in probabilities]
+            answers.append({"choice": best, "probability": each[best], "probabilities": each})
+        return answers
+
+    def guesses(self, answers: Sequence[Mapping[str, Any]]) -> list[int]:
+        return [answer["choice"] for answer in answers]

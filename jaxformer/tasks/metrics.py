@@ -1,10 +1,11 @@
 """What judges a supervised task, computed by scikit-learn from true and predicted classes."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from jaxformer.checks import several
+from jaxformer.checks import check_choice, several
 
 
 def _f1(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> float:
@@ -29,3 +30,20 @@ def task_metrics(
 ) -> dict[str, float]:
     """Return each named metric of int arrays [N] of true and predicted classes (-1: no class)."""
     return {name: METRICS[name](labels, predictions, num_classes) for name in several(names)}
+
+
+def check_metrics(names: Sequence[str], kind: str) -> None:
+    """Raise UserError for a metric that there is not."""
+    for name in names if kind == "class" else ():
+        check_choice("task.metrics", name, METRICS)
+
+
+def measure(
+    names: Sequence[str],
+    truths: Sequence[Any],
+    guesses: Sequence[Any],
+    num_classes: int = 0,
+    labels: Sequence[str] = (),
+) -> dict[str, float]:
+    """Return each named metric."""
+    return task_metrics(names, np.array(truths), np.array(guesses), num_classes)

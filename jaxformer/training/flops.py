@@ -51,9 +51,10 @@ def flops_per_example(
 
 
 def flops_per_row(model: Model, supervision: Supervision) -> float:
-    """Return the FLOPs of forward and backward for one row of an objective or task."""
+    """Return the FLOPs of forward and backward for one example of an objective or task, all of its texts."""
     config = model.config
-    return flops_per_example(
+    shapes = supervision.shapes
+    return math.prod(shapes["inputs"][0][:-1]) * flops_per_example(
         family=config.family,
         d_model=config.d_model,
         d_ff=config.d_ff,
@@ -63,7 +64,7 @@ def flops_per_row(model: Model, supervision: Supervision) -> float:
         vocab_size=config.stored_vocab_size,
         gated=config.gated,
         transform=config.output_head == "transform",
-        lengths={name: shape[0] for name, (shape, _) in supervision.shapes.items() if shape},
+        lengths={name: shape[-1] for name, (shape, _) in shapes.items() if shape},
     )
 
 

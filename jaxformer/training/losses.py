@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 
 def cross_entropy(
@@ -28,6 +29,23 @@ def cross_entropy(
     if z_loss > 0.0:
         loss = loss + z_loss * log_z**2
     return loss
+
+
+def head_loss(kind: str, logits: jax.Array, targets: jax.Array, label_smoothing: float) -> tuple[jax.Array, jax.Array]:
+    """Return (loss, whether the prediction is right) of every prediction of a head, float32 of the weights' shape.
+
+    Logits [..., C] with int32 targets [...] ("softmax", of classes, choices or "places" of the row); [..., C] with
+    float 0 or 1 for each class ("sigmoid"): the mean over classes; [..., 1] with float targets [...] ("squared"): the
+    square of the difference, and nothing is right or wrong.
+    """
+    if kind == "squared":
+        difference = logits[..., 0] - targets
+        return difference**2, jnp.zeros_like(difference)
+    if kind == "sigmoid":
+        right = (logits > 0) == (targets > 0.5)
+        return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, targets), axis=-1), jnp.mean(right, axis=-1)
+    loss = cross_entropy(logits, targets, logits.shape[-1], label_smoothing=label_smoothing)
+    return loss, (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
 
 
 def weighted(values: jax.Array, weights: jax.Array) -> jax.Array:

@@ -16,9 +16,9 @@ import optax
 from jaxformer.checks import check_choice, check_range
 from jaxformer.errors import UserError
 from jaxformer.models import IMPLEMENTATIONS, REMAT_POLICIES, Execution, Model, Params
-from jaxformer.objectives import Supervision
+from jaxformer.objectives import Head, Supervision
 from jaxformer.training.distillation import DistillationConfig, cosine_loss, soft_loss
-from jaxformer.training.losses import cross_entropy, in_chunks, weighted
+from jaxformer.training.losses import cross_entropy, head_loss, in_chunks, weighted
 
 COUNT = "count/"  # before a group's name in a step's metrics: how many predictions it has, by their weights
 Batch = Mapping[str, jax.Array]
@@ -62,16 +62,16 @@ class TrainingConfig:
 class Losses:
     """What the step reads of an objective or a task, and nothing else: equal ones make equal steps."""
 
-    sizes: tuple[tuple[str, int], ...]
+    groups: tuple[tuple[str, Head], ...]
     weights: tuple[tuple[str, float], ...]
     head_dropout: float
     predicts_tokens: bool
-    label_smoothing: float
+    token_smoothing: float
     z_loss: float
 
     @property
-    def heads(self) -> dict[str, int]:
-        return dict(self.sizes)
+    def heads(self) -> dict[str, Head]:
+        return dict(self.groups)
 
     @property
     def coefficients(self) -> dict[str, float]:
@@ -81,11 +81,11 @@ class Losses:
 def losses_of(supervision: Supervision) -> Losses:
     """Return what the step reads of an objective or a task."""
     return Losses(
-        sizes=tuple(supervision.heads.items()),
+        groups=tuple(supervision.heads.items()),
         weights=tuple(supervision.coefficients.items()),
         head_dropout=supervision.head_dropout,
         predicts_tokens=supervision.predicts_tokens,
-        label_smoothing=supervision.label_smoothing,
+        token_smoothing=supervision.token_smoothing,
         z_loss=supervision.z_loss,
     )
 
@@ -116,8 +116,11 @@ def init_state(model: Model, optimizer: optax.GradientTransformation, rng: jax.A
 
 
 def groups(losses: Losses, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """Return (targets, weights) of every group of predictions in the batch."""
-    found = {"tokens": (batch["targets"], batch["weights"])} if losses.predicts_tokens else {}
+    """Return (targets, weights) of every group of predictions in the batch; tokens with one text a row."""
+    found = {}
+    if losses.predicts_tokens:
+        width = batch["targets"].shape[-1]
+        found["tokens"] = (batch["targets"].reshape(-1, width), batch["weights"].reshape(-1, width))
     return found | {head: (batch[f"{head}_targets"], batch[f"{head}_weights"]) for head in losses.heads}
 
 
@@ -126,7 +129,7 @@ class GroupSums(NamedTuple):
 
     losses: dict[str, jax.Array]  # scalars: the weighted sums of the loss
     correct: dict[str, jax.Array]  # scalars: the weighted sums of correct predictions
-    predictions: dict[str, jax.Array]  # int32, of the targets' shape: the arg-max
+    predictions: dict[str, jax.Array]  # logits, float32; of tokens the arg-max alone, int32
 
 
 def group_sums(
@@ -145,11 +148,13 @@ def _score(
     found = GroupSums({}, {}, {})
     for name, (targets, weights) in groups(losses, batch).items():
         if name == "tokens":
-            smoothing, z_loss = (losses.label_smoothing, losses.z_loss) if trains else (0.0, 0.0)
+            smoothing, z_loss = (losses.token_smoothing, losses.z_loss) if trains else (0.0, 0.0)
             score = functools.partial(_token_sums, model, params, smoothing, z_loss)
             sums, predictions = in_chunks(score, (outputs["hidden"], targets, weights), model.execution.logits_chunk)
         else:
-            sums, predictions = _sums(outputs[name], targets, weights, losses.heads[name])
+            head, predictions = losses.heads[name], outputs[name]
+            loss, right = head_loss(head.loss, predictions, targets, head.label_smoothing if trains else 0.0)
+            sums = weighted(loss, weights), weighted(right, weights)
         found.losses[name], found.correct[name] = sums
         found.predictions[name] = predictions
     return found
@@ -163,7 +168,7 @@ def _token_sums(
 
 
 def _sums(
-    logits: jax.Array, targets: jax.Array, weights: jax.Array, size: int, smoothing: float = 0.0, z_loss: float = 0.0
+    logits: jax.Array, targets: jax.Array, weights: jax.Array, size: int, smoothing: float, z_loss: float
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
     """Return (weighted sums of the loss and of correct predictions), arg-max predictions."""
     loss = cross_entropy(logits, targets, size, label_smoothing=smoothing, z_loss=z_loss)
@@ -378,7 +383,7 @@ def either(condition: jax.Array, first: Any, second: Any) -> Any:
 def make_eval_step(
     model: Model, losses: Losses
 ) -> Callable[[Params, Batch], tuple[dict[str, tuple[jax.Array, ...]], dict[str, jax.Array]]]:
-    """Return eval_step(params, batch) -> (sums, predictions): (loss, correct, count) and arg-max classes per group."""
+    """Return eval_step(params, batch) -> (sums, predictions): (loss, correct, count) per group, and logits per head."""
     return functools.partial(eval_step, model, losses)
 
 

@@ -1,0 +1,136 @@
+"""What all tasks share: an example's texts become arrays, and a model's outputs become answers that metrics judge."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+
+from jaxformer.checks import check_range, several
+from jaxformer.errors import UserError
+from jaxformer.objectives import Decode, Encode, Example, Head, Part, Shapes
+from jaxformer.tasks.metrics import check_metrics
+from jaxformer.tokenizers import Vocabulary
+
+if TYPE_CHECKING:
+    from jaxformer.models import TransformerConfig
+
+BOUND: Any = {"config": False}  # fields that no config gives
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """A task gives its fields, `shapes`, `__call__`, `read` and `answers`; all else here is what most of them need.
+
+    `text_fields` name what is read of the data; `sequence_length` counts special tokens, too.
+    """
+
+    name: ClassVar[str]
+    label_kind: ClassVar[str]
+    families: ClassVar[tuple[str, ...]]  # that can carry it
+    labelled: ClassVar[bool] = True
+    reads_records: ClassVar[bool] = False
+    decodes: ClassVar[bool] = False
+    delimited: ClassVar[bool] = False
+    fills_masks: ClassVar[bool] = False
+    new_token_ids: ClassVar[Sequence[int]] = ()
+    token_smoothing: ClassVar[float] = 0.0
+    z_loss: ClassVar[float] = 0.0
+
+    sequence_length: int = 128
+    text_fields: tuple[str, ...] = ("text",)
+    metrics: tuple[str, ...] = ()
+    _vocabulary: Vocabulary | None = dataclasses.field(default=None, metadata=BOUND)
+    labels: tuple[str, ...] = dataclasses.field(default=(), metadata=BOUND)
+    family: str = dataclasses.field(default="", metadata=BOUND)  # of the model; "": the task's first
+
+    def __post_init__(self) -> None:
+        check_range("task.sequence_length", self.sequence_length, at_least=8)
+        for key in ("text_fields", "metrics"):
+            object.__setattr__(self, key, several(getattr(self, key)))
+        check_metrics(self.metrics, self.label_kind)
+        if not self.family:
+            object.__setattr__(self, "family", self.families[0])
+
+    def for_model(self, model: "TransformerConfig") -> Self:
+        """Return the task for a model. Raises UserError for a model of another family."""
+        if model.family not in self.families:
+            raise UserError(
+                f"task.name: {self.name} needs {' or '.join(self.families)}, but the model is {model.family}; "
+                "choose another task or model.preset"
+            )
+        return dataclasses.replace(self, family=model.family)
+
+    def bind(self, vocabulary: Vocabulary, labels: Sequence[str], encode: Encode, decode: Decode) -> Self:
+        """Return a copy that knows ids and labels. Raises UserError when the tokenizer lacks a token that is needed."""
+        vocabulary.id("pad")
+        return dataclasses.replace(self, _vocabulary=vocabulary, labels=tuple(labels))
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The vocabulary of a bound task."""
+        if self._vocabulary is None:
+            raise TypeError("this task has no vocabulary yet; call bind first")
+        return self._vocabulary
+
+    @property
+    def answering(self) -> Self:
+        return self
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return self.text_fields
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return (Part(self, 1.0, ()),)
+
+    @property
+    def heads(self) -> dict[str, Head]:
+        return {}
+
+    @property
+    def predicts_tokens(self) -> bool:
+        return False
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        return ({"tokens": 1.0} if self.predicts_tokens else {}) | dict.fromkeys(self.heads, 1.0)
+
+    @property
+    def room(self) -> int:
+        """The tokens of text that an example holds."""
+        return self.sequence_length
+
+    def num_rows(self, lengths: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return how many rows are made of each example: one."""
+        return np.ones(len(next(iter(lengths.values()))), np.int64)
+
+    def is_cut(self, lengths: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return bool [N]: whether texts of each example are cut, given {field: tokens of each, [N]}."""
+        return sum(lengths.values(), np.zeros((), np.int64)) > self.room
+
+    @property
+    def shapes(self) -> Shapes:
+        """{array: (shape of one example, dtype)} of everything that is emitted."""
+        raise TypeError("a task says what it emits")
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Return the arrays of `shapes`. Everything random comes from `rng`."""
+        raise TypeError("a task writes its examples")
+
+    def read(self, outputs: Mapping[str, Any], rows: Sequence[Example]) -> list[Any]:
+        """Return what the model says of each row: of a task with one head its logits."""
+        return list(outputs["label"])
+
+    def answers(self, rows: Sequence[Example], found: Sequence[Any]) -> list[dict[str, Any]]:
+        """Return the answer to each example, given all of its rows and what was read of them."""
+        raise TypeError("a task answers")
+
+    def truths(self, rows: Sequence[Example]) -> list[Any]:
+        """Return the label of each example."""
+        return [row["label"] for row in rows if not row.get("window")]
+
+    def guesses(self, answers: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """Return what each answer says, as the metrics take it."""
+        raise TypeError("a task says what its metrics compare")
