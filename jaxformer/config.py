@@ -21,7 +21,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxformer.checkpoint import CheckpointConfig
+from jaxformer.checkpoint import CheckpointConfig, named
 from jaxformer.checks import KINDS, several
 from jaxformer.data import SOURCES
 from jaxformer.devices import ShardingConfig
@@ -31,6 +31,7 @@ from jaxformer.footprint import FootprintConfig
 from jaxformer.generation import GenerationConfig
 from jaxformer.models import PRESETS, TransformerConfig
 from jaxformer.objectives import OBJECTIVES, Supervision
+from jaxformer.storage import read_record
 from jaxformer.tasks import TASKS, Definitions, joined, read_file, renamed
 from jaxformer.tokenizers import TOKENIZERS
 from jaxformer.training import OPTIMIZERS, DistillationConfig, Phase, TrainingConfig, read_phases, schedule
@@ -56,6 +57,7 @@ SECTIONS: dict[str, Any] = {
 OPTIONAL = ("objective", "task", "distillation")
 SCALARS: dict[str, Any] = {"seed": int, "init_from": str}
 # The selector is a key of the section, beside the dataclass's fields.
+INIT_FROM = "init_from"  # for model.preset: the model of the run that this one starts from
 SELECTORS = {"model": "preset"} | {section: "name" for section, room in SECTIONS.items() if isinstance(room, dict)}
 
 
@@ -184,6 +186,10 @@ def _resolve(experiment: Mapping[str, Any], overrides: str | Sequence[str], name
     if "task" in given:
         given["task"] = renamed(given["task"])
     _override(given, overrides, stored)
+    if given.get("model", {}).get("preset") == INIT_FROM:
+        given["model"] = _model_of(str(given.get("init_from", ""))) | {
+            key: value for key, value in given["model"].items() if key != "preset"
+        }
     if ("objective" in given) == ("task" in given):
         raise UserError(f"{name}: a config has either an 'objective' (pretraining) or a 'task' (supervised)")
 
@@ -300,6 +306,16 @@ def _defaults(section: str, choice: Any) -> dict[str, Any]:
     if not isinstance(room, dict) or choice not in room:
         return {}
     return {name: field.default for name, field in _fields(room[choice]).items()}
+
+
+def _model_of(run: str) -> dict[str, Any]:
+    """Return the model of the run that this one starts from, as its config has it. Raises UserError for none."""
+    if not run:
+        raise UserError(
+            f"model.preset: '{INIT_FROM}' is the model of the run that this one starts from, and none is named; "
+            "give --config.init_from=RUN, or a size in the config's argument"
+        )
+    return dict(read_record(named(run)[0])["config"]["model"])
 
 
 def _select(section: str, keys: dict[str, Any]) -> str:

@@ -188,8 +188,8 @@ def test_a_mixture_and_annotations_from_the_future_know_them(fresh: Path) -> Non
 def test_a_task_beside_a_config_is_known(fresh: Path) -> None:
     (fresh / "task.py").write_text(
         "import dataclasses\nfrom jaxformer.experiments.finetune import area\n"
-        "from jaxformer.tasks.classification import PooledClassification\n\n"
-        "@dataclasses.dataclass(frozen=True, kw_only=True)\nclass Mine(PooledClassification):\n"
+        "from jaxformer.tasks.classification import Classification\n\n"
+        "@dataclasses.dataclass(frozen=True, kw_only=True)\nclass Mine(Classification):\n"
         "    name = 'mine'\n    extra: int = 3\n\nTASKS = {'mine': Mine}\n\n"
         "def get_config(arg=''):\n    config = area.get_config('bert,smoke')\n    config.task.name = 'mine'\n"
         "    return config\n"

@@ -156,7 +156,7 @@ def test_evaluation_sums_by_hand() -> None:
     assert float(loss) == pytest.approx(-(log_p * weights).sum(), rel=1e-5)
     assert float(count) == weights.sum()
     assert float(correct) == ((np.asarray(logits).argmax(-1) == np.asarray(batch["targets"])) * weights).sum()
-    assert predictions["next_sentence"].shape == (4,)
+    assert predictions["next_sentence"].shape == (4, 2)
 
 
 def test_flops_have_the_published_values() -> None:

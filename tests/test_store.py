@@ -20,6 +20,7 @@ from jaxformer.data.records import Source
 from jaxformer.data.sentences import sentence_starts
 from jaxformer.data.store import CHUNK, ExampleStore, Store, build_examples, build_store
 from jaxformer.errors import UserError
+from jaxformer.tasks.classification import Classification
 from jaxformer.tokenizers import ByteBPE, Tokenizer, Unigram, WordPiece, train_tokenizer
 
 ALL = {"validation_share": 1e-12}
@@ -150,6 +151,11 @@ def test_progress_counts_documents(tmp_path: Path) -> None:
     assert calls == [("tokenising train", n, total) for n, total in ((CHUNK, 0), (CHUNK + 1, 0), (CHUNK + 1,) * 2)]
 
 
+def of(fields: tuple[str, ...]) -> Classification:
+    """A task that reads these fields."""
+    return Classification(text_fields=fields)
+
+
 # What is taken for a store.
 
 
@@ -198,11 +204,13 @@ def test_a_damaged_store_is_made_again(damage: Any, name: str, tmp_path: Path) -
     assert documents_of(build_store(Refusing(texts=tuple(DOCUMENTS)), "train", WORDPIECE, tmp_path)) == first
 
 
-@pytest.mark.parametrize("name", ["tokens.bin", "documents.npy", "sentences.npy", "labels.npy", "meta.json"])
+@pytest.mark.parametrize(
+    "name", ["tokens.bin", "documents.npy", "sentences.npy", "records.bin", "records.npy", "meta.json"]
+)
 @pytest.mark.parametrize("place", [0.1, 0.5, 0.97])
 def test_a_flipped_bit_is_noticed_and_said(name: str, place: float, tmp_path: Path) -> None:
     def build(note: Any = None) -> list[dict[str, Any]]:
-        store = build_examples(examples(), "train", WORDPIECE, ("a", "b"), tmp_path, None, note)
+        store = build_examples(examples(), "train", WORDPIECE, of(("a", "b")), tmp_path, None, note)
         return [plain(store[number]) for number in range(len(store))]
 
     first, notes = build(), []
@@ -325,7 +333,7 @@ def plain(example: dict[str, Any]) -> dict[str, Any]:
 
 def test_examples_are_tokens_per_field_and_the_class(tmp_path: Path) -> None:
     source = examples()
-    store = build_examples(source, "train", WORDPIECE, ("a", "b"), tmp_path)
+    store = build_examples(source, "train", WORDPIECE, of(("a", "b")), tmp_path)
     assert len(store) == 7
     for number, example in enumerate(source.examples("train", ("a", "b"))):
         expected = {field: WORDPIECE.encode(example[field]).tolist() for field in ("a", "b")}
@@ -338,34 +346,34 @@ def test_examples_are_opened_the_second_time(tmp_path: Path) -> None:
         return [plain(store[number]) for number in range(len(store))]
 
     source = examples()
-    first = build_examples(source, "train", WORDPIECE, ("a", "b"), tmp_path)
+    first = build_examples(source, "train", WORDPIECE, of(("a", "b")), tmp_path)
     refusing = Refusing(texts=source.texts, seconds=source.seconds)
-    assert everything(build_examples(refusing, "train", WORDPIECE, ("a", "b"), tmp_path)) == everything(first)
+    assert everything(build_examples(refusing, "train", WORDPIECE, of(("a", "b")), tmp_path)) == everything(first)
     with pytest.raises(AssertionError, match="tokenised again"):
-        build_examples(refusing, "train", WORDPIECE, ("b", "a"), tmp_path)
-    truncated(first.store.path, "labels.npy")
+        build_examples(refusing, "train", WORDPIECE, of(("b", "a")), tmp_path)
+    truncated(first.store.path, "records.npy")
     with pytest.raises(AssertionError, match="tokenised again"):
-        build_examples(refusing, "train", WORDPIECE, ("a", "b"), tmp_path)
-    assert everything(build_examples(source, "train", WORDPIECE, ("a", "b"), tmp_path)) == everything(first)
+        build_examples(refusing, "train", WORDPIECE, of(("a", "b")), tmp_path)
+    assert everything(build_examples(source, "train", WORDPIECE, of(("a", "b")), tmp_path)) == everything(first)
 
 
 def test_each_subset_of_examples_has_its_own_store(tmp_path: Path) -> None:
     whole = examples()
     few, others = (dataclasses.replace(whole, max_examples=4, subset_seed=seed) for seed in (0, 1))
-    stores = [build_examples(source, "train", WORDPIECE, ("a",), tmp_path) for source in (whole, few, others)]
+    stores = [build_examples(source, "train", WORDPIECE, of(("a",)), tmp_path) for source in (whole, few, others)]
     assert [len(store) for store in stores] == [7, 4, 4]
     assert len({store.store.fingerprint for store in stores}) == 3
-    held_out = [build_examples(source, "validation", WORDPIECE, ("a",), tmp_path) for source in (whole, few)]
+    held_out = [build_examples(source, "validation", WORDPIECE, of(("a",)), tmp_path) for source in (whole, few)]
     assert held_out[0].store.fingerprint == held_out[1].store.fingerprint
 
 
 def test_documents_and_examples_of_one_source_are_kept_apart(tmp_path: Path) -> None:
     source = examples()
     store = build_store(source, "train", WORDPIECE, tmp_path)
-    assert build_examples(source, "train", WORDPIECE, ("a",), tmp_path).store.fingerprint != store.fingerprint
+    assert build_examples(source, "train", WORDPIECE, of(("a",)), tmp_path).store.fingerprint != store.fingerprint
 
 
 def test_a_split_without_examples_is_refused(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(UserError, match="no labelled examples in the train split"):
-            build_examples(given(), "train", WORDPIECE, ("a",), tmp_path)
+            build_examples(given(), "train", WORDPIECE, of(("a",)), tmp_path)

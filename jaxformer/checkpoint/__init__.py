@@ -8,7 +8,7 @@ What must not: what a run is beyond its arrays and their step."""
 from jaxformer.checkpoint.digest import content_of, finished_steps, stored_shapes
 from jaxformer.checkpoint.manager import CheckpointConfig, Checkpoints, save_params
 from jaxformer.checkpoint.naming import check_may_train, checkpoint_of, named
-from jaxformer.checkpoint.partial import RestoreTable, restore_params
+from jaxformer.checkpoint.partial import RestoreTable, fresh_heads, restore_params
 from jaxformer.checkpoint.reading import read_params_in_groups
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "check_may_train",
     "checkpoint_of",
     "finished_steps",
+    "fresh_heads",
     "named",
     "read_params_in_groups",
     "restore_params",

@@ -48,7 +48,8 @@ class CheckpointConfig:
     """When to save, what to keep, and how parameters of another run are taken over.
 
     `init_skip` and `init_new` are for `init_from`: patterns of the parameters in that run's checkpoint that are not
-    wanted, and of those in this model that start fresh; all others must be in both.
+    wanted, and of those in this model that start fresh; all others must be in both. With `init_heads` "fresh", heads
+    need no patterns: those that are not in both, or tell other labels apart, are left out there and start fresh here.
     """
 
     every: int = 0  # steps between saves; 0: at the end only
@@ -59,6 +60,7 @@ class CheckpointConfig:
     best_mode: str = "min"  # min: lower is better; max
     init_skip: tuple[str, ...] = ()
     init_new: tuple[str, ...] = ()
+    init_heads: str = "named"
 
     def __post_init__(self) -> None:
         for key in ("init_skip", "init_new"):
@@ -66,6 +68,7 @@ class CheckpointConfig:
         for key in ("every", "keep_last", "keep_every_hours"):
             check_range(f"checkpoint.{key}", getattr(self, key), at_least=0)
         check_choice("checkpoint.best_mode", self.best_mode, ("min", "max"))
+        check_choice("checkpoint.init_heads", self.init_heads, ("named", "fresh"))
 
 
 class Checkpoints:

@@ -1,5 +1,6 @@
 """Taking over parameters from another run, strictly: whatever is on one side only must be named."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from rich.console import Group
 from rich.text import Text
 
-from jaxformer.checkpoint.digest import PARAMS, Shape, read_digest
+from jaxformer.checkpoint.digest import PARAMS, Digest, Shape, read_digest
 from jaxformer.checkpoint.reading import difference, read_arrays, verified
 from jaxformer.errors import UserError
 from jaxformer.tables import table
@@ -96,7 +97,7 @@ def restore_params(
     """
     folder = verified(path)
     digest = read_digest(folder)
-    shapes = {name.removeprefix(PARAMS): shape for name, (shape, _) in digest.arrays.items() if name.startswith(PARAMS)}
+    shapes = _parameters(digest)
     wanted = flatten(target)
     stored = _side(shapes, skip, "checkpoint.init_skip")
     model = _side({path: tuple(leaf.shape) for path, leaf in wanted.items()}, new, "checkpoint.init_new")
@@ -119,6 +120,30 @@ def restore_params(
         for path, leaf in wanted.items()
     }
     return unflatten(params), RestoreTable(folder, digest.step, restored, stored.taken(), model.taken())
+
+
+HEADS = ("vocabulary", "row_heads", "token_heads")  # the parts of a model that depend on what it learns
+
+
+def fresh_heads(path: Path, target: dict[str, Any], same_task: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the patterns (`skip`, `new`) of heads that a checkpoint and the tree of `target` do not share: whatever is
+    in one of them only, has other shapes, or, unless both are of the `same_task`, is called "label"."""
+    stored = _parameters(read_digest(verified(path)))
+    wanted = {name: tuple(leaf.shape) for name, leaf in flatten(target).items()}
+
+    def differing(one: dict[str, Shape], other: dict[str, Shape]) -> tuple[str, ...]:
+        return tuple(
+            re.escape(name)
+            for name, shape in one.items()
+            if name.split("/")[0] in HEADS
+            and (other.get(name) != shape or (not same_task and name.split("/")[1] == "label"))
+        )
+
+    return differing(stored, wanted), differing(wanted, stored)
+
+
+def _parameters(digest: Digest) -> dict[str, Shape]:
+    return {name.removeprefix(PARAMS): shape for name, (shape, _) in digest.arrays.items() if name.startswith(PARAMS)}
 
 
 def _side(shapes: dict[str, Shape], patterns: tuple[str, ...], where: str) -> _Side:

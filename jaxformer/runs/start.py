@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from jaxformer.checkpoint import checkpoint_of, restore_params
+from jaxformer.checkpoint import checkpoint_of, fresh_heads, named, restore_params
+from jaxformer.config import Config
 from jaxformer.devices import is_first, placed
 from jaxformer.models import Params
 from jaxformer.runs.fingerprints import KEY
@@ -13,6 +14,8 @@ from jaxformer.runs.learner import Learner
 from jaxformer.runs.opened import OpenedRun
 from jaxformer.runs.record import compare_with_base, write_record, write_segment
 from jaxformer.runs.teacher import begin_with_layers
+from jaxformer.storage import read_record
+from jaxformer.tasks import renamed
 from jaxformer.training import TrainState
 
 
@@ -59,9 +62,11 @@ def _from_another(run: OpenedRun, learner: Learner, fresh: Params) -> Params | N
     """Return the parameters that come from another run, or None where all are fresh."""
     config, teacher = run.config, learner.teacher
     if config.init_from:
-        params, table = restore_params(
-            checkpoint_of(config.init_from), fresh, skip=config.checkpoint.init_skip, new=config.checkpoint.init_new
-        )
+        source, skip, new = checkpoint_of(config.init_from), config.checkpoint.init_skip, config.checkpoint.init_new
+        if config.checkpoint.init_heads == "fresh":
+            skipped, started = fresh_heads(source, fresh, same_task=_is_same_task(config, learner.data.labels))
+            skip, new = (*skip, *skipped), (*new, *started)
+        params, table = restore_params(source, fresh, skip=skip, new=new)
         run.display.note(table.render())
         for line in compare_with_base(config, learner.data.labels, table.restored):
             run.display.note(f"note: {line}")
@@ -71,6 +76,13 @@ def _from_another(run: OpenedRun, learner: Learner, fresh: Params) -> Params | N
         run.display.note(table.render())
         return params
     return None
+
+
+def _is_same_task(config: Config, labels: Sequence[str]) -> bool:
+    """Say whether the run that this one starts from has learnt the same task, with the same labels."""
+    record = read_record(named(config.init_from)[0])
+    task = renamed(record["config"].get("task", {}))
+    return task.get("name") == config.selected.get("task") and list(labels) == record["labels"]
 
 
 def _with_fresh_tokens(params: Params, fresh: Params, ids: Sequence[int]) -> Params:

@@ -1,0 +1,24 @@
+"""Answers to questions as spans of a text: SQuAD, as BERT and BART do it (BERT, section 4.2). T5's way is
+finetune/text_to_text.
+
+jaxformer train --config=finetune/squad:bert --config.init_from=RUN \\
+    --config.data.path=train-v1.1.json --config.data.validation_path=dev-v1.1.json
+"""
+
+from ml_collections import ConfigDict
+
+from . import common
+
+FAMILIES = ("bert", "distilbert", "bart")
+
+
+def get_config(arg: str = "bert") -> ConfigDict:
+    """`jaxformer train --config=finetune/squad:bert|distilbert|bart[,SIZE][,smoke|small] --config.init_from=RUN`.
+    SQuAD 2.0: name its files; questions without an answer are known by their data."""
+    config, family, words = common.begin(arg, "bert", FAMILIES)
+    config.task = {"name": "question_answering", "text_fields": ("question", "context"), "sequence_length": 384}
+    config.data = {"name": "squad", "path": "train-v1.1.json", "validation_path": "dev-v1.1.json"}
+    common.train(config, family, words, examples=87_599, epochs=3, batch_size=32)
+    if family != "bart" and not {"smoke", "small"} & set(words):
+        config.optimizer.learning_rate = 5e-5  # BERT, section 4.2
+    return config
