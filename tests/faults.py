@@ -58,7 +58,10 @@ FAULTS = (
         "test_step.py::test_cross_entropy_by_hand",
     ),
     Fault("data/rows.py", "counts = -(-lengths[kept] // length)", "counts = lengths[kept] // length", "test_rows.py"),
-    Fault("tasks/metrics.py", 'average="macro"', 'average="micro"', "test_tasks.py test_evaluation.py"),
+    Fault(
+        "tasks/label_metrics.py", 'labels=range(num_classes), average="macro"',
+        'labels=range(num_classes), average="micro"', "test_metrics.py",
+    ),
     Fault(
         "objectives/noise.py", "spans = max(1, round(tokens / mean_span_length))",
         "spans = max(1, round(tokens / mean_span_length) - 1)", "test_objective_statistics.py test_corruption.py",
