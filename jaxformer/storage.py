@@ -19,7 +19,7 @@ import shutil
 import sys
 import time
 import urllib.parse
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 from typing import Any
@@ -281,8 +281,13 @@ def finite(content: Any) -> Any:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that a crash leaves the old file or the new one, never half of one; see `finite`."""
-    text = json.dumps(finite(content), indent=1) + "\n"
+    """Write JSON; see `finite`, and `write_lines`."""
+    write_lines(path, [json.dumps(finite(content), indent=1)])
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write lines of text so that a crash leaves the old file or the new one, never half of one."""
+    text = "".join(f"{line}\n" for line in lines)
     if is_remote(path):
         path.write_text(text)
         return

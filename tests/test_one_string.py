@@ -12,7 +12,7 @@ from jaxformer.checkpoint import CheckpointConfig, restore_params
 from jaxformer.checks import several
 from jaxformer.report import find_runs
 from jaxformer.tasks import TASKS
-from jaxformer.tasks.metrics import task_metrics
+from jaxformer.tasks.metrics import measure
 from jaxformer.tokenizers import ByteBPE, train_tokenizer
 from jaxformer.trees import flatten, mask, match
 
@@ -71,7 +71,7 @@ def test_a_text_to_train_a_tokenizer_on_is_one() -> None:
 
 
 def test_a_metric_and_a_folder_are_one(tmp_path: Path) -> None:
-    assert task_metrics("accuracy", np.array([0, 1]), np.array([0, 0]), 2) == {"accuracy": 0.5}
+    assert measure("accuracy", np.array([0, 1]), np.array([0, 0]), 2) == {"accuracy": 0.5}
     run = make_run("gpt", tmp_path / "abc")
     assert [found.name for found in find_runs(str(run))] == [found.name for found in find_runs(run)] == ["abc"]
 

@@ -112,7 +112,7 @@ def test_an_objective_beside_a_config_is_found_again_until_its_file_changes(
     run = fresh / "run"
     first = train(load(), run)
     limit = "evaluation.max_examples=8"  # the run's own: without it all rows are judged
-    assert evaluate_run(run, "validation", [limit])["loss"] == pytest.approx(first["eval/loss"], rel=1e-5)
+    assert evaluate_run(run, "validation", [limit]).metrics["loss"] == pytest.approx(first["eval/loss"], rel=1e-5)
     assert jaxformer.load(run).config.objective.name == "second_half"
     (fresh / "second.py").rename(fresh / "elsewhere.py")
     with pytest.raises(UserError, match=r"second.py, which defines what this run learns from, is gone; bring back"):

@@ -1,7 +1,5 @@
 """What the fine-tuning experiments share: reading ARG, and what each paper fine-tunes with."""
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from .. import bart, bert, distilbert, gpt, gpt2, gpt3, t5, transformer
@@ -19,7 +17,7 @@ FAMILIES = {
 DECODERS, ENCODERS = ("gpt", "gpt2", "gpt3"), ("bert", "distilbert")
 
 # The share of the steps that warms up is that of each paper's code.
-RATES: dict[str, dict[str, Any]] = {
+RATES: dict[str, dict] = {
     "gpt": {"learning_rate": 6.25e-5, "schedule": "linear_product", "warmup": 0.002},
     "bert": {"learning_rate": 3e-5, "schedule": "linear", "warmup": 0.1},  # of 5e-5, 4e-5, 3e-5 and 2e-5
     "bart": {"learning_rate": 1e-5, "schedule": "linear_from_peak", "warmup": 0.06},

@@ -42,7 +42,7 @@ def evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
     from jaxformer.runs import Display, evaluate_run
 
     with Display() as display:
-        metrics = evaluate_run(
+        result = evaluate_run(
             location(args.workdir),
             args.split,
             overrides,
@@ -51,10 +51,13 @@ def evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
             allow_change=args.allow_config_change,
         )
     if args.json:
-        print(json.dumps(finite(metrics)))
+        bounds = {f"{name}_interval": list(pair) for name, pair in result.intervals.items()}
+        print(json.dumps(finite(result.metrics | bounds)))
     else:
-        for name, value in metrics.items():
-            print(f"{name:24} {value if isinstance(value, int) else f'{value:.6g}'}")
+        for name, value in result.metrics.items():
+            low, high = result.intervals.get(name, (None, None))
+            interval = "" if low is None else f"  95 % interval {low:.4g} to {high:.4g}"
+            print(f"{name:24} {value if isinstance(value, int) else f'{value:.6g}'}{interval}")
     return 0
 
 

@@ -4,6 +4,14 @@ What lives here: loss, perplexity, token accuracy and a task's own metrics over 
 What may come in: scoring of texts and choices, zero- and few-shot evaluation.
 What must not: run directories: what is judged comes as a model, parameters and batches."""
 
-from jaxformer.evaluation.held_out import Evaluation, EvaluationConfig, combined, evaluate, not_finite, outputs_of
+from jaxformer.evaluation.held_out import (
+    Evaluation,
+    EvaluationConfig,
+    combined,
+    confidence,
+    evaluate,
+    not_finite,
+    outputs_of,
+)
 
-__all__ = ["Evaluation", "EvaluationConfig", "combined", "evaluate", "not_finite", "outputs_of"]
+__all__ = ["Evaluation", "EvaluationConfig", "combined", "confidence", "evaluate", "not_finite", "outputs_of"]

@@ -12,7 +12,7 @@ from jaxformer.devices import gathered
 from jaxformer.generation import GenerationConfig, generate
 from jaxformer.models import Model, Params
 from jaxformer.objectives import Example, Supervision
-from jaxformer.tasks import measure
+from jaxformer.tasks import intervals, measure
 from jaxformer.tokenizers import Tokenizer
 
 HostBatch = Mapping[str, np.ndarray]
@@ -37,7 +37,6 @@ class Evaluation(NamedTuple):
     and what each answer says, as the metrics take them."""
 
     metrics: dict[str, float]
-    rows: Sequence[Example] = ()
     answers: Sequence[dict[str, Any]] = ()
     truths: Sequence[Any] = ()
     guesses: Sequence[Any] = ()
@@ -81,7 +80,16 @@ def evaluate(
     answers, truths = task.answers(rows, found), task.truths(rows)
     guesses = task.guesses(answers)
     judged = measure(supervision.metrics, truths, guesses, len(supervision.labels), supervision.labels)
-    return Evaluation(metrics | judged, rows, answers, truths, guesses)
+    if math.isfinite(metrics["loss"]):  # then what is none is not defined here: nothing is said of it
+        judged = {name: value for name, value in judged.items() if math.isfinite(value)}
+    return Evaluation(metrics | judged, answers, truths, guesses)
+
+
+def confidence(supervision: Supervision, found: Evaluation, seed: int) -> dict[str, tuple[float, float]]:
+    """Return the 95 % bootstrap interval (low, high) of each metric of a task that was found; {} for an objective."""
+    names = [name for name in supervision.metrics if name in found.metrics]
+    labels = supervision.labels
+    return intervals(names, found.truths, found.guesses, len(labels), labels, seed=seed)
 
 
 def outputs_of(

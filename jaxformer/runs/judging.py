@@ -1,9 +1,10 @@
 """Judging parameters on held-out rows: while a run trains, and afterwards, on data of one's own too."""
 
 import functools
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,15 +17,17 @@ from jaxformer.config import Config
 from jaxformer.data import Chosen, Member, evaluated_rows, evaluation_batches, left_out_files, left_out_of, prepare
 from jaxformer.devices import own_rows, place
 from jaxformer.errors import UserError
-from jaxformer.evaluation import Evaluation, combined, evaluate, not_finite
+from jaxformer.evaluation import Evaluation, combined, confidence, evaluate, not_finite
 from jaxformer.models import Model, Params
+from jaxformer.objectives import Supervision
 from jaxformer.runs.data import Data, check_batch, label_names
 from jaxformer.runs.fingerprints import check_data
 from jaxformer.runs.judged_data import described, judged_data, with_rows
 from jaxformer.runs.loading import bind, load
 from jaxformer.runs.progress import Display
-from jaxformer.storage import read_record, store_errors, write_json
+from jaxformer.storage import read_record, store_errors, write_json, write_lines
 from jaxformer.tables import counted
+from jaxformer.tasks import signatures
 from jaxformer.training import losses_of, make_eval_step
 
 
@@ -89,17 +92,25 @@ def held_out_batches(
     )
 
 
+class Result(NamedTuple):
+    """What an evaluation found: metrics and, of a task's, the bounds (low, high) of their 95 % bootstrap intervals."""
+
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+
+
 @store_errors()
 def evaluate_run(
     workdir: Path, split: str, overrides: str | Sequence[str] = (), display: Display | None = None, *,
     step: str | int = "", allow_change: bool = False,
-) -> dict[str, float]:  # fmt: skip
+) -> Result:  # fmt: skip
     """Judge a run's checkpoint (the newest, or that of `step`, see `load`) on a split of its data, or on all rows of
     the data that the overrides name. All rows are judged unless the overrides limit them.
 
     The result goes to `results/evaluate-SPLIT.json`, which names the step and the data with what of it was left out or
     cut, which `display` says; that of other data than the run's own to `results/evaluate-SPLIT-NAME-FINGERPRINT.json`,
-    and that of a step which was asked for has `-step-STEP` behind its name. Raises UserError for a split that there is
+    and that of a step which was asked for has `-step-STEP` behind its name. A task's answers stand beside it, one
+    example a line, in `….answers.jsonl`. Raises UserError for a split that there is
     not, for labels that the run has not learnt, and, unless `allow_change`, where the run's own data changed.
     """
     (workdir, chosen), run = named(workdir, step), load(workdir, step, allow_change=allow_change)
@@ -125,10 +136,38 @@ def evaluate_run(
         display.note(line)
     data = Data(run.tokenizer, labels, supervision, [], held_out)
     eval_step = jax.jit(make_eval_step(run.model, losses_of(supervision)))
-    metrics = judge(config, data, run.model, eval_step, run.params)
-    result = {"step": run.step, "split": split, "data": facts, "metrics": metrics, "left_out": left_out}
+    found = evaluations(config, data, run.model, eval_step, run.params)
+    result = Result(summary(found), bounds(supervision, found, config.seed))
+    metrics = result.metrics
+    stored = {"step": run.step, "split": split, "data": facts, "metrics": metrics, "left_out": left_out}
+    if supervision.answering is not None:
+        stored["intervals"] = result.intervals
+        stored |= signatures(supervision.metrics, [truth for _, _, one in found for truth in one.truths])
     name = judged.name + (f"-step-{run.step}" if chosen != "latest" else "")
-    write_json(workdir / "results" / f"{name}.json", result)
+    write_json(workdir / "results" / f"{name}.json", stored)
+    if supervision.answering is not None:
+        write_lines(workdir / "results" / f"{name}.answers.jsonl", answer_lines(found))
     if odd := not_finite(metrics):
         display.note(f"{workdir}: this evaluation is not finite ({', '.join(odd)}); in the results these are null")
-    return metrics
+    return result
+
+
+def bounds(
+    supervision: Supervision, found: Sequence[tuple[Member, int, Evaluation]], seed: int
+) -> dict[str, tuple[float, float]]:
+    """Return the 95 % intervals of a task's metrics, under the names that `summary` has them by; there is none of a
+    mean over members."""
+    several_of = len(found) > 1
+    return {
+        f"{member.name}/{name}" if several_of else name: bound
+        for member, _, evaluation in found
+        for name, bound in confidence(supervision, evaluation, seed).items()
+    }
+
+
+def answer_lines(found: Sequence[tuple[Member, int, Evaluation]]) -> Iterator[str]:
+    """Yield a line of JSON of each example that was judged: its number, what is true of it, and the answer."""
+    for member, _, evaluation in found:
+        for number, (truth, answer) in enumerate(zip(evaluation.truths, evaluation.answers, strict=True)):
+            where = {"member": member.name} if len(found) > 1 else {}
+            yield json.dumps(where | {"example": number, "truth": truth} | answer, ensure_ascii=False)

@@ -11,10 +11,10 @@ from typing import Any
 from jaxformer.objectives import Supervision
 from jaxformer.tasks.classification import Classification, MultiLabel, MultipleChoice, Regression
 from jaxformer.tasks.defined import Definitions, defined_by, joined, read_file
-from jaxformer.tasks.metrics import measure
+from jaxformer.tasks.metrics import intervals, measure, signatures
 from jaxformer.tasks.text_to_text import TextToTextClassification
 
-__all__ = ["TASKS", "Definitions", "defined_by", "joined", "measure", "read_file", "renamed"]
+__all__ = ["TASKS", "Definitions", "defined_by", "intervals", "joined", "measure", "read_file", "renamed", "signatures"]
 
 TASKS: dict[str, type[Supervision]] = {
     Classification.name: Classification,

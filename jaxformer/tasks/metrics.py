@@ -19,7 +19,7 @@ from jaxformer.tasks import label_metrics, text_metrics
 from jaxformer.tasks.label_metrics import Score
 from jaxformer.tasks.text_metrics import signatures
 
-__all__ = ["KINDS", "METRICS", "Metric", "check_metrics", "intervals", "measure", "signatures", "task_metrics"]
+__all__ = ["KINDS", "METRICS", "Metric", "check_metrics", "intervals", "measure", "signatures"]
 
 # Takes truths, guesses and the number of classes; what can be worked out once for all draws is.
 Prepare = Callable[[Sequence[Any], Sequence[Any], int], Score]
@@ -145,10 +145,3 @@ def intervals(
 def _percentiles(values: np.ndarray) -> tuple[float, float]:
     low, high = np.percentile(values, (2.5, 97.5)) if values.size else (math.nan, math.nan)
     return float(low), float(high)
-
-
-def task_metrics(
-    names: str | Sequence[str], labels: np.ndarray, predictions: np.ndarray, num_classes: int
-) -> dict[str, float]:
-    """Return each named metric of int arrays [N] of true and predicted classes (-1: no class)."""
-    return measure(names, list(labels), list(predictions), num_classes)

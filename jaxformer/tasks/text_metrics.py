@@ -94,10 +94,11 @@ def rouge(name: str, truths: Sequence[Any], guesses: Sequence[Any], num_classes:
 
 def signatures(names: str | Sequence[str], truths: Sequence[Any]) -> dict[str, str]:
     """Return sacreBLEU's signature for each of its metrics among the names, as "NAME_signature"; {} without any."""
-    counts = sorted({len(refs) for refs in truths})
+    wanted = [name for name in several(names) if name in SACREBLEU]
+    counts = sorted({len(refs) for refs in truths}) if wanted else []
     found = {}
-    for name in several(names):
-        if counts and name in SACREBLEU:
+    for name in wanted:
+        if counts:
             metric = _sacrebleu(name)
             # It asks for the number of references alone, which any text tells.
             metric.corpus_score(["."] * len(counts), _streams([["."] * count for count in counts]))
