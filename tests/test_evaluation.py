@@ -1,4 +1,4 @@
-"""Evaluation: exact means whatever the batching, a task's metrics by hand, text judged as text."""
+"""Evaluation: exact means whatever the batching, text judged as text."""
 
 import dataclasses
 import math
@@ -17,37 +17,11 @@ from jaxformer.generation.decoding import GenerationConfig
 from jaxformer.models.model import Model
 from jaxformer.objectives import Head
 from jaxformer.tasks.classification import Classification
-from jaxformer.tasks.metrics import measure
 from jaxformer.tasks.text_to_text import TextToTextClassification
 from jaxformer.training.step import make_eval_step
 
 Batch = dict[str, np.ndarray]
 STARTS_FROM_PADDING: Any = Model(CONFIGS["t5"])
-
-
-# Metrics.
-
-
-def test_metrics_by_hand() -> None:
-    labels, guesses = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 1, 1, 0])
-    # Precision and recall: 1/2 and 1/2; 2/3 and 1; 0 and 0.
-    assert measure(["accuracy", "f1"], labels, guesses, 3) == pytest.approx(
-        {"accuracy": 3 / 5, "f1": (1 / 2 + 4 / 5 + 0) / 3}
-    )
-    assert measure(["f1"], labels, labels, 3) == {"f1": 1.0}
-    assert measure([], labels, labels, 3) == {}
-
-
-def test_text_that_names_no_class_is_wrong_without_being_a_class() -> None:
-    labels, guesses = np.array([0, 0, 1, 1]), np.array([0, -1, -1, 1])
-    # Each class: precision 1, recall 1/2. A third class for -1 would make it 4/9.
-    assert measure(["accuracy", "f1"], labels, guesses, 2) == pytest.approx({"accuracy": 1 / 2, "f1": 2 / 3})
-    assert measure(["accuracy", "f1"], labels, np.full(4, -1), 2) == {"accuracy": 0.0, "f1": 0.0}
-
-
-def test_a_class_that_is_never_predicted_counts_as_much_as_the_others() -> None:
-    labels, guesses = np.array([0] * 9 + [1]), np.zeros(10, int)
-    assert measure(["accuracy", "f1"], labels, guesses, 2) == pytest.approx({"accuracy": 0.9, "f1": 18 / 19 / 2})
 
 
 # Means over batches, with an eval step that reads the numbers from the batch.

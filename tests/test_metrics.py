@@ -63,6 +63,24 @@ def test_classes_by_hand() -> None:
         measure("accuracy", [0, 1, 1], [0, 1])
 
 
+def test_macro_f1_of_three_classes() -> None:
+    # Precision and recall: 1/2 and 1/2; 2/3 and 1; 0 and 0.
+    found = measure(["accuracy", "f1"], np.array([0, 0, 1, 1, 2]), np.array([0, 1, 1, 1, 0]), 3)
+    assert found == pytest.approx({"accuracy": 3 / 5, "f1": (1 / 2 + 4 / 5 + 0) / 3})
+
+
+def test_text_that_names_no_class_is_wrong_without_being_a_class() -> None:
+    # Each class: precision 1, recall 1/2. A third class for -1 would make it 4/9.
+    found = measure(["accuracy", "f1"], [0, 0, 1, 1], [0, -1, -1, 1], 2)
+    assert found == pytest.approx({"accuracy": 1 / 2, "f1": 2 / 3})
+    assert measure(["accuracy", "f1"], [0, 0, 1, 1], [-1] * 4, 2) == {"accuracy": 0.0, "f1": 0.0}
+
+
+def test_a_class_that_is_never_predicted_counts_as_much_as_the_others() -> None:
+    found = measure(["accuracy", "f1"], [0] * 9 + [1], [0] * 10, 2)
+    assert found == pytest.approx({"accuracy": 0.9, "f1": 18 / 19 / 2})
+
+
 def test_classes_as_scikit_learn_has_them(rng: np.random.Generator) -> None:
     truths = rng.integers(5, size=300)
     guesses = np.where(rng.random(300) < 0.6, truths, rng.integers(-1, 5, size=300))

@@ -71,7 +71,7 @@ def test_a_text_to_train_a_tokenizer_on_is_one() -> None:
 
 
 def test_a_metric_and_a_folder_are_one(tmp_path: Path) -> None:
-    assert measure("accuracy", np.array([0, 1]), np.array([0, 0]), 2) == {"accuracy": 0.5}
+    assert measure("accuracy", [0, 1], [0, 0], 2) == {"accuracy": 0.5}
     run = make_run("gpt", tmp_path / "abc")
     assert [found.name for found in find_runs(str(run))] == [found.name for found in find_runs(run)] == ["abc"]
 

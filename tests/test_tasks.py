@@ -351,6 +351,15 @@ def test_class_weights_weigh_the_examples_of_their_class() -> None:
         bound(task, labels=("x", "y", "z"))
 
 
+def test_metrics_that_do_not_fit_the_labels_are_refused() -> None:
+    task = Classification(family="encoder_only", metrics=("accuracy", "f1_binary"))
+    assert bound(task).metrics == ("accuracy", "f1_binary")
+    with pytest.raises(UserError, match="f1_binary is the F1 of the second of two classes, but there are 3"):
+        bound(task, labels=("x", "y", "z"))
+    with pytest.raises(UserError, match="pearson judges a number, but this task predicts a class"):
+        Classification(metrics=("pearson",))
+
+
 def test_answers_by_hand() -> None:
     logits = np.log(np.array([[1, 3], [8, 2]], np.float32))
     task = bound(Classification(family="encoder_only"))

@@ -62,8 +62,10 @@ class Task:
         return dataclasses.replace(self, family=model.family)
 
     def bind(self, vocabulary: Vocabulary, labels: Sequence[str], encode: Encode, decode: Decode) -> Self:
-        """Return a copy that knows ids and labels. Raises UserError when the tokenizer lacks a token that is needed."""
+        """Return a copy that knows ids and labels. Raises UserError when the tokenizer lacks a token that is needed, or
+        a metric does not judge these labels."""
         vocabulary.id("pad")
+        check_metrics(self.metrics, self.label_kind, labels)
         return dataclasses.replace(self, _vocabulary=vocabulary, labels=tuple(labels))
 
     @property
