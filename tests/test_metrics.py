@@ -192,6 +192,7 @@ def test_answers_are_compared_as_squad_does() -> None:
     for text, normal in {
         "The Eiffel-Tower,  in  Paris!": "eiffeltower in paris",  # punctuation goes first, and joins words
         "an A, a the": "",
+        "A-1 steak": "a1 steak",
         "Theatre of another": "theatre of another",
         "$1,000.50": "100050",
         "“El Niño”": "“el niño”",  # quotes of print are none of ASCII's punctuation
