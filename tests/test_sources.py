@@ -113,7 +113,10 @@ def test_parquet_gives_text_also_from_bytes(tmp_path: Path) -> None:
 
 def test_examples_carry_their_fields_and_class(tmp_path: Path) -> None:
     records = [{"text": text, "title": text.upper(), "label": label} for text, label in zip("abc", "yxy", strict=True)]
-    expected = [{"text": "a", "title": "A", "label": 1}, {"text": "b", "title": "B", "label": 0}]
+    expected = [
+        {"text": "a", "title": "A", "label": 1, "record": {"text": "a", "title": "A", "label": "y"}},
+        {"text": "b", "title": "B", "label": 0, "record": {"text": "b", "title": "B", "label": "x"}},
+    ]
     for source in (
         JSONLines(path=json_lines(tmp_path / "a.jsonl", *records), **ALL),
         Parquet(path=parquet(tmp_path / "a.parquet", **{key: [r[key] for r in records] for key in records[0]}), **ALL),

@@ -15,7 +15,7 @@ from jaxformer.errors import UserError
 
 Label = bool | int | float | str
 _KINDS = {bool: "a truth value", int: "a whole number", float: "a number with a point", str: "text"}
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 _NAMED = 5  # labels, in one message
 
 
@@ -77,7 +77,7 @@ def check_labels(field: str, found: Iterable[tuple[str, Label]]) -> None:
     if len(kinds) > 1:
         each = "; ".join(f"{where} has {label!r}, {_KINDS[kind]}" for kind, (where, label) in reversed(kinds.items()))
         raise UserError(f"data: the labels in '{field}' are mixed: {each}; write all of them in one way")
-    numeric = all(_NUMBER.fullmatch(label.strip()) if isinstance(label, str) else True for _, label in found)
+    numeric = all(NUMBER.fullmatch(label.strip()) if isinstance(label, str) else True for _, label in found)
     scores = [(where, label) for where, label in found if numeric and not float(label).is_integer()]
     if scores:
         where, label = scores[0]
@@ -90,7 +90,7 @@ def check_labels(field: str, found: Iterable[tuple[str, Label]]) -> None:
 def in_order(names: Iterable[str]) -> list[str]:
     """Return class names in the order of their numbers: whole numbers as numbers, all else as text."""
     names = sorted(names)
-    if all(_NUMBER.fullmatch(name.strip()) and float(name).is_integer() for name in names):
+    if all(NUMBER.fullmatch(name.strip()) and float(name).is_integer() for name in names):
         return sorted(names, key=float)
     return names
 

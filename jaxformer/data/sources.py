@@ -92,9 +92,9 @@ class StdlibDocs(Source):
     def label_names(self, kind: str = "class") -> tuple[str, ...]:
         from jaxformer.data.stdlib_docs import AREAS
 
-        return tuple(sorted(AREAS))
+        return tuple(sorted(AREAS)) if kind == "class" and self.label_field == "area" else super().label_names(kind)
 
-    def label_notes(self) -> list[str]:
+    def label_notes(self, kind: str = "class") -> list[str]:
         return []
 
     def fingerprint(self, split: str) -> str:
