@@ -14,9 +14,13 @@ import pytest
 import tensorflow_datasets as tfds
 
 from jaxformer.data import stdlib_docs
+from jaxformer.data.columns import CSV, CoNLL
 from jaxformer.data.files import JSONLines, Parquet, Text
+from jaxformer.data.huggingface import HuggingFace
+from jaxformer.data.parallel import Parallel
 from jaxformer.data.records import Source
 from jaxformer.data.sources import SOURCES, TFDS, SourceMixture, StdlibDocs
+from jaxformer.data.squad import SQuAD
 from jaxformer.errors import UserError
 
 ALL = {"validation_share": 1e-12}  # practically everything is for training
@@ -571,4 +575,5 @@ def test_keys_of_the_members_are_refused_beside_them() -> None:
 
 
 def test_every_source_of_the_list_is_tested() -> None:
-    assert set(SOURCES.values()) == {StdlibDocs, TFDS, Text, JSONLines, Parquet, SourceMixture}
+    elsewhere = {CSV, SQuAD, CoNLL, Parallel, HuggingFace}  # test_labelled_sources.py
+    assert set(SOURCES.values()) == {StdlibDocs, TFDS, Text, JSONLines, Parquet, SourceMixture} | elsewhere

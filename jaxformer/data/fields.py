@@ -55,7 +55,7 @@ def has(record: Record, field: str) -> bool:
 
 def absent(record: Any, field: str, where: str, path: str = "") -> Malformed:
     """Return the error for a field that a record, or what stands at `path` in it, does not have."""
-    names = list(record) if isinstance(record, Mapping) else []
+    names = [str(name)[:40] for name in record] if isinstance(record, Mapping) else []
     inside = f" in '{path}'" if path else ""
     return Malformed(f"{where}: no field '{field}'{inside}{suggest(field, names)}; it has {', '.join(names) or 'none'}")
 
@@ -110,6 +110,21 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and math.isnan(value):
         return None
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def with_names(value: Any, feature: Any) -> Any:
+    """Return what a field of TFDS or of Hugging Face holds with the names of its classes, which are null where they are
+    below 0, as in GLUE's tests: labels look alike in all sources. `feature` is the library's description of it."""
+    inner = getattr(feature, "feature", None)
+    if isinstance(feature, Mapping) and isinstance(value, Mapping):
+        return {key: with_names(each, feature[key]) for key, each in value.items()}
+    if inner is not None and isinstance(value, Mapping):  # a list of objects, kept as an object of lists
+        return {key: [with_names(one, inner[key]) for one in each] for key, each in value.items()}
+    if inner is not None and is_list(value):
+        return [with_names(each, inner) for each in value]
+    if inner is None and hasattr(feature, "int2str") and value is not None:
+        return feature.int2str(int(value)) if value >= 0 else None
+    return value
 
 
 def raw_record(record: Record, texts: Mapping[str, Any], label_field: str) -> dict[str, Any]:

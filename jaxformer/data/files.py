@@ -1,6 +1,5 @@
 """Local files as sources: plain text, JSON lines, Parquet. What is malformed is named with its file and line."""
 
-import codecs
 import dataclasses
 import itertools
 import json
@@ -8,16 +7,17 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from jaxformer.checks import check_choice
-from jaxformer.data.finding import JSON_LINES, KINDS, OTHERS, PARQUET, Kind, find_files, suffix_of
+from jaxformer.data.finding import CSV, JSON_LINES, KINDS, OTHERS, PARQUET, Kind, find_files, suffix_of
 from jaxformer.data.left_out import LeftOut, count, total
-from jaxformer.data.reading import lines, not_utf8, open_bytes
+from jaxformer.data.reading import lines, not_utf8, raw_lines, whole
 from jaxformer.data.records import Contents, Malformed, Record, Rows, Source, digest, first_line
 from jaxformer.errors import UserError
 from jaxformer.storage import content_digest
 
+_FIELDS = {"json_lines": (*JSON_LINES, ".json"), "parquet": PARQUET, "csv": CSV}  # what files of a suffix are read by
 _LISTED = 1000  # files; of more there is one digest of all
 
 
@@ -125,7 +125,7 @@ class Text(Files):
         left_out = dict(super().left_out_files())
         suffixes = [suffix_of(file) for part in self.parts for file in self.files(part)]
         for suffix in sorted({suffix for suffix in suffixes if suffix in OTHERS}):
-            reader = "json_lines" if suffix in (*JSON_LINES, ".json") else "parquet" if suffix in PARQUET else ""
+            reader = next((name for name in _FIELDS if suffix in _FIELDS[name]), "")
             advice = f"; data.name={reader} reads their fields" if reader else ""
             count(left_out, f"files read as plain text, {suffix}{advice}", suffixes.count(suffix), len(suffixes))
         return left_out
@@ -133,16 +133,41 @@ class Text(Files):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JSONLines(Files):
-    """One JSON object per line."""
+    """One JSON object per line. A file called .json may be an array of objects."""
 
     KIND: ClassVar[Kind] = KINDS["json_lines"]
 
     def rows(self, file: Path) -> Iterator[tuple[str, Record | Malformed]]:
-        with open_bytes(file) as lines_of_bytes:
-            for number, line in enumerate(lines_of_bytes, 1):
-                line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-                if line.strip():
-                    yield (where := f"{file}:{number}"), _json_object(line, where)
+        if suffix_of(file) == ".json" and _begins(file, b"["):
+            for number, record in enumerate(json_of(file)):
+                where = f"{file}[{number}]"
+                yield where, record if isinstance(record, dict) else _no_object(record, where)
+            return
+        for number, line in enumerate(raw_lines(file), 1):
+            if line.strip():
+                yield (where := f"{file}:{number}"), _json_object(line, where)
+
+
+def _begins(file: Path, sign: bytes) -> bool:
+    return next((line for line in raw_lines(file) if line.strip()), b"").lstrip().startswith(sign)
+
+
+def json_of(file: Path) -> Any:
+    """Return what a file holds that is one piece of JSON. Raises UserError for what is none."""
+    text = whole(file)
+    try:
+        return json.loads(text.decode())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}:{error.lineno}: not JSON ({error.msg} at column {error.colno}); mend it") from error
+    except UnicodeDecodeError as error:
+        number = text.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{file}:{number}: {not_utf8(text.splitlines()[number - 1], error)}") from error
+    except RecursionError as error:
+        raise UserError(f"{file}: not JSON (nested too deeply)") from error
+
+
+def _no_object(value: Any, where: str) -> Malformed:
+    return Malformed(f"{where}: {type(value).__name__}, not an object with fields")
 
 
 def _json_object(line: bytes, where: str) -> Record | Malformed:
@@ -154,9 +179,7 @@ def _json_object(line: bytes, where: str) -> Record | Malformed:
         return Malformed(f"{where}: {not_utf8(line, error)}")
     except RecursionError:
         return Malformed(f"{where}: not JSON (nested too deeply); mend or drop the line")
-    if not isinstance(record, dict):
-        return Malformed(f"{where}: {type(record).__name__}, not an object with fields")
-    return record
+    return record if isinstance(record, dict) else _no_object(record, where)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,8 @@ COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 PLAIN = (".txt", ".text", ".md", ".markdown", ".rst")
 JSON_LINES = (".jsonl", ".ndjson")
 PARQUET = (".parquet", ".pq")
+CSV = (".csv", ".tsv", ".tab")
+CONLL = (".conll", ".conllu", ".bio", ".iob", ".iob2", ".bioes")
 _OTHERS = """
     .json .csv .tsv .arrow .feather .avro .orc .array_record .tfrecord .lock .db .sqlite .sqlite3 .xls .xlsx .ods
     .pdf .doc .docx .odt .rtf .epub .mobi .ppt .pptx .ps .eps .djvu .ipynb
@@ -43,6 +45,9 @@ KINDS = {
     "text": Kind("of plain text", (lambda suffix: suffix in PLAIN, lambda suffix: suffix not in OTHERS)),
     "json_lines": Kind("*.jsonl", (lambda suffix: suffix in JSON_LINES, lambda suffix: suffix == ".json")),
     "parquet": Kind("*.parquet", (lambda suffix: suffix in PARQUET,)),
+    "csv": Kind("*.csv or *.tsv", (lambda suffix: suffix in CSV,)),
+    "squad": Kind("*.json", (lambda suffix: suffix == ".json",)),
+    "conll": Kind("*.conll", (lambda suffix: suffix in CONLL, lambda suffix: suffix in ("", ".txt"))),
 }
 
 
@@ -154,3 +159,32 @@ def _fits(parts: Sequence[str], patterns: Sequence[str]) -> bool:
     if patterns[0] == "**":
         return any(_fits(parts[number:], patterns[1:]) for number in range(len(parts) + 1))
     return bool(parts) and fnmatch.fnmatchcase(parts[0], patterns[0]) and _fits(parts[1:], patterns[1:])
+
+
+def find_sets(path: str, endings: Sequence[str], key: str = "data.path") -> list[tuple[Path, ...]]:
+    """Return the files PATH.ENDING of each ending, compressed or not; of a pattern one set for each of its matches,
+    sorted. Raises UserError for those that are missing."""
+    named = str(Path(path).expanduser())
+    stems = [named]
+    if named and glob.has_magic(named) and _with_ending(named, endings[0]) is None:
+        ends = [f".{endings[0]}{compressed}" for compressed in ("", *COMPRESSED)]
+        stems = sorted({str(file)[: -len(end)] for end in ends for file in _matches(named + end)})
+    sets = [[_with_ending(stem, ending) for ending in endings] for stem in stems]
+    for stem, files in zip(stems, sets, strict=True):
+        for ending, file in zip(endings, files, strict=True):
+            if file is None:
+                there = sorted(other.name for other in _beside(Path(stem)))
+                shown = f"; beside it are {', '.join(there[:9])}" if there else ""
+                raise UserError(f"{key}: no file {stem}.{ending}, compressed or not{shown}")
+    if not sets:
+        raise UserError(f"{key}: no file {path}.{endings[0]}; give what the names of the files begin with, DIR/train")
+    return [tuple(file for file in files if file) for files in sets]
+
+
+def _with_ending(stem: str, ending: str) -> Path | None:
+    names = (Path(f"{stem}.{ending}{compressed}") for compressed in ("", *COMPRESSED))
+    return next((name for name in names if name.is_file()), None)
+
+
+def _beside(stem: Path) -> Iterator[Path]:
+    yield from (file for file in stem.parent.glob(glob.escape(stem.name) + ".*") if _is_data(file.name))

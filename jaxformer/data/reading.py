@@ -1,6 +1,7 @@
 """How a file of text is read: decompressed as its name says, decoded as UTF-8. Anything else is named as what it is."""
 
 import bz2
+import codecs
 import contextlib
 import gzip
 import io
@@ -79,6 +80,19 @@ def lines(file: Path) -> Iterator[str]:
         except UnicodeDecodeError as error:
             number, line = _undecodable(file)
             raise UserError(f"{file}:{number}: {not_utf8(line, error)}") from error
+
+
+def raw_lines(file: Path) -> Iterator[bytes]:
+    """Yield the lines of a file of text as bytes, without the byte order mark that Windows writes."""
+    with open_bytes(file) as stream:
+        for number, line in enumerate(stream):
+            yield line.removeprefix(codecs.BOM_UTF8) if number == 0 else line
+
+
+def whole(file: Path) -> bytes:
+    """Return the bytes of a file of text, without a byte order mark."""
+    with open_bytes(file) as stream:
+        return stream.read().removeprefix(codecs.BOM_UTF8)
 
 
 def _undecodable(file: Path) -> tuple[int, bytes]:

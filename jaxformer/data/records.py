@@ -147,8 +147,9 @@ class Source(Records):
         named = choices or choice_fields(fields)
 
         def example(record: Record, where: str) -> dict[str, Any] | None:
-            texts, raw = _texts(record, fields, kind, where)
             value = None if unlabelled and not has(record, self.label_field) else self._label(record, where, kind)
+            # Without tags, a task parts running text into words itself.
+            texts, raw = _texts(record, fields, "" if kind == "tags" and value is None else kind, where)
             if value is not None and kind == "tags":
                 for field in fields:
                     check_tags(value, raw[field], (field, self.label_field), where)
@@ -235,6 +236,6 @@ def _texts(
     sentences of a field that holds a list of them, where texts are written."""
     raw: dict[str, str | list[str]] = {}
     for field in fields:
-        is_joined = kind == "tags" or (kind in JOINED and is_list(value_of(record, field, where)))
-        raw[field] = words_of(record, field, where) if is_joined else text_of(record, field, where)
+        joined = kind == "tags" or (kind in JOINED and is_list(value_of(record, field, where)))
+        raw[field] = words_of(record, field, where) if joined else text_of(record, field, where)
     return {field: " ".join(found) if isinstance(found, list) else found for field, found in raw.items()}, raw

@@ -1,4 +1,4 @@
-"""Where text comes from: TFDS datasets, local text, JSON lines, Parquet, the built-in corpus, and mixtures of these.
+"""Where text comes from: local files, datasets of TFDS and of Hugging Face, the built-in corpus, mixtures of these.
 
 A source gives documents (text to pretrain on) and, where it has labels, examples. Without a held-out split of its own,
 each document or example goes to validation by a hash of its number.
@@ -14,9 +14,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jaxformer.checks import check_choice, check_kind, check_range, read_members
+from jaxformer.data.columns import CSV, CoNLL
+from jaxformer.data.fields import with_names
 from jaxformer.data.files import JSONLines, Parquet, Text
+from jaxformer.data.huggingface import HuggingFace
+from jaxformer.data.parallel import Parallel
 from jaxformer.data.records import Contents, Record, Source, digest, first_line
 from jaxformer.data.sealed import Damaged, Note, seal, told, unsealed
+from jaxformer.data.squad import SQuAD
 from jaxformer.errors import UserError, suggest
 from jaxformer.storage import cache_folder
 
@@ -49,7 +54,7 @@ class TFDS(Source):
                 f"data: {self.dataset} has no split '{name}'{suggest(name, splits)}; it has {', '.join(splits)}"
             )
         for number, record in enumerate(_rows(builder, name)):
-            yield f"{self.dataset} {name}[{number}]", _named(builder, record)
+            yield f"{self.dataset} {name}[{number}]", with_names(record, builder.info.features)
 
     def fingerprint(self, split: str) -> str:
         return digest(type(self).__name__, _sizes(self._builder()), dataclasses.asdict(self), split)
@@ -87,7 +92,7 @@ class StdlibDocs(Source):
     def stored(self, part: str, labelled: bool) -> Iterator[tuple[str, Record]]:
         builder = self._builder("docstrings" if labelled else "documents")
         for number, record in enumerate(_rows(builder, part)):
-            yield f"stdlib_docs {part}[{number}]", _named(builder, record)
+            yield f"stdlib_docs {part}[{number}]", with_names(record, builder.info.features)
 
     def label_names(self, kind: str = "class") -> tuple[str, ...]:
         from jaxformer.data.stdlib_docs import AREAS
@@ -165,20 +170,6 @@ def _sizes(builder: Any) -> dict[str, str]:
     }
 
 
-def _named(builder: Any, record: Record) -> Record:
-    """Replace classes by their names, so that labels look alike in all sources."""
-    import tensorflow_datasets as tfds
-
-    features = builder.info.features
-
-    def named(key: str, value: Any) -> Any:
-        if not isinstance(features[key], tfds.features.ClassLabel):
-            return value
-        return features[key].int2str(int(value)) if value >= 0 else None  # -1: no label, as in GLUE's tests
-
-    return {key: named(key, value) for key, value in record.items()}
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceMixture(Source):
     """Several sources at once: `members` are {"name": …, "weight": …, the source's own keys}.
@@ -242,5 +233,10 @@ SOURCES: dict[str, type[Source]] = {
     "text": Text,
     "json_lines": JSONLines,
     "parquet": Parquet,
+    "csv": CSV,
+    "squad": SQuAD,
+    "conll": CoNLL,
+    "parallel": Parallel,
+    "huggingface": HuggingFace,
     "mixture": SourceMixture,
 }
