@@ -21,6 +21,7 @@ KINDS: dict[Any, str] = {
     str: "text",
     bool: "true or false",
     dict: "keys and values",
+    tuple[str, ...]: "a list of texts",
 }
 
 
@@ -58,6 +59,8 @@ def check_choice(key: str, value: str, choices: Collection[str]) -> None:
 
 def check_kind(key: str, value: Any, kind: Any) -> None:
     """Raise UserError unless `value`, that of `key`, has the type `kind`; a float may be whole, but not inf or NaN."""
+    if kind == tuple[str, ...] and isinstance(value, str | list | tuple) and all(isinstance(one, str) for one in value):
+        return
     kinds = (int, float) if kind is float else (kind,)
     if type(value) not in kinds or (kind is float and not abs(value) <= sys.float_info.max):
         raise UserError(f"{key}: {value!r} is not {KINDS.get(kind, kind)}")

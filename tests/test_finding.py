@@ -95,7 +95,7 @@ def test_a_pattern_that_names_a_suffix_gets_it(tmp_path: Path) -> None:
     fill(tmp_path, "a.txt", "b.log", "c.csv", "d.csv.gz")
     assert names(f"{tmp_path}/*.log") == ["b.log"]
     assert Text(path=f"{tmp_path}/[bc].csv").files() == [tmp_path / "c.csv"]
-    assert left_out(f"{tmp_path}/*.csv") == {"files read as plain text, .csv": 1}
+    assert left_out(f"{tmp_path}/*.csv") == {"files read as plain text, .csv; data.name=csv reads their fields": 1}
 
 
 def test_empty_files_and_broken_links_are_counted(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_each_file_is_read_once_whatever_links_lead_to_it(pattern: str, tmp_path
 
 
 def test_json_lines_read_as_plain_text_are_said(tmp_path: Path) -> None:
-    for name, advice in (("a.jsonl", "; data.name=json_lines reads their fields"), ("a.csv", "")):
+    for name, advice in (("a.jsonl", "; data.name=json_lines reads their fields"), ("a.xls", "")):
         path = fill(tmp_path, name) / name
         what = f"files read as plain text, {path.suffix}{advice}"
         assert Text(path=str(path)).left_out_files() == {what: {"count": 1, "of": 1}}

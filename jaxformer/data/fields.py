@@ -116,7 +116,7 @@ def with_names(value: Any, feature: Any) -> Any:
     """Return what a field of TFDS or of Hugging Face holds with the names of its classes, which are null where they are
     below 0, as in GLUE's tests: labels look alike in all sources. `feature` is the library's description of it."""
     inner = getattr(feature, "feature", None)
-    if isinstance(feature, Mapping) and isinstance(value, Mapping):
+    if inner is None and hasattr(feature, "keys") and isinstance(value, Mapping):
         return {key: with_names(each, feature[key]) for key, each in value.items()}
     if inner is not None and isinstance(value, Mapping):  # a list of objects, kept as an object of lists
         return {key: [with_names(one, inner[key]) for one in each] for key, each in value.items()}

@@ -14,8 +14,6 @@ from jaxformer.data.fields import Malformed, Record, as_text, is_list, plain, va
 from jaxformer.data.labels import NUMBER, Label, label_of
 from jaxformer.errors import UserError
 
-KINDS = ("class", "classes", "number", "choice", "tags", "span", "text")
-NAMED = ("class", "classes", "tags")  # kinds whose labels are numbers of names
 JOINED = ("tags", "text")  # kinds whose fields may be lists: words, or the sentences of a text to shorten
 UNSAID = -1.0  # benchmarks write it for every row of a split without labels
 
@@ -66,9 +64,10 @@ def _tags(value: Any, separator: str) -> list[Label] | None:
 def _each(values: Sequence[Any], what: str) -> list[Label]:
     labels = []
     for place, value in enumerate(values):
-        label = label_of(value.decode() if isinstance(value, bytes) else value)
+        found = None if is_list(value) or isinstance(value, Mapping) else value
+        label = label_of(found.decode() if isinstance(found, bytes) else found)
         if label is None:
-            raise TypeError(f"no list of {what}: its element {place} is {value!r}")
+            raise TypeError(f"no list of {what}: its element {place} is {_named(value)}")
         labels.append(label)
     return labels
 
@@ -122,7 +121,7 @@ def _text(value: Any, separator: str) -> list[str] | None:
 
 
 def _named(value: Any) -> str:
-    return repr(value) if isinstance(value, str | bool | int | float) else type(value).__name__
+    return repr(value) if value is None or isinstance(value, str | bool | int | float) else type(value).__name__
 
 
 _READERS: Mapping[str, Callable[[Any, str], Any]] = {

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxformer.data.batches import Member, evaluated
+from jaxformer.data.kinds import JOINED
 from jaxformer.data.labels import classes_among
 from jaxformer.data.left_out import LeftOut, count, total
 from jaxformer.data.records import Source
@@ -102,8 +103,13 @@ def corpus_tokenizer(
     for corpus, _ in weighted_sources(source):
         corpus.mend(note)
     fingerprints = [
-        [corpus.fingerprint("train"), *fields, *(["labels"] if writes_labels else [])]
-        for corpus, fields, writes_labels in _read(source, supervision)
+        [
+            corpus.fingerprint("train"),
+            *fields,
+            *(["labels"] if writes_labels else []),
+            *([kind] if kind in JOINED else []),
+        ]
+        for corpus, fields, kind, writes_labels in _read(source, supervision)
     ]
     key = json.dumps([type(config).__name__, dataclasses.asdict(config), fingerprints])
     path = cache_folder() / "tokenizers" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
@@ -122,22 +128,28 @@ def corpus_tokenizer(
 
 def training_texts(source: Source, supervision: Supervision) -> Iterator[str]:
     """Yield every text of the training split that an objective or a task reads, and the labels that it writes, once."""
-    for corpus, fields, writes_labels in _read(source, supervision):
-        yield from corpus.texts("train", fields)
+    for corpus, fields, kind, writes_labels in _read(source, supervision):
+        yield from corpus.texts("train", fields, kind=kind)
         if writes_labels:
-            yield from corpus.label_names()
+            yield from corpus.label_names(kind)
 
 
-def _read(source: Source, supervision: Supervision) -> list[tuple[Source, tuple[str, ...], bool]]:
-    """Return the corpora that are read, which fields of each (none: its documents), and whether labels are written."""
+def _read(source: Source, supervision: Supervision) -> list[tuple[Source, tuple[str, ...], str, bool]]:
+    """Return the corpora that are read, which fields of each (none: its documents), the kind of label that belongs to
+    them, and whether labels are written."""
     corpora = [corpus for corpus, _ in weighted_sources(source)]
     read = dict.fromkeys(
-        (number, tuple(part.objective.fields), part.objective.labelled and part.objective.decodes)
+        (
+            number,
+            tuple(part.objective.fields),
+            part.objective.label_kind,
+            part.objective.labelled and part.objective.decodes,
+        )
         for part in supervision.parts
         for number in part.corpora or range(len(corpora))
         if 0 <= number < len(corpora)
     )
-    return [(corpora[number], fields, writes_labels) for number, fields, writes_labels in read]
+    return [(corpora[number], fields, kind, writes_labels) for number, fields, kind, writes_labels in read]
 
 
 def prepare(

@@ -11,7 +11,6 @@ from typing import Any
 from jaxformer.data.fields import Malformed, Record, has, is_list, raw_record, text_of, value_of, words_of
 from jaxformer.data.kinds import (
     JOINED,
-    NAMED,
     UNSAID,
     Counting,
     check_answers,
@@ -23,6 +22,7 @@ from jaxformer.data.kinds import (
 from jaxformer.data.labels import Label, Labels, check_labels, in_order, name_of
 from jaxformer.data.left_out import LeftOut, count
 from jaxformer.data.splits import EVERY, PLACES, Contents, Read, Records, Rows, digest, first_line, hash_of, tried
+from jaxformer.objectives import CLASS_KINDS
 
 __all__ = ["EVERY", "PLACES", "Contents", "Malformed", "Record", "Rows", "Source", "digest", "first_line"]
 
@@ -82,11 +82,11 @@ class Source(Records):
     def label_names(self, kind: str = "class") -> tuple[str, ...]:
         """Return the names of the classes, or of the tags, of the rows of all splits in order: a label's number is its
         place in them. Other kinds of label have none."""
-        return self.labels_of(kind).names if kind in NAMED else ()
+        return self.labels_of(kind).names if kind in CLASS_KINDS else ()
 
     def label_notes(self, kind: str = "class") -> list[str]:
         """Return what a person should know of the labels before training, a line each."""
-        return self.labels_of(kind).notes() if kind in NAMED else []
+        return self.labels_of(kind).notes() if kind in CLASS_KINDS else []
 
     def _labelled(self, read: Callable[[Record, str], Read | None]) -> Iterator[tuple[str, int, str, Read]]:
         """Yield (part, number in it, where, what is read) of all rows in which a label is read. Malformed rows are
@@ -149,7 +149,7 @@ class Source(Records):
         def example(record: Record, where: str) -> dict[str, Any] | None:
             value = None if unlabelled and not has(record, self.label_field) else self._label(record, where, kind)
             # Without tags, a task parts running text into words itself.
-            texts, raw = _texts(record, fields, "" if kind == "tags" and value is None else kind, where)
+            texts, raw = _texts(record, fields, "text" if kind == "tags" and value is None else kind, where)
             if value is not None and kind == "tags":
                 for field in fields:
                     check_tags(value, raw[field], (field, self.label_field), where)
@@ -175,7 +175,7 @@ class Source(Records):
         self, split: str, kind: str, choices: tuple[str, ...], value: Any, texts: dict[str, str], where: str
     ) -> Any:
         """Return the label that tasks get for a row's, None where it says that there is none."""
-        if kind in NAMED:
+        if kind in CLASS_KINDS:
             numbers = self._classes(kind)
             return numbers[name_of(value)] if kind == "class" else [numbers[name_of(label)] for label in value]
         if kind == "number":

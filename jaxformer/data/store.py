@@ -143,7 +143,8 @@ def build_examples(
     records: list[bytes] = []
 
     def texts(left_out: LeftOut) -> Iterator[str]:
-        for example in source.examples(split, fields, kind, left_out):
+        choices = tuple(getattr(task.answering, "choice_fields", ()))  # what its labels are counted among
+        for example in source.examples(split, fields, kind, left_out, choices):
             kept = {"label": example["label"]} | ({"record": example["record"]} if detailed else {})
             records.append(json.dumps(kept, ensure_ascii=False).encode())
             yield from (example[field] for field in fields)

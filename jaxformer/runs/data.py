@@ -76,7 +76,7 @@ def prepare_data(run: OpenedRun) -> Data:
         "train": left_out_of(itertools.chain.from_iterable(training)),
         config.evaluation.split: left_out_of(held_out) or empty,
     }
-    notes = label_notes(config) if config.supervision.label_kind == "class" else []
+    notes = label_notes(config) if config.task is not None else []
     for line in [*counted(left_out), *notes, *split_sizes(training[0], held_out, config.evaluation.split)]:
         run.display.note(line)
     return Data(tokenizer, labels, supervision, training, held_out, read, left_out, teacher)
@@ -177,7 +177,7 @@ def label_notes(config: Config) -> list[str]:
     return [
         f"data.members[{number}]: {line}" if len(sources) > 1 else line
         for number, source in enumerate(sources)
-        for line in source.label_notes()
+        for line in source.label_notes(config.supervision.label_kind)
     ]
 
 
