@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import itertools
 import json
 import lzma
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from jaxformer.config import load
 from jaxformer.data.columns import CSV, CoNLL
 from jaxformer.data.files import JSONLines
 from jaxformer.data.finding import find_sets
@@ -522,3 +524,46 @@ def test_a_missing_extra_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_sources_have_these_names() -> None:
     names = {"csv": CSV, "squad": SQuAD, "conll": CoNLL, "parallel": Parallel, "huggingface": HuggingFace}
     assert names.items() <= SOURCES.items()
+
+
+# Published data sets: the table of docs/data.md.
+
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "data.md"
+FIRST = "| data set | keys |"
+
+
+def published() -> list[tuple[str, ...]]:
+    """Return (data set, keys, fields, kind, rows, labels) of every line of the table."""
+    lines = iter(DOCS.read_text(encoding="utf-8").splitlines())
+    for line in lines:
+        if line.startswith(FIRST):
+            break
+    next(lines)
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines)
+    return [tuple(cell.strip().replace("`", "") for cell in row.strip("|").split("|")) for row in rows]
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize(
+    ("keys", "fields", "kind", "rows", "labels"), [row[1:] for row in published()], ids=[row[0] for row in published()]
+)
+def test_a_published_data_set_loads_by_one_line(
+    keys: str, fields: str, kind: str, rows: str, labels: str, reference_data: Path
+) -> None:
+    overrides = []
+    for key, _, value in (entry.partition("=") for entry in keys.split()):
+        overrides.append(f"data.{key}={reference_data / value if key.endswith('path') else value}")
+    source = load("bert:tiny", overrides).data
+    splits = ["every"] if source.shares else ["train", "validation"]
+    read = [
+        source.documents(split) if kind == "documents" else source.examples(split, tuple(fields.split(", ")), kind)
+        for split in [*splits, *source.splits[2:]]
+    ]
+    assert [f"{sum(1 for _ in found):,}" for found in read] == rows.split(" + ")
+    assert (str(len(source.label_names(kind))) if labels else "") == labels
+
+
+def test_the_table_of_published_data_sets_has_every_kind_and_reader() -> None:
+    kinds, names = {row[3] for row in published()}, {row[1].split()[0].removeprefix("name=") for row in published()}
+    assert kinds == {"class", "classes", "number", "choice", "tags", "span", "text", "documents"}
+    assert names == {"csv", "json_lines", "squad", "conll", "parallel", "text"}
