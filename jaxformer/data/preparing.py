@@ -248,13 +248,13 @@ def _rows(
         assert task is not None  # what reads labelled examples is a task
         examples = build_examples(source, split, tokenizer, supervision, cache, progress, note)
         cut: LeftOut = {}
-        lengths, room = examples.lengths, task.room
-        count(cut, f"examples cut to {room} tokens of text", int(task.is_cut(lengths).sum()), len(examples))
+        lengths, what = examples.lengths, task.what_is_cut
+        count(cut, what, int(task.is_cut(lengths).sum()), len(examples))
         fingerprint = examples.store.fingerprint
         names, labels = source.label_names(supervision.label_kind), supervision.labels
         first = np.concatenate([np.zeros(1, np.int64), np.cumsum(task.num_rows(lengths))])
         rows = ExampleRows(examples, first, None if names == labels else classes_among(names, labels))
-        return rows, {fingerprint: examples.store.left_out, f"{fingerprint} cut to {room}": cut}
+        return rows, {fingerprint: examples.store.left_out, f"{fingerprint}: {what}": cut}
     if supervision.fields:
         store = build_pairs(source, split, tokenizer, supervision.fields, cache, progress, note)
     else:

@@ -82,7 +82,7 @@ def evaluate(
     judged = measure(supervision.metrics, truths, guesses, len(supervision.labels), supervision.labels)
     if math.isfinite(metrics["loss"]):  # then what is none is not defined here: nothing is said of it
         judged = {name: value for name, value in judged.items() if math.isfinite(value)}
-    return Evaluation(metrics | judged, answers, truths, guesses)
+    return Evaluation(metrics | judged | task.tuned(answers, truths), answers, truths, guesses)
 
 
 def confidence(supervision: Supervision, found: Evaluation, seed: int) -> dict[str, tuple[float, float]]:

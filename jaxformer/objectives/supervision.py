@@ -147,15 +147,18 @@ class Answering(Protocol):
     def reads_records(self) -> bool:
         """Whether its examples come with the row of the data that they were made of, and their tokens' characters."""
 
+    def learnt(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Return the classes that it learns of data whose labels have these names: the same ones, perhaps more."""
+
     def num_rows(self, lengths: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return how many rows (windows) are made of each example, int64 [N], given {field: tokens of each, [N]}."""
 
-    @property
-    def room(self) -> int:
-        """The tokens of text that an example holds."""
-
     def is_cut(self, lengths: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return bool [N]: whether texts of each example are cut, given {field: tokens of each, [N]}."""
+
+    @property
+    def what_is_cut(self) -> str:
+        """What the examples of `is_cut` are, in words that follow their number."""
 
     def read(self, outputs: Mapping[str, Any], rows: Sequence[Example]) -> list[Any]:
         """Return what the model says of each of B rows, given each head's logits [B, …], or the texts "written"."""
@@ -168,3 +171,6 @@ class Answering(Protocol):
 
     def guesses(self, answers: Sequence[Mapping[str, Any]]) -> list[Any]:
         """Return what each answer says, as the metrics take it."""
+
+    def tuned(self, answers: Sequence[Mapping[str, Any]], truths: Sequence[Any]) -> dict[str, float]:
+        """Return what held-out answers tell beside the metrics, by its name: which threshold would be the best one."""

@@ -139,12 +139,13 @@ def choose_tokenizer(run: OpenedRun) -> Tokenizer:
 
 
 def label_names(config: Config) -> tuple[str, ...]:
-    """Return the names of a task's classes, which every member of a mixture must share; () where it has none.
+    """Return the names of the classes that a task learns, which every member of a mixture must share; () where it has
+    none.
 
     Raises UserError for members that differ, and for a single class: there is nothing to tell apart.
     """
-    kind = config.supervision.label_kind
-    if kind not in CLASS_KINDS:
+    kind, task = config.supervision.label_kind, config.supervision.answering
+    if kind not in CLASS_KINDS or task is None:
         return ()
     names = {member.label_names(kind) for member, _ in weighted_sources(config.data)}
     if len(names) > 1:
@@ -157,7 +158,7 @@ def label_names(config: Config) -> tuple[str, ...]:
             f"data: {what}, and there is nothing to learn; null, NaN, -1 and empty text count as no label; "
             "check data.label_field"
         )
-    return labels
+    return task.learnt(labels)
 
 
 def numbered(run: OpenedRun, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxformer.objectives import Supervision
+from jaxformer.tasks.answering import QuestionAnswering
 from jaxformer.tasks.classification import Classification, MultiLabel, MultipleChoice, Regression
 from jaxformer.tasks.defined import Definitions, defined_by, joined, read_file
 from jaxformer.tasks.metrics import intervals, measure, signatures
+from jaxformer.tasks.tagging import TokenClassification
 from jaxformer.tasks.text_to_text import TextToTextClassification
 
 __all__ = ["TASKS", "Definitions", "defined_by", "intervals", "joined", "measure", "read_file", "renamed", "signatures"]
@@ -21,6 +23,8 @@ TASKS: dict[str, type[Supervision]] = {
     MultiLabel.name: MultiLabel,
     Regression.name: Regression,
     MultipleChoice.name: MultipleChoice,
+    TokenClassification.name: TokenClassification,
+    QuestionAnswering.name: QuestionAnswering,
     TextToTextClassification.name: TextToTextClassification,
 }
 

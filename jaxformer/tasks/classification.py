@@ -13,8 +13,8 @@ import numpy as np
 from jaxformer.checks import check_choice, check_range, several
 from jaxformer.errors import UserError
 from jaxformer.objectives import FLOAT, INT, Decode, Encode, Example, Head, Shapes
-from jaxformer.tasks.task import Task
-from jaxformer.tasks.writing import BARE, Format, Written, cut, format_of, language_model, row_shapes, rows_of
+from jaxformer.tasks.task import RowTask
+from jaxformer.tasks.writing import BARE, Format, Written, cut, language_model, row_shapes, rows_of
 from jaxformer.tokenizers import Vocabulary
 
 if TYPE_CHECKING:
@@ -25,11 +25,11 @@ _TARGETS = {"softmax": INT, "sigmoid": FLOAT, "squared": FLOAT}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StateTask(Task):
+class StateTask(RowTask):
     """What they share. One text or two are written as the model's family does it (`writing`).
 
     `read_at` says which state is read: "auto" is the "first" of an encoder ([CLS]) and the "last" of all others; an
-    encoder that sees to the left only is read at its last [SEP]. `head_dropout` acts before the classifier.
+    encoder that sees to the left only is read at its last [SEP].
 
     A decoder-only model also predicts every next token of the row, with weight `language_model_weight` (0: not at all;
     0.5 in the paper): that loss is averaged over each sequence, then over sequences. With `fresh_tokens` the embeddings
@@ -41,7 +41,6 @@ class StateTask(Task):
 
     families: ClassVar[tuple[str, ...]] = ("encoder_only", "decoder_only", "encoder_decoder")
 
-    head_dropout: float = 0.1
     read_at: str = "auto"
     language_model_weight: float = 0.0
     fresh_tokens: bool = True
@@ -50,7 +49,6 @@ class StateTask(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("task.head_dropout", self.head_dropout, at_least=0, below=1)
         check_range("task.language_model_weight", self.language_model_weight, at_least=0)
         check_choice("task.read_at", self.read_at, PLACES)
         self._check_fields()
@@ -81,24 +79,10 @@ class StateTask(Task):
             )
         return task
 
-    def bind(self, vocabulary: Vocabulary, labels: Sequence[str], encode: Encode, decode: Decode) -> Self:
-        task = super().bind(vocabulary, labels, encode, decode)
-        task.format.check(vocabulary, self.num_texts)
-        return task
-
-    @property
-    def num_texts(self) -> int:
-        """How many texts a row consists of."""
-        return len(self.text_fields)
-
     @property
     def format(self) -> Format:
         """How a row is written; known once the task is bound."""
-        return format_of(self.family, self.vocabulary) if self.special_tokens else BARE
-
-    @property
-    def room(self) -> int:
-        return self.sequence_length - self.format.fixed(self.num_texts)
+        return super().format if self.special_tokens else BARE
 
     @property
     def new_token_ids(self) -> Sequence[int]:  # type: ignore[override]
@@ -191,6 +175,16 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
+def check_class_weights(weights: Sequence[float], labels: Sequence[str] = ()) -> None:
+    """Raise UserError for weights of 0 or below, or, where there are any, not one for each label."""
+    for weight in weights:
+        check_range("task.class_weights", weight, above=0)
+    if weights and labels and len(weights) != len(labels):
+        raise UserError(
+            f"task.class_weights: {len(weights)} weights, but there are {len(labels)} labels: {', '.join(labels)}"
+        )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Classification(StateTask):
     """One class for a text or a pair of texts. `class_weights` (one for each label, in their order) weigh the loss of
@@ -206,15 +200,10 @@ class Classification(StateTask):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("task.label_smoothing", self.label_smoothing, at_least=0, at_most=1)
-        for weight in self.class_weights:
-            check_range("task.class_weights", weight, above=0)
+        check_class_weights(self.class_weights)
 
     def bind(self, vocabulary: Vocabulary, labels: Sequence[str], encode: Encode, decode: Decode) -> Self:
-        if self.class_weights and labels and len(self.class_weights) != len(labels):
-            raise UserError(
-                f"task.class_weights: {len(self.class_weights)} weights, but there are {len(labels)} labels: "
-                f"{', '.join(labels)}"
-            )
+        check_class_weights(self.class_weights, labels)
         return super().bind(vocabulary, labels, encode, decode)
 
     @property

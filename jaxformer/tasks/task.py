@@ -10,6 +10,7 @@ from jaxformer.checks import check_range, several
 from jaxformer.errors import UserError
 from jaxformer.objectives import Decode, Encode, Example, Head, Part, Shapes
 from jaxformer.tasks.metrics import check_metrics
+from jaxformer.tasks.writing import Format, format_of
 from jaxformer.tokenizers import Vocabulary
 
 if TYPE_CHECKING:
@@ -60,6 +61,10 @@ class Task:
                 "choose another task or model.preset"
             )
         return dataclasses.replace(self, family=model.family)
+
+    def learnt(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Return the classes that are learnt of data that has these."""
+        return tuple(names)
 
     def bind(self, vocabulary: Vocabulary, labels: Sequence[str], encode: Encode, decode: Decode) -> Self:
         """Return a copy that knows ids and labels. Raises UserError when the tokenizer lacks a token that is needed, or
@@ -113,6 +118,11 @@ class Task:
         return sum(lengths.values(), np.zeros((), np.int64)) > self.room
 
     @property
+    def what_is_cut(self) -> str:
+        """What the examples of `is_cut` are, in words that follow their number."""
+        return f"examples cut to {self.room} tokens of text"
+
+    @property
     def shapes(self) -> Shapes:
         """{array: (shape of one example, dtype)} of everything that is emitted."""
         raise TypeError("a task says what it emits")
@@ -136,3 +146,40 @@ class Task:
     def guesses(self, answers: Sequence[Mapping[str, Any]]) -> list[Any]:
         """Return what each answer says, as the metrics take it."""
         raise TypeError("a task says what its metrics compare")
+
+    def tuned(self, answers: Sequence[Mapping[str, Any]], truths: Sequence[Any]) -> dict[str, float]:
+        """Return what is to be told beside the metrics: nothing."""
+        return {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowTask(Task):
+    """What tasks share whose heads read a row of one text or two, written as the model's family does it (`writing`).
+
+    `head_dropout` acts before the heads.
+    """
+
+    head_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("task.head_dropout", self.head_dropout, at_least=0, below=1)
+
+    def bind(self, vocabulary: Vocabulary, labels: Sequence[str], encode: Encode, decode: Decode) -> Self:
+        task = super().bind(vocabulary, labels, encode, decode)
+        task.format.check(vocabulary, self.num_texts)
+        return task
+
+    @property
+    def num_texts(self) -> int:
+        """How many texts a row consists of."""
+        return len(self.text_fields)
+
+    @property
+    def format(self) -> Format:
+        """How a row is written; known once the task is bound."""
+        return format_of(self.family, self.vocabulary)
+
+    @property
+    def room(self) -> int:
+        return self.sequence_length - self.format.fixed(self.num_texts)
