@@ -153,6 +153,10 @@ class Answering(Protocol):
     def num_rows(self, lengths: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return how many rows (windows) are made of each example, int64 [N], given {field: tokens of each, [N]}."""
 
+    @property
+    def room(self) -> int:
+        """The tokens of text that an example holds."""
+
     def is_cut(self, lengths: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return bool [N]: whether texts of each example are cut, given {field: tokens of each, [N]}."""
 
