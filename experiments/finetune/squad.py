@@ -14,9 +14,14 @@ FAMILIES = ("bert", "distilbert", "bart")
 
 def get_config(arg: str = "bert") -> ConfigDict:
     """`jaxformer train --config=finetune/squad:bert|distilbert|bart[,SIZE][,smoke|small] --config.init_from=RUN`.
-    SQuAD 2.0: name its files; questions without an answer are known by their data."""
+    Every question has an answer (SQuAD 1.1); finetune/squad2 is for questions that may have none."""
     config, family, words = common.begin(arg, "bert", FAMILIES)
-    config.task = {"name": "question_answering", "text_fields": ("question", "context"), "sequence_length": 384}
+    config.task = {
+        "name": "question_answering",
+        "text_fields": ("question", "context"),
+        "sequence_length": 384,
+        "null_threshold": None,
+    }
     config.data = {"name": "squad", "path": "train-v1.1.json", "validation_path": "dev-v1.1.json"}
     common.train(config, family, words, examples=87_599, epochs=3, batch_size=32)
     if family != "bart" and not {"smoke", "small"} & set(words):

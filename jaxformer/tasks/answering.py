@@ -198,7 +198,8 @@ class QuestionAnswering(RowTask):
         if not label["text"]:
             if self.null_threshold is None:
                 raise UserError(
-                    f"data: {_named(record)} has no answer; set task.null_threshold to 0.0, or leave it out"
+                    f"data: {_named(record)} has no answer; where questions may have none, as in SQuAD 2.0, set "
+                    "task.null_threshold to 0.0 (finetune/squad2)"
                 )
             return NOWHERE
         context = record[self.text_fields[1]]
