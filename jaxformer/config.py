@@ -205,6 +205,7 @@ def _resolve(experiment: Mapping[str, Any], overrides: str | Sequence[str], name
         values[section] = _section(section, _dataclass(section, selected.get(section, ""), room), keys)
     learnt = "objective" if "objective" in given else "task"
     values[learnt] = values[learnt].for_model(values["model"])
+    values["checkpoint"] = values["checkpoint"].judged_by(values[learnt].metrics)
     config = Config(**values, selected=selected)
     _check(config)
     return config
@@ -403,6 +404,10 @@ def _check(config: Config) -> None:
         if config.init_from and config.distillation.layers:
             raise UserError("init_from: with distillation.layers the student begins from its teacher; leave one out")
     training = config.training
+    if training.patience and not training.eval_every:
+        raise UserError(
+            "training.patience: it counts evaluations, of which there is one alone, at the end; set training.eval_every"
+        )
     schedule(config.optimizer, training.num_steps)  # refuses a warm-up that leaves no step to decay in
     if training.attention != "einsum" and model.attention_dropout > 0:
         raise UserError(

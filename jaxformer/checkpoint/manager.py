@@ -1,14 +1,15 @@
 """A run's own checkpoints: asynchronous saves, which ones are kept, and the restore after a stop."""
 
 import contextlib
+import dataclasses
 import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,7 @@ UNFINISHED, DELETED = ".unfinished", ".deleted"
 # One file per array writes faster; from here on (1e9 parameters with AdamW) Orbax's packed format restores faster.
 _PACK_FROM_BYTES = 12_000_000_000
 _NONE, _NO_GOOD = -1, -2
+LOWER_IS_BETTER = ("loss", "perplexity", "mse")  # how the names of such metrics end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +58,8 @@ class CheckpointConfig:
     keep_last: int = 2  # 0: keep all
     keep_every_hours: float = 0.0  # and one for every so many hours of the run; 0: none
     keep_best: bool = True  # by best_metric, among the checkpoints that were saved right after an evaluation
-    best_metric: str = "eval/loss"
-    best_mode: str = "min"  # min: lower is better; max
+    best_metric: str = ""  # "": the first of the task's metrics (eval/accuracy), of an objective eval/loss
+    best_mode: str = ""  # min: lower is better; max; "": as the metric has it
     init_skip: tuple[str, ...] = ()
     init_new: tuple[str, ...] = ()
     init_heads: str = "named"
@@ -67,8 +69,14 @@ class CheckpointConfig:
             object.__setattr__(self, key, several(getattr(self, key)))
         for key in ("every", "keep_last", "keep_every_hours"):
             check_range(f"checkpoint.{key}", getattr(self, key), at_least=0)
-        check_choice("checkpoint.best_mode", self.best_mode, ("min", "max"))
+        check_choice("checkpoint.best_mode", self.best_mode, ("min", "max", ""))
         check_choice("checkpoint.init_heads", self.init_heads, ("named", "fresh"))
+
+    def judged_by(self, metrics: Sequence[str]) -> Self:
+        """Return a copy that says which checkpoint is the best, where it did not yet; `metrics` are the task's."""
+        metric = self.best_metric or f"eval/{next(iter(metrics), 'loss')}"
+        mode = self.best_mode or ("min" if metric.endswith(LOWER_IS_BETTER) else "max")
+        return dataclasses.replace(self, best_metric=metric, best_mode=mode)
 
 
 class Checkpoints:
@@ -82,7 +90,7 @@ class Checkpoints:
     ) -> None:
         """`before_finishing` is called, in the background, before what is written becomes a finished checkpoint."""
         self.directory = absolute(directory)
-        self.config, self.before_finishing = config, before_finishing
+        self.config, self.before_finishing = config.judged_by(()), before_finishing
         self._orbax: ocp.AsyncCheckpointer | None = None
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None

@@ -51,6 +51,10 @@ class MetricsLog:
         found = {**(losses or [{}])[-1], **([entry for entry in judged if entry] or [{}])[-1]}
         return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}
 
+    def history(self, name: str) -> list[tuple[int, float | None]]:
+        """Return (step, value) of every evaluation that gave `name`, in order; None where it was not finite."""
+        return [(entry["step"], entry[name]) for entry in read_metrics(self.path.parent) if name in entry]
+
     def evaluated(self, step: int) -> bool:
         """Say whether an evaluation of this step is logged; the process that writes knows."""
         return step in self._evaluated

@@ -16,6 +16,7 @@ from jaxformer.runs.data import prepare_data, training_batches
 from jaxformer.runs.instruments import Instruments, watching
 from jaxformer.runs.learner import Learner, build_learner
 from jaxformer.runs.opened import OpenedRun, opened_run
+from jaxformer.runs.patience import has_ended, patience_left, why_it_ended
 from jaxformer.runs.progress import Display
 from jaxformer.runs.start import start_state
 from jaxformer.storage import store_errors
@@ -54,8 +55,9 @@ def loop(run: OpenedRun, learner: Learner, state: TrainState) -> dict[str, float
         run.signals.steps = True
         if _owes_evaluation(run, watch, start):
             results = evaluate(run, learner, watch, state)
+        last = start if has_ended(run, watch.log, start) else training.num_steps
         pending: dict[str, jax.Array] | None = None  # of the newest step, whose numbers are not read yet
-        for step in range(start + 1, training.num_steps + 1):
+        for step in range(start + 1, last + 1):
             run.lock.check()
             watch.before(step)
             with watch.meter.waiting_for_data():
@@ -74,13 +76,17 @@ def loop(run: OpenedRun, learner: Learner, state: TrainState) -> dict[str, float
             pending = None
             if due.evaluates:
                 results = evaluate(run, learner, watch, state)
+                due = due.after(patience_left(run, watch.log), training.patience)
             if due.saves and (due.must_save or not watch.meter.consecutive_non_finite):
                 save(run, watch, state, results if due.evaluates else {})
             if due.stop:
                 stop(run, step, due.stop)
+            if due.ends:
+                run.display.note(f"step {step}: ended before {training.num_steps}: {why_it_ended(run, watch.log)}")
+                break
         run.checkpoints.wait()
         meet()
-        if start >= training.num_steps:  # what the log says; only process 0 has all of it
+        if start >= last:  # what the log says; only process 0 has all of it
             return watch.log.newest() | results
     return {"train/loss": watch.meter.loss, **results}
 
@@ -92,6 +98,15 @@ class Due(NamedTuple):
     saves: bool
     must_save: bool  # also where the newest steps were not finite: they go on being counted where the run resumes
     stop: int
+    ends: bool = False  # no evaluation has been better for `training.patience` of them
+
+    def after(self, left: int, patience: int) -> "Due":
+        """Return what is due after an evaluation that leaves so much of the patience: the best state so far is saved,
+        and so is the last."""
+        if not patience:
+            return self
+        ends = left == 0 and not self.must_save
+        return self._replace(saves=self.saves or ends or left == patience, must_save=self.must_save or ends, ends=ends)
 
 
 def what_is_due(config: Config, step: int, stop: int = 0) -> Due:
@@ -119,6 +134,7 @@ def _owes_evaluation(run: OpenedRun, watch: Instruments, start: int) -> bool:
 def evaluate(run: OpenedRun, learner: Learner, watch: Instruments, state: TrainState) -> dict[str, float]:
     """Judge a state on the held-out rows; log and show the metrics, and return them as "eval/…". What is not finite is
     said, and null in the log."""
+    training, best = run.config.training, run.config.checkpoint.best_metric
     with watch.meter.paused():
         step = int(state.step)
         found = {f"eval/{name}": value for name, value in learner.judge(state.params).items()}
@@ -132,6 +148,9 @@ def evaluate(run: OpenedRun, learner: Learner, watch: Instruments, state: TrainS
                 f"step {step}: this evaluation is not finite ({', '.join(odd)}): the model gives no numbers for some "
                 "held-out rows; a checkpoint of this step does not count as the best"
             )
+        if training.patience and best not in found:
+            given = ", ".join(found) or "nothing"
+            run.display.note(f"step {step}: training.patience has no {best} to go by; this evaluation gives {given}")
     return found
 
 

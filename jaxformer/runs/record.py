@@ -30,6 +30,7 @@ CHANGEABLE = (
     "training.num_steps",
     "training.log_every",
     "training.eval_every",
+    "training.patience",
     "training.unroll_layers",
     "training.remat",
     "training.attention",

@@ -40,6 +40,7 @@ class TrainingConfig:
     trainable: tuple[str, ...] = (".*",)  # patterns of parameter paths, which may select layers: decoder/layers[0:3]/.*
     log_every: int = 10
     eval_every: int = 100  # 0: at the end only
+    patience: int = 0  # evaluations in a row without a better checkpoint.best_metric after which the run ends; 0: none
     phases: tuple[dict, ...] = ()  # what the first steps do otherwise: see phases.py
     skip_non_finite: int = 0  # steps in a row without a finite loss and gradient that change nothing; one more stops
     stuck_seconds: float = 600.0  # a step that takes longer is reported with every thread's stack; 0: never
@@ -47,7 +48,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for key in ("num_steps", "batch_size", "accumulation_steps", "log_every"):
             check_range(f"training.{key}", getattr(self, key), at_least=1)
-        for key in ("unroll_layers", "logits_chunk", "eval_every", "skip_non_finite", "stuck_seconds"):
+        for key in ("unroll_layers", "logits_chunk", "eval_every", "patience", "skip_non_finite", "stuck_seconds"):
             check_range(f"training.{key}", getattr(self, key), at_least=0)
         if self.batch_size % self.accumulation_steps:
             raise UserError(
