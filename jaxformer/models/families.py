@@ -60,8 +60,21 @@ class Family(nn.Module):
     def stacks(self) -> None:
         raise TypeError("a family defines its stacks")
 
+    def hidden(self, batch: Batch, collect: tuple[str, ...]) -> tuple[jax.Array, dict[str, Any]]:
+        raise TypeError("a family says how its stacks read")
+
     def project(self, hidden: jax.Array) -> jax.Array:
         return self.vocabulary(hidden, self.embedding)
+
+    def encode(self, batch: Batch, collect: bool = False) -> tuple[jax.Array, Any]:
+        """Return the final hidden states [B, S, D] of the stack that reads a text, the only one or the encoder, and,
+        where asked, `collect`'s."""
+        hidden, layers = self.hidden(batch, ("encoder", "decoder") if collect else ())
+        return hidden, next(iter(layers.values()))
+
+    def states(self, batch: Batch, layer: int) -> jax.Array:
+        final, layers_LBSD = self.encode(batch, layer < self.config.num_layers)
+        return final if layers_LBSD is None else layers_LBSD[layer]
 
     def __call__(self, batch: Batch, collect: tuple[str, ...] = ()) -> dict[str, jax.Array]:
         texts = batch["inputs"].shape[1] if batch["inputs"].ndim == 3 else 1

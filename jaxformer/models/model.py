@@ -53,6 +53,12 @@ class Model:
         `collect` names ("encoder", "decoder": every layer's hidden states). Dropout acts when `rngs` has "dropout"."""
         return self.module.apply({"params": params}, batch, collect, rngs=rngs)
 
+    def states(self, params: Params, batch: Batch, layer: int) -> jax.Array:
+        """Return the hidden states [B, S, D] of a layer of the stack that reads a text: the only one, or the encoder,
+        for which a batch need hold nothing else. 0 is the first layer's input, num_layers the last layer's output,
+        after the final norm where there is one."""
+        return self.module.apply({"params": params}, batch, layer, method="states")
+
     def project(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Return float32 logits [..., stored_vocab_size] of hidden states [..., D]."""
         return self.module.apply({"params": params}, hidden, method="project")

@@ -18,6 +18,7 @@ from jaxformer.errors import UserError
 from jaxformer.generation import GenerationConfig, generate, require_generator
 from jaxformer.models import Model, Params
 from jaxformer.objectives import Supervision
+from jaxformer.runs.embedding import vectors
 from jaxformer.runs.fingerprints import check_tokenizer
 from jaxformer.storage import read_record, store_errors
 from jaxformer.tasks import defined_by
@@ -125,6 +126,19 @@ class LoadedRun:
         if reads:
             return [self.tokenizer.decode(ids) for ids in answers]
         return [self._continuation(row, ids) for row, ids in zip(rows, answers, strict=True)]
+
+    def embed(
+        self, texts: str | Sequence[str], pooling: str = "mean", layer: int = -1, batch_size: int = 0
+    ) -> np.ndarray:
+        """Return a vector of each text, float32 [N, D]: the mean of the hidden states of its tokens, those around it
+        included, or that of its "first" or "last" one.
+
+        `layer` counts from 0, what the first layer reads, to num_layers, and -1 is the last, after the final norm; of
+        an encoder-decoder they are the encoder's. A text is cut to model.max_length tokens. Raises UserError for a
+        layer that there is not, and for the first token of a model whose tokens see only those before them.
+        """
+        found = [found for found, _, _ in vectors(self, several(texts), pooling, layer, batch_size)]
+        return np.concatenate([np.zeros((0, self.model.config.d_model), np.float32), *found])
 
     def _continuation(self, row: np.ndarray, ids: np.ndarray) -> str:
         """Return the text of ids behind a row's: whether a space stands between the two, only both together tell."""
