@@ -253,7 +253,9 @@ def test_the_commands_work_one_after_the_other(tmp_path: Path, run_cli: Callable
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
     short = ["training.num_steps=4", "training.batch_size=8", "optimizer.warmup_steps=1", "evaluation.max_examples=8"]
-    commands = [c for c in COMMANDS if c.split()[1] in ("train", "evaluate", "generate", "report", "export")]
+    commands = [
+        c for c in COMMANDS if c.split()[1] in ("train", "evaluate", "generate", "predict", "embed", "report", "export")
+    ]
     commands = [c for c in commands if "FILE_OR_FOLDER" not in c and "google" not in c and "runs/bert " not in f"{c} "]
     commands += ["jaxformer train --config=mine.py:smoke", "jaxformer train --config=second.py:smoke",
                  "jaxformer evaluate --workdir=runs/second-smoke --step=best"]  # fmt: skip

@@ -192,6 +192,46 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--allow-config-change", action="store_true", help=CHANGED)
     generate.add_argument("--json", action="store_true", help="print JSON")
 
+    predict = add(
+        "predict", verbs.predict, "let a fine-tuned model answer: a line of JSON for each row",
+        "predict --workdir=runs/tuned --input=new.jsonl --output=answers.jsonl", overrides=True,
+    )  # fmt: skip
+    embed = add(
+        "embed", verbs.embed, "write vectors of texts, a .npy file",
+        "embed --workdir=runs/bert-smoke --input=texts.txt --output=vectors.npy", overrides=True,
+    )  # fmt: skip
+    for verb in (predict, embed):
+        verb.add_argument("texts", nargs="*", metavar="TEXT", help="texts (default: --input, or standard input)")
+        verb.add_argument("--workdir", required=True, metavar="DIR", help="the run directory")
+        verb.add_argument("--step", default="", metavar="N|best|latest", help=STEP)
+        verb.add_argument(
+            "--input",
+            default="",
+            metavar="FILE|-",
+            help=".jsonl, .csv, .tsv, …, or plain text, a text a line; -: stdin",
+        )
+        verb.add_argument("--overwrite", action="store_true", help="replace what is in the output")
+        verb.add_argument("--allow-config-change", action="store_true", help=CHANGED)
+    predict.add_argument(
+        "--output", metavar="FILE", help="where the lines go (default: standard output); begun again, it goes on there"
+    )
+    predict.add_argument(
+        "--skip-malformed", type=int, default=0, metavar="N", help="answer up to N malformed rows with what is wrong"
+    )
+    predict.add_argument(
+        "--format", default="jsonl", choices=("jsonl", "official"),
+        help="official: and beside the output what official scorers and servers read",
+    )  # fmt: skip
+    predict.add_argument("--task", default="", metavar="TITLE", help="which one, of a run that has learnt several")
+    embed.add_argument("--output", required=True, metavar="FILE.npy", help="where the vectors go, float32 [N, D]")
+    embed.add_argument(
+        "--pooling", default="mean", choices=("mean", "first", "last"), help="of a text's tokens (default: mean)"
+    )
+    embed.add_argument(
+        "--layer", type=int, default=-1, metavar="N", help="0: what the first layer reads; -1, the default: the last"
+    )
+    embed.add_argument("--field", default="", metavar="NAME", help="whose text is read, of rows with several fields")
+
     report = add("report", verbs.report, "write a page with plots and a table of runs", "report runs/* --output=report")
     report.add_argument("runs", nargs="+", metavar="DIR", help="run directories")
     report.add_argument("--output", default="report", metavar="DIR", help="where the page goes (default: report)")

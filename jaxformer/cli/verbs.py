@@ -76,6 +76,39 @@ def generate(args: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+def predict(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer.runs import Display, answering, given, load, task_of
+
+    path = local_path(args.output, "--output") if args.output else None
+    output = answering.Output(path, args.overwrite, args.skip_malformed, args.format == "official")
+    run = load(args.workdir, args.step, allow_change=args.allow_config_change)
+    run = run.overridden(_reading(overrides, args.input))
+    task = task_of(run, args.task)
+    with Display() as display, given.given(args.texts, args.input, run.config.data, task.fields) as rows:
+        answering.predict(run, task, rows, output, answering.facts_of(args.workdir, run, args.step), display)
+    return 0
+
+
+def embed(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer.runs import Display, answering, given, load
+
+    output = answering.Output(local_path(args.output, "--output"), args.overwrite)
+    run = load(args.workdir, args.step, allow_change=args.allow_config_change)
+    run = run.overridden(_reading(overrides, args.input))
+    field = args.field or answering.field_of(run)
+    with Display() as display, given.given(args.texts, args.input, run.config.data, [field]) as rows:
+        answering.embed(run, rows, field, (args.pooling, args.layer), output, display)
+    return 0
+
+
+def _reading(overrides: list[str], file: str) -> list[str]:
+    """Return overrides in which another kind of data is that of the file that is read."""
+    names = {override.partition("=")[0] for override in overrides}
+    return (
+        [*overrides, f"data.path={file}"] if "data.name" in names and "data.path" not in names and file else overrides
+    )
+
+
 def report(args: argparse.Namespace, overrides: list[str]) -> int:
     from jaxformer import report
 

@@ -9,6 +9,7 @@ What may come in: another source, another kind of row.
 What must not: JAX, and state: nothing that depends on the number of hosts or workers."""
 
 from jaxformer.data.batches import Member, evaluation_batches, train_batches
+from jaxformer.data.inputs import IDS, input_records, unlabelled
 from jaxformer.data.labels import classes_among
 from jaxformer.data.left_out import LeftOut
 from jaxformer.data.preparing import (
@@ -24,15 +25,18 @@ from jaxformer.data.preparing import (
     training_texts,
     weighted_sources,
 )
-from jaxformer.data.records import EVERY, PLACES, digest
+from jaxformer.data.records import EVERY, PLACES, Malformed, Record, digest
 from jaxformer.data.sources import SOURCES
 
 __all__ = [
     "Chosen",
     "EVERY",
+    "IDS",
     "LeftOut",
+    "Malformed",
     "Member",
     "PLACES",
+    "Record",
     "SOURCES",
     "check_split",
     "classes_among",
@@ -41,11 +45,13 @@ __all__ = [
     "digest",
     "evaluated_rows",
     "evaluation_batches",
+    "input_records",
     "left_out_files",
     "left_out_of",
     "num_records",
     "prepare",
     "train_batches",
     "training_texts",
+    "unlabelled",
     "weighted_sources",
 ]

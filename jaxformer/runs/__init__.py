@@ -1,9 +1,10 @@
 """The life of a run, above the config.
 
 What lives here: a run opened for training (`opened`), what it reads (`data`), what learns (`learner`, `teacher`), where
-it starts (`start`), and the story of its steps (`loop`), watched by `instruments` (`log`, `monitor`); what of it stays
-on disk (`record`, `staging`), what it has read (`fingerprints`, `paths`); and how it is used afterwards (`loading`,
-`judging`).
+it starts (`start`), the story of its steps (`loop`), watched by `instruments` (`log`, `monitor`), when it ends early
+(`patience`); what of it stays on disk (`record`, `staging`), what it has read (`fingerprints`, `paths`); and how it is
+used afterwards (`loading`, `judging`): for answers (`predicting`) and vectors (`embedding`) of new texts (`given`), in
+files of any length (`answering`, `answer_file`, `shapes`).
 What may come in: another verb that needs what a run consists of.
 What must not: how a step computes (training), what batches hold (data), how results are drawn (report)."""
 
@@ -11,6 +12,7 @@ from jaxformer.runs.data import label_names
 from jaxformer.runs.judging import evaluate_run
 from jaxformer.runs.loading import StoredRun, bind, build_model, load, stored_run
 from jaxformer.runs.loop import train
+from jaxformer.runs.predicting import task_of
 from jaxformer.runs.progress import Display
 from jaxformer.runs.record import IMPORT, check_resumable, write_record
 from jaxformer.runs.teacher import check_teacher, teacher_model
@@ -27,6 +29,7 @@ __all__ = [
     "label_names",
     "load",
     "stored_run",
+    "task_of",
     "teacher_model",
     "train",
     "write_record",

@@ -10,13 +10,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxformer import config as configs
 from jaxformer.checkpoint import named
 from jaxformer.checks import several
 from jaxformer.config import Config
 from jaxformer.data import Chosen, Member, evaluated_rows, evaluation_batches, left_out_files, left_out_of, prepare
 from jaxformer.devices import own_rows, place
-from jaxformer.errors import UserError
 from jaxformer.evaluation import Evaluation, combined, confidence, evaluate, not_finite
 from jaxformer.models import Model, Params
 from jaxformer.objectives import Supervision
@@ -116,12 +114,7 @@ def evaluate_run(
     (workdir, chosen), run = named(workdir, step), load(workdir, step, allow_change=allow_change)
     display = display or Display(quiet=True)
     # A limit is for evaluations during training; here it is taken from the overrides alone.
-    overrides = ["evaluation.max_examples=0", *several(overrides)]
-    config = configs.resolve(
-        run.config.to_dict(), overrides, name=run.config.name, stored=True, defined=run.config.defined
-    )
-    if config.model != run.config.model:
-        raise UserError("--config.model: a trained model cannot be changed; leave these overrides out")
+    config = run.overridden(["evaluation.max_examples=0", *several(overrides)]).config
     check_data(workdir, config, run.config, allow_change)
     judged = judged_data(config, run.config, split, read_record(workdir))
     labels = run.labels or label_names(config)  # imported weights that write their labels know none before

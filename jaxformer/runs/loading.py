@@ -2,9 +2,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -20,6 +20,7 @@ from jaxformer.models import Model, Params
 from jaxformer.objectives import Supervision
 from jaxformer.runs.embedding import vectors
 from jaxformer.runs.fingerprints import check_tokenizer
+from jaxformer.runs.predicting import Input, predicted, task_of
 from jaxformer.storage import read_record, store_errors
 from jaxformer.tasks import defined_by
 from jaxformer.tokenizers import Tokenizer, load_tokenizer
@@ -126,6 +127,34 @@ class LoadedRun:
         if reads:
             return [self.tokenizer.decode(ids) for ids in answers]
         return [self._continuation(row, ids) for row, ids in zip(rows, answers, strict=True)]
+
+    def overridden(self, overrides: str | Sequence[str]) -> "LoadedRun":
+        """Return the run with other keys of its config, `section.key=value`: what it reads and how, not what it is.
+
+        Raises UserError for a key that there is not, and for another model.
+        """
+        config = configs.resolve(
+            self.config.to_dict(), overrides, name=self.config.name, stored=True, defined=self.config.defined
+        )
+        if config.model != self.config.model:
+            raise UserError("--config.model: a trained model cannot be changed; leave these overrides out")
+        return dataclasses.replace(self, config=config)
+
+    @functools.cached_property
+    def supervision(self) -> Supervision:
+        """The objective or the task that the run has learnt, bound."""
+        return bind(self.config, self.tokenizer, self.labels)
+
+    def predict(self, inputs: Input | Iterable[Input], task: str = "", batch_size: int = 0) -> list[dict[str, Any]]:
+        """Return the task's answer to each input, as JSON holds it: docs/predicting.md lists them.
+
+        An input is a text or, where the task reads several fields, a dict with these or a tuple of their texts; one
+        that is given alone is one. `task` is the title of one of several that the run has learnt. Raises UserError for
+        a run that has learnt no task, and for an input that cannot be read.
+        """
+        given = [inputs] if isinstance(inputs, str | Mapping | tuple) else inputs
+        chosen = task_of(self, task)
+        return list(predicted(self, chosen, given, batch_size or self.config.evaluation_rows))
 
     def embed(
         self, texts: str | Sequence[str], pooling: str = "mean", layer: int = -1, batch_size: int = 0

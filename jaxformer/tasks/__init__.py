@@ -13,10 +13,22 @@ from jaxformer.tasks.answering import QuestionAnswering
 from jaxformer.tasks.classification import Classification, MultiLabel, MultipleChoice, Regression
 from jaxformer.tasks.defined import Definitions, defined_by, joined, read_file
 from jaxformer.tasks.metrics import intervals, measure, signatures
+from jaxformer.tasks.scorer_files import FILES as SCORER_FILES
 from jaxformer.tasks.tagging import TokenClassification
 from jaxformer.tasks.text_to_text import TextToTextClassification
 
-__all__ = ["TASKS", "Definitions", "defined_by", "intervals", "joined", "measure", "read_file", "renamed", "signatures"]
+__all__ = [
+    "SCORER_FILES",
+    "TASKS",
+    "Definitions",
+    "defined_by",
+    "intervals",
+    "joined",
+    "measure",
+    "read_file",
+    "renamed",
+    "signatures",
+]
 
 TASKS: dict[str, type[Supervision]] = {
     Classification.name: Classification,
