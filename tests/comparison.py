@@ -32,6 +32,7 @@ class Reference:
     folder: Path
     layout: Layout
     model: Model
+    classes: tuple[str, ...]
     params: dict[str, Any]
     expected: dict[str, np.ndarray]
 
@@ -53,11 +54,11 @@ def read(folder: Path, **slots: Any) -> Reference:
     heads = {head: Head(2) for head in classes if head != "tokens"}
     config = dataclasses.replace(config, **json.loads((folder / "slots.json").read_text()))
     model = Model(config, Execution(unroll=1), heads=head_shapes(heads))
-    params = read_params(layout, model, tensors, folder)
+    params = read_params(layout, model, classes, tensors, folder)
     with np.load(folder / "expected.npz") as arrays:
         expected = dict(arrays)
     model = dataclasses.replace(model, config=dataclasses.replace(config, **slots))
-    return Reference(folder, layout, model, params, expected)
+    return Reference(folder, layout, model, classes, params, expected)
 
 
 @functools.cache
@@ -115,7 +116,8 @@ def gradient_errors(reference: Reference) -> dict[str, tuple[float, float, float
         for name, array in reference.expected.items()
         if name.startswith("grad/")
     }
-    theirs = flatten(read_params(reference.layout, reference.model, named(reference.layout, stored), reference.folder))
+    tensors = named(reference.layout, stored)
+    theirs = flatten(read_params(reference.layout, reference.model, reference.classes, tensors, reference.folder))
     ours = flatten(_compiled(reference.model)(reference.params, reference.batch())[2])
     assert ours.keys() == theirs.keys()
     total = float(np.sqrt(sum(np.sum(np.square(leaf)) for leaf in theirs.values())))

@@ -32,6 +32,12 @@ _SPANS = {"objective": {"name": "span_corruption", "sequence_length": 32}}
 _LABEL = {"task": {"name": "classification", "sequence_length": 32}}
 _EXTRACT = {"task": _LABEL["task"] | {"language_model_weight": 0.5}}
 
+
+
+def _task(name: str, **settings: Any) -> dict[str, Any]:
+    return {"task": {"name": name, "sequence_length": 32, **settings}}
+
+
 # Name -> (preset, tokenizer, slots, the objective or task). Every head that can be exported, for every system.
 CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "transformer": ("transformer_base", "plain", {}, _WRITES),
@@ -55,6 +61,18 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "gpt3": ("gpt3_125m", "bpe", {"attention_pattern": "dense"}, _CAUSAL),
 }  # fmt: skip
 
+# The other heads that can be exported.
+CASES |= {
+    "bert_classes": ("bert_base", "wordpiece", {}, _task("multi_label", threshold=0.3)),
+    "bert_number": ("bert_base", "wordpiece", {}, _task("regression", text_fields=("one", "other"))),
+    "bert_choices": ("bert_base", "wordpiece", {}, _task("multiple_choice", choice_fields=("a", "b", "c"))),
+    "distilbert_choices": ("distilbert_base", "wordpiece", {}, _task("multiple_choice", text_fields=("context",))),
+    "gpt_choices": ("gpt", "bpe", {"d_ff": 64}, _task("multiple_choice", language_model_weight=0.5)),
+    "gpt2_number": ("gpt2_124m", "bpe", {}, _task("regression")),
+    "gpt2_choices": ("gpt2_124m", "bpe", {"head_bias": True}, _task("multiple_choice", choice_fields=("a", "b"))),
+    "bart_classes": ("bart_base", "plain", {}, _task("multi_label", head_dropout=0.0)),
+}  # fmt: skip
+
 
 @functools.cache
 def tokenizer_of(kind: str) -> Tokenizer:
@@ -73,7 +91,7 @@ def make_run(name: str, workdir: Path, **slots: Any) -> Path:
         "generation": {"max_new_tokens": 8}, "footprint": {"enabled": False}, **supervised,
     }  # fmt: skip
     config = configs.resolve(sections, name=name)
-    labels = LABELS if "task" in supervised else ()
+    labels = LABELS if config.supervision.label_kind in ("class", "classes") else ()
     built = build_model(config, bind(config, tokenizer, labels))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0.5, 0.3, leaf.shape).astype(np.float32), built.shapes)

@@ -19,7 +19,7 @@ from jaxformer.cli.main import main
 from jaxformer.errors import UserError
 from jaxformer.interop import export_run, import_run
 from jaxformer.interop.configs import find_layout
-from jaxformer.interop.layouts import pieces
+from jaxformer.interop.layouts import pieces, standing
 from jaxformer.interop.tables import LAYOUTS
 from jaxformer.runs.loading import bind, stored_run
 from jaxformer.runs.record import compare_with_base
@@ -33,6 +33,14 @@ CLASSES = {
     "bart_label": "BartForSequenceClassification", "t5": "T5ForConditionalGeneration",
     "t5_label": "T5ForSequenceClassification", "t5_1_1": "T5ForConditionalGeneration",
     "t5_1_1_label": "T5ForSequenceClassification", "gpt3": "GPT2LMHeadModel",
+    "bert_classes": "BertForSequenceClassification", "bert_number": "BertForSequenceClassification",
+    "bert_choices": "BertForMultipleChoice", "bert_tags": "BertForTokenClassification",
+    "bert_span": "BertForQuestionAnswering", "distilbert_choices": "DistilBertForMultipleChoice",
+    "distilbert_tags": "DistilBertForTokenClassification", "distilbert_span": "DistilBertForQuestionAnswering",
+    "gpt_choices": "OpenAIGPTDoubleHeadsModel", "gpt2_number": "GPT2ForSequenceClassification",
+    "gpt2_choices": "GPT2DoubleHeadsModel", "gpt2_tags": "GPT2ForTokenClassification",
+    "gpt2_span": "GPT2ForQuestionAnswering", "bart_classes": "BartForSequenceClassification",
+    "bart_span": "BartForQuestionAnswering", "t5_span": "T5ForQuestionAnswering",
 }  # fmt: skip
 
 
@@ -49,9 +57,8 @@ def test_import_of_an_export_is_the_identity(name: str, exported: Any, tmp_path:
     slots = {"vocab_multiple", "initialization", "attention_dropout", "attention_output_dropout", "hidden_dropout"}
     kept = {key: value for key, value in vars(before.model.config).items() if key not in slots}
     assert kept == {key: vars(after.model.config)[key] for key in kept}
-    assert after.tokenizer.fingerprint == before.tokenizer.fingerprint and after.labels == (
-        before.labels if before.model.heads else ()
-    )
+    assert after.tokenizer.fingerprint == before.tokenizer.fingerprint and after.labels == before.labels
+    assert after.config.to_dict().get("task") == before.config.to_dict().get("task")
     assert after.model.heads == before.model.heads
     again = export_run(tmp_path / "back", tmp_path / "again")
     assert again == class_name
@@ -377,8 +384,9 @@ def test_every_parameter_has_a_place_of_its_own(name: str, exported: Any) -> Non
     run, _, _ = exported(name)
     model = stored_run(run).model
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(model.shapes).items()}
-    classes = (*(("tokens",) if model.predicts_tokens else ()), *(head for head, *_ in model.heads))
-    places = [(piece.name, piece.third) for piece in pieces(find_layout(model.config, classes), model.config, shapes)]
+    classes = standing(model)
+    layout = find_layout(model.config, classes)
+    places = [(piece.name, piece.part) for piece in pieces(layout, model.config, shapes, classes)]
     assert len(places) == len(set(places)) >= len(shapes)
 
 
@@ -424,4 +432,4 @@ def test_memory_stays_near_the_weights(name: str, tmp_path: Path) -> None:
 
 
 def test_cases_cover_every_class() -> None:
-    assert {name for layout in LAYOUTS.values() for name, _ in layout.classes.values()} == set(CLASSES.values())
+    assert {one.name for layout in LAYOUTS.values() for one in layout.classes.values()} == set(CLASSES.values())

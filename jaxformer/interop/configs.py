@@ -1,7 +1,7 @@
 """config.json, read as a `TransformerConfig` and written from one."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +39,14 @@ def layout_of(theirs: Mapping[str, Any], where: Path) -> Layout:
 
 
 def read_config(
-    layout: Layout, theirs: Mapping[str, Any], where: Path, *, untied: bool, biased: bool
+    layout: Layout, theirs: Mapping[str, Any], where: Path, *, untied: bool, biased: Collection[str]
 ) -> TransformerConfig:
     """Return the model that config.json describes.
 
-    The weights say two things better than it does: whether there is an output matrix of its own (`untied`), and biases
-    of the logits (`biased`). Raises UserError for a missing size, and for what no model here computes.
+    The weights say two things better than it does: whether there is an output matrix of its own (`untied`), and which
+    of `layout.zeros` are not zero (`biased`). Raises UserError for a missing size, and for what no model here computes.
     """
-    for key, wanted in layout.required.items():
-        if theirs.get(key, wanted) not in (wanted, None):
-            raise UserError(
-                f"{where}: {key} = {theirs[key]!r} is not supported for {layout.model_type}, only {wanted!r}"
-            )
+    check_required(layout, layout.required, theirs, where)
     for key in layout.demanded:
         if key not in theirs:
             raise UserError(f"{where} has no {key}")
@@ -73,8 +69,10 @@ def read_config(
     if layout.model_type == "t5":
         fields |= _t5_fields(theirs, where, untied)
         fields |= dict.fromkeys(("attention_dropout", "hidden_dropout", "final_dropout"), fields["dropout"])
-    if biased:
+    if "tokens" in biased:
         fields["output_head"] = "biased"
+    if "choices" in biased:
+        fields["head_bias"] = True
     start = theirs.get("decoder_start_token_id")
     if start is not None and fields["family"] == "encoder_decoder":
         end = theirs.get("eos_token_id")
@@ -88,6 +86,15 @@ def read_config(
         return TransformerConfig(**fields)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def check_required(layout: Layout, required: Mapping[str, Any], theirs: Mapping[str, Any], where: Path) -> None:
+    """Raise UserError for a key that says something that no model here computes."""
+    for key, wanted in required.items():
+        if theirs.get(key, wanted) not in (wanted, None):
+            raise UserError(
+                f"{where}: {key} = {theirs[key]!r} is not supported for {layout.model_type}, only {wanted!r}"
+            )
 
 
 def _value(name: str, value: Any, layout: Layout, where: Path) -> Any:
@@ -142,9 +149,11 @@ def find_layout(config: TransformerConfig, classes: tuple[str, ...]) -> Layout:
 def _differences(layout: Layout, config: TransformerConfig, classes: tuple[str, ...]) -> dict[str, Any]:
     """Return {field: the value it would need} of what keeps a model from being of this type."""
     wanted = dict(layout.slots)
-    if classes == ("tokens",):  # nothing is pooled
+    if not {"next_sentence", "label", "choices"} & set(classes):  # nothing is pooled
         del wanted["pooler"], wanted["head_bias"]
-    if layout.zeros and config.output_head not in ("linear", "biased"):
+    elif "choices" in classes and "choices" in layout.zeros:
+        del wanted["head_bias"]
+    if "tokens" in layout.zeros and config.output_head not in ("linear", "biased"):
         wanted["output_head"] = "linear"
     if layout.model_type == "t5":
         wanted["logit_scale"] = "inverse_sqrt_d_model" if config.tied_embeddings else "none"

@@ -1,6 +1,7 @@
 """A run becomes a folder in Hugging Face format: config.json, safetensors, tokenizer files, a model card."""
 
 import json
+import operator
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from jaxformer.checkpoint import checkpoint_of, named, read_params_in_groups
 from jaxformer.interop.card import model_card
 from jaxformer.interop.configs import find_layout, write_config
 from jaxformer.interop.folders import check_new, whole_or_not_at_all
-from jaxformer.interop.layouts import Layout, Piece, pieces
+from jaxformer.interop.told import write_task
+from jaxformer.interop.layouts import Layout, Piece, pieces, standing
 from jaxformer.interop.weights import SHARD_BYTES, Shape, TensorWriter
 from jaxformer.models import Model
 from jaxformer.runs import StoredRun, stored_run
@@ -41,37 +43,41 @@ def export_run(
     run = stored_run(workdir, allow_change)  # first: it says what the folder is, where it is no run
     folder = checkpoint_of(workdir, step)
     model = run.model
-    classes = (*(("tokens",) if model.predicts_tokens else ()), *(head for head, *_ in model.heads))
+    classes = standing(model)
     layout = find_layout(model.config, classes)
-    name, prefix = layout.classes[classes]
+    loader = layout.classes[classes]
+    said = write_task(run, layout, classes)
     with whole_or_not_at_all(out) as temporary:
-        write_tensors(layout, model, prefix, folder, temporary, shard_bytes, zeros="tokens" in classes)
-        theirs = {"architectures": [name]} | write_config(layout, model.config) | _ids(run, layout)
-        theirs |= {"dtype": "float32"} | _labels(run.labels if "label" in classes else ())
+        write_tensors(layout, model, classes, folder, temporary, shard_bytes)
+        theirs = {"architectures": [loader.name]} | write_config(layout, model.config) | _ids(run, layout)
+        theirs |= {"dtype": "float32"} | loader.required | said
         _write_json(temporary / "config.json", theirs)
         run.tokenizer.save(temporary / "tokenizer.json")
         _write_json(temporary / "tokenizer_config.json", _tokenizer_config(run.tokenizer, model))
         (temporary / "README.md").write_text(
-            model_card(named(workdir)[0], run, name, int(folder.name)), encoding="utf-8"
+            model_card(named(workdir)[0], run, loader.name, int(folder.name)), encoding="utf-8"
         )
-    return name
+    return loader.name
 
 
 def write_tensors(
-    layout: Layout, model: Model, prefix: str, checkpoint: Path, folder: Path, shard_bytes: int, *, zeros: bool
+    layout: Layout, model: Model, classes: tuple[str, ...], checkpoint: Path, folder: Path, shard_bytes: int
 ) -> None:
-    """Write all arrays of a checkpoint, those that share one of their tensors together."""
+    """Write all arrays of a checkpoint, those that share one of their tensors together. `classes` stand on the body."""
     config = model.config
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(model.shapes).items()}
     groups: dict[str, list[Piece]] = {}
     theirs: dict[str, Shape] = {}
-    for piece in pieces(layout, config, shapes, prefix):
-        shape = _cut(piece.path, shapes[piece.path], config.vocab_size)[piece.layer is not None :]
-        if piece.third is not None:
-            shape = (*shape[:-1], 3 * shape[-1])
-        theirs[piece.name] = shape[::-1] if piece.transposed else shape
+    for piece in pieces(layout, config, shapes, classes, layout.classes[classes].prefix):
+        theirs[piece.name] = piece.whole(
+            _cut(piece.path, shapes[piece.path], config.vocab_size)[piece.layer is not None :]
+        )
         groups.setdefault(piece.name, []).append(piece)
-    buffers = dict.fromkeys(layout.zeros if zeros else (), (1, config.vocab_size))
+    buffers: dict[str, Shape] = {
+        name: (1, config.vocab_size) if what == "tokens" else (1,)
+        for what, name in layout.zeros.items()
+        if what in classes
+    }
     writer = TensorWriter(folder, theirs | buffers, shard_bytes)
     writer.write((name, np.zeros(shape, np.float32)) for name, shape in buffers.items() if name not in theirs)
     together: dict[tuple[str, ...], list[str]] = {}
@@ -80,18 +86,13 @@ def write_tensors(
 
     def tensors(names: list[str], arrays: dict[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
         for name in names:
-            parts = [
-                _take(arrays[piece.path], piece, config.vocab_size) for piece in sorted(groups[name], key=_by_third)
-            ]
-            array = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+            ours = sorted(groups[name], key=operator.attrgetter("part"))
+            parts = [_take(arrays[piece.path], piece, config.vocab_size) for piece in ours]
+            array = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=ours[0].axis)
             yield name, array.reshape((theirs | buffers)[name])
 
     for paths, arrays in read_params_in_groups(checkpoint, list(together)):
         writer.write(tensors(together[paths], arrays))
-
-
-def _by_third(piece: Piece) -> int:
-    return piece.third or 0
 
 
 def _take(array: np.ndarray, piece: Piece, vocab_size: int) -> np.ndarray:
@@ -115,13 +116,6 @@ def _ids(run: StoredRun, layout: Layout) -> dict[str, Any]:
     if run.model.config.family == "encoder_decoder":
         ids["decoder_start_token_id"] = special[run.model.config.decoder_start]
     return ids
-
-
-def _labels(labels: tuple[str, ...]) -> dict[str, Any]:
-    if not labels:
-        return {}
-    return {"id2label": {str(n): label for n, label in enumerate(labels)},
-            "label2id": {label: n for n, label in enumerate(labels)}}  # fmt: skip
 
 
 def _tokenizer_config(tokenizer: Tokenizer, model: Model) -> dict[str, Any]:

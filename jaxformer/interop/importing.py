@@ -11,9 +11,10 @@ from jaxformer import config as configs
 from jaxformer.checkpoint import save_params
 from jaxformer.devices import prepare_process
 from jaxformer.errors import UserError
-from jaxformer.interop.configs import layout_of, read_config, read_json
+from jaxformer.interop.configs import check_required, layout_of, read_config, read_json
 from jaxformer.interop.folders import check_new, source_folder, whole_or_not_at_all
-from jaxformer.interop.layouts import Layout, Piece, pieces
+from jaxformer.interop.layouts import STANDING, Layout, Piece, pieces
+from jaxformer.interop.told import READ_AT_ONE_STATE, TOLD, read_task
 from jaxformer.interop.weights import Shape, StoredTensor, as_float32, check_dtype, listed, stored_tensors
 from jaxformer.models import Model, Params, TransformerConfig, count_parameters
 from jaxformer.runs import IMPORT, bind, build_model, write_record
@@ -36,15 +37,15 @@ def import_run(source: str, workdir: Path, tokenizer: Path | None = None, *, rev
     theirs = read_json(where)
     layout = layout_of(theirs, where)
     tensors = named(layout, stored_tensors(folder))
-    config, heads = describe(layout, theirs, where, tensors)
-    labels = _labels(layout, theirs, where, tensors) if "label" in heads else ()
+    config, classes = describe(layout, theirs, where, tensors)
+    task, labels = read_task(layout, classes, theirs, where, tensors)
     words = usable(load_tokenizer(tokenizer or folder), config.vocab_size)
     if config.family == "encoder_decoder":  # whose ids stand in the rows that it reads
         _check_ids(theirs, words)
-    experiment = _experiment(config, layout.preset, heads, words, workdir)
+    experiment = _experiment(config, layout.preset, classes, task, words, workdir)
     resolved = configs.resolve(experiment, name=IMPORT + source)
     model = build_model(resolved, bind(resolved, words, labels))
-    params = read_params(layout, model, tensors, folder)
+    params = read_params(layout, model, classes, tensors, folder)
     count = count_parameters(model)
     with whole_or_not_at_all(workdir) as temporary:
         words.save(temporary / "tokenizer.json")
@@ -56,7 +57,7 @@ def import_run(source: str, workdir: Path, tokenizer: Path | None = None, *, rev
 
 def named(layout: Layout, stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     """Return the tensors by their names in a bare body: classes with a head put a prefix before them."""
-    prefixes = {prefix for _, prefix in layout.classes.values()}
+    prefixes = {one.prefix for one in layout.classes.values()}
     named: dict[str, StoredTensor] = {}
     for name, tensor in stored.items():
         prefix = next((prefix for prefix in prefixes if prefix and name.startswith(prefix)), "")
@@ -80,32 +81,50 @@ def describe(
 
     Raises UserError when config.json names a class that is none of the layout's, whatever the tensors look like.
     """
-    known = [name for name, _ in layout.classes.values()]
-    architecture = next(iter(theirs.get("architectures") or ()), "")
+    names = [one.name for one in layout.classes.values()]
+    known = ", ".join(dict.fromkeys(names))
+    architecture = str(next(iter(theirs.get("architectures") or ()), ""))
     # A bare body, as BertModel, has the class's parameters where all that it lacks are copies of others.
-    if architecture and architecture not in known and not str(architecture).endswith("Model"):
-        raise UserError(f"{where}: {architecture} cannot be imported; supported are {', '.join(dict.fromkeys(known))}")
+    if architecture and architecture not in names and not architecture.endswith("Model"):
+        raise UserError(f"{where}: {architecture} cannot be imported; supported are {known}")
     untied = "tied_embeddings" in layout.free and _untied(theirs, tensors)
-    biased = any(name in tensors and np.any(as_float32(name, tensors[name])) for name in layout.zeros)
+    biased = [what for what, name in layout.zeros.items() if name in tensors and np.any(as_float32(name, tensors[name]))]
     config = read_config(layout, theirs, where, untied=untied, biased=biased)
     if config.num_layers > len(tensors):
         raise UserError(f"{where}: {config.num_layers} layers, but the weights are {len(tensors)} tensors")
-    heads = [head for head in ("next_sentence", "label") if _has(layout, f"row_heads/{head}", tensors)]
-    predicts = config.family != "encoder_only" or _has(layout, "vocabulary/transform", tensors)
-    classes = (*(("tokens",) if predicts and "label" not in heads else ()), *heads)
-    if classes not in layout.classes:
+    meant = next((classes for classes, one in layout.classes.items() if one.name == architecture), ())
+    classes = _standing(layout, config, meant, tensors)
+    if classes not in layout.classes or (set(TOLD) & set(meant)) - set(classes):
         raise UserError(
             f"{where.parent}: the weights of {architecture or 'this model'} have no head that can be imported; "
-            f"supported are {', '.join(dict.fromkeys(known))}"
+            f"supported are {known}"
         )
+    check_required(layout, layout.classes[classes].required, theirs, where)
     return config, classes
+
+
+def _standing(
+    layout: Layout, config: TransformerConfig, meant: tuple[str, ...], tensors: Mapping[str, StoredTensor]
+) -> tuple[str, ...]:
+    """Return what stands on the body by the tensors that are there; `meant` is what config.json's class has."""
+    held = [what for what in STANDING if _has(layout, what, tensors)]
+    alike = [what for what in ("label", "choices", "tags") if what in held]
+    if len(alike) > 1:  # one array serves several classes: theirs says which it is, or else what it stands on
+        pooled = layout.heads["label"].get("row_heads/pooler") or layout.body(config).get("row_heads/pooler")
+        told = "label" if f"{pooled}.weight" in tensors else "tags"
+        told = next((what for what in meant if what in alike), told)
+        held = [what for what in held if what not in alike or what == told]
+    if set(TOLD) & set(held):
+        return tuple(what for what in held if what != "tokens")
+    return tuple(what for what in STANDING if what in held or (what == "tokens" and config.family != "encoder_only"))
 
 
 def _untied(theirs: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> bool:
     """Whether the softmax has a matrix of its own. Where none is stored (classifiers), config.json says so."""
     if "lm_head.weight" in tensors:
         return not _is_copy(tensors, "lm_head.weight", "shared.weight")
-    return "classification_head.out_proj.weight" in tensors and theirs.get("tie_word_embeddings") is False
+    told = ("classification_head.out_proj.weight", "qa_outputs.weight")
+    return any(name in tensors for name in told) and theirs.get("tie_word_embeddings") is False
 
 
 def _check_ids(theirs: Mapping[str, Any], words: Tokenizer) -> None:
@@ -133,8 +152,9 @@ def usable(words: Tokenizer, vocab_size: int) -> Tokenizer:
 
 
 def _experiment(
-    config: TransformerConfig, preset: str, heads: tuple[str, ...], words: Tokenizer, workdir: Path
-) -> dict[str, Any]:
+    config: TransformerConfig, preset: str, classes: tuple[str, ...], task: dict[str, Any], words: Tokenizer,
+    workdir: Path,
+) -> dict[str, Any]:  # fmt: skip
     """Return the sections of a config that fits the model; its data is the built-in corpus until another is named."""
     length = min(config.max_length, 512)
     sections: dict[str, Any] = {
@@ -148,17 +168,13 @@ def _experiment(
         **{name: {} for name in ("sharding", "checkpoint", "evaluation", "generation", "footprint")},
     }
     vocabulary = words.vocabulary
-    if "label" in heads:
-        names = {"encoder_only": "pooled", "decoder_only": "extract", "encoder_decoder": "decoder"}
-        task: dict[str, Any] = {"name": f"{names[config.family]}_classification", "sequence_length": min(length, 128)}
-        if config.family == "decoder_only":
-            task |= {"language_model_weight": 0.0, "special_tokens": "extract" in vocabulary.special}
-        return sections | {"task": task}
+    if task:
+        return sections | {"task": _fitted(task, config, words)}
     if config.family == "decoder_only":
         return sections | {"objective": {"name": "causal_lm", "sequence_length": length}}
     if config.family == "encoder_only":
         objective = {"name": "masked_lm", "sequence_length": length, "max_predictions": max(1, round(0.15 * length))}
-        return sections | {"objective": objective | {"next_sentence": "next_sentence" in heads}}
+        return sections | {"objective": objective | {"next_sentence": "next_sentence" in classes}}
     if "mask" in vocabulary.special:
         return sections | {"objective": {"name": "denoising", "sequence_length": length}}
     if len(vocabulary.sentinels):
@@ -174,8 +190,20 @@ def _experiment(
 STDLIB = {"source_field": "body", "target_field": "summary"}
 
 
-def _has(layout: Layout, head: str, tensors: Mapping[str, StoredTensor]) -> bool:
-    return head in layout.heads and f"{layout.heads[head]}.weight" in tensors
+def _fitted(task: dict[str, Any], config: TransformerConfig, words: Tokenizer) -> dict[str, Any]:
+    """Return the section of a task with what config.json does not say and the model and its tokenizer do."""
+    longest = 384 if task["name"] == "question_answering" else 128
+    task = {"sequence_length": min(config.max_length, longest)} | task
+    if config.family == "decoder_only" and task["name"] in READ_AT_ONE_STATE and "extract" not in words.vocabulary.special:
+        task = {"special_tokens": False} | task
+    return task
+
+
+def _has(layout: Layout, what: str, tensors: Mapping[str, StoredTensor]) -> bool:
+    """Whether the arrays that are a head's own are there."""
+    modules = layout.heads.get(what, {})
+    theirs = [name if isinstance(name, str) else name[0] for name in modules.values()]
+    return bool(theirs) and all(f"{name}.weight" in tensors or name in tensors for name in theirs)
 
 
 def _is_copy(tensors: Mapping[str, StoredTensor], name: str, original: str) -> bool:
@@ -186,35 +214,18 @@ def _is_copy(tensors: Mapping[str, StoredTensor], name: str, original: str) -> b
     return one.shape == other.shape and bool(np.array_equal(one.read(), other.read()))
 
 
-def _labels(
-    layout: Layout, theirs: Mapping[str, Any], where: Path, tensors: Mapping[str, StoredTensor]
-) -> tuple[str, ...]:
-    """Return the names of a classifier's labels, in its order. Raises UserError for what is no choice among labels."""
-    count = tensors[f"{layout.heads['row_heads/label']}.weight"].shape[0]
-    kind = theirs.get("problem_type")
-    if kind not in (None, "single_label_classification") or count < 2:
-        what = kind or "regression (one output)"
-        raise UserError(f"{where}: {what} cannot be imported; only one label out of several can be told")
-    names = theirs.get("id2label") or {}
-    if not isinstance(names, Mapping):
-        raise UserError(f"{where}: id2label is no table of labels")
-    named = [str(names.get(str(number), f"LABEL_{number}")) for number in range(count)]
-    return tuple(named if len(set(named)) == count else [f"LABEL_{number}" for number in range(count)])
-
-
-def read_params(layout: Layout, model: Model, tensors: Mapping[str, StoredTensor], folder: Path) -> Params:
-    """Return the model's parameters as numpy arrays, stacked. `tensors`: by their names in a bare body.
+def read_params(
+    layout: Layout, model: Model, classes: tuple[str, ...], tensors: Mapping[str, StoredTensor], folder: Path
+) -> Params:
+    """Return the model's parameters as numpy arrays, stacked; `classes` stand on its body. `tensors`: by their names in
+    a bare body.
 
     Raises UserError, before any of them is filled, when a tensor is missing, left over, of another shape or of another
     kind of numbers.
     """
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(model.shapes).items()}
-    places = list(pieces(layout, model.config, shapes))
-    wanted: dict[str, Shape] = {}
-    for piece in places:
-        shape = shapes[piece.path][piece.layer is not None :]
-        shape = shape if piece.third is None else (*shape[:-1], 3 * shape[-1])
-        wanted[piece.name] = shape[::-1] if piece.transposed else shape
+    places = list(pieces(layout, model.config, shapes, classes))
+    wanted = {piece.name: piece.whole(shapes[piece.path][piece.layer is not None :]) for piece in places}
     _compare(layout, wanted, tensors, folder)
     params = {path: _aligned(shape) for path, shape in shapes.items()}
     by_name: dict[str, list[Piece]] = {}
@@ -223,11 +234,8 @@ def read_params(layout: Layout, model: Model, tensors: Mapping[str, StoredTensor
     for name, parts in by_name.items():
         array = as_float32(name, tensors[name]).reshape(wanted[name])
         for piece in parts:
-            values = array.T if piece.transposed else array
-            if piece.third is not None:
-                width = values.shape[-1] // 3
-                values = values[..., piece.third * width : (piece.third + 1) * width]
-            params[piece.path][... if piece.layer is None else piece.layer] = values
+            values = np.split(array, piece.parts, axis=piece.axis)[piece.part] if piece.parts > 1 else array
+            params[piece.path][... if piece.layer is None else piece.layer] = values.T if piece.transposed else values
     return unflatten(params)
 
 
@@ -236,7 +244,7 @@ def _compare(layout: Layout, wanted: Mapping[str, Shape], tensors: Mapping[str, 
     if missing:
         raise UserError(f"{folder}: the weights lack {listed(missing)}")
     copies = {copy: original for original, found in layout.tied.items() for copy in found if original in wanted}
-    allowed = (*wanted, *copies, *layout.zeros)
+    allowed = (*wanted, *copies, *layout.zeros.values())
     patterns = re.compile("|".join(layout.ignored) or "(?!)")
     extra = [name for name in tensors if name not in allowed and not patterns.fullmatch(name)]
     if extra:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from jaxformer.interop.layouts import Layout, Modules
+from jaxformer.interop.layouts import Class, Layout, Modules, Share
 from jaxformer.models import TransformerConfig
 
 ATTENTION = ("query", "key", "value", "output")
@@ -12,9 +12,15 @@ def _attention(ours: str, theirs: str, names: tuple[str, ...]) -> dict[str, str]
     return {f"{ours}/{part}": f"{theirs}.{name}" for part, name in zip(ATTENTION, names, strict=True)}
 
 
-def _fused(ours: str, theirs: str) -> dict[str, str | tuple[str, int]]:
-    thirds = {f"{ours}/{part}": (f"{theirs}.c_attn", third) for third, part in enumerate(ATTENTION[:3])}
+def _fused(ours: str, theirs: str) -> dict[str, str | Share]:
+    thirds = {f"{ours}/{part}": (f"{theirs}.c_attn", third, 3) for third, part in enumerate(ATTENTION[:3])}
     return thirds | {f"{ours}/output": f"{theirs}.c_proj"}
+
+
+# The heads of most types.
+_LABEL = {"row_heads/label": "classifier"}
+_TAGS = {"token_heads/label": "classifier"}
+_SPAN: Modules = {"token_heads/start": ("qa_outputs", 0, 2), "token_heads/end": ("qa_outputs", 1, 2)}
 
 
 def _bert(config: TransformerConfig) -> Modules:
@@ -131,6 +137,28 @@ _DECODER_SIZES = {
     "dropout": ("resid_pdrop", "embd_pdrop"),
     "attention_dropout": ("attn_pdrop",),
 }
+# BART's and T5's classifier.
+_DENSE_LABEL = {"row_heads/pooler": "classification_head.dense", "row_heads/label": "classification_head.out_proj"}
+_BERT_DROPOUT = ("classifier_dropout", "hidden_dropout_prob")
+# The GPTs' head for several choices is built by keys: this is the form that GPT's paper has.
+_SUMMARY = "multiple_choice_head.summary"
+_SUMMARIZED = (
+    ("summary_first_dropout",),
+    {
+        "summary_type": "cls_index",
+        "summary_use_proj": True,
+        "summary_proj_to_labels": True,
+        "summary_activation": None,
+        "summary_last_dropout": 0.0,
+    },
+)
+
+
+def _with_tokens(what: str, theirs: Class) -> dict[tuple[str, ...], Class]:
+    """The same class with and without predictions of tokens, which its decoder can always make."""
+    return {(what,): theirs, ("tokens", what): theirs}
+
+
 _UNSUPPORTED = {"is_decoder": False, "add_cross_attention": False, "tie_word_embeddings": True}
 
 LAYOUTS: dict[str, Layout] = {
@@ -154,16 +182,24 @@ LAYOUTS: dict[str, Layout] = {
             },
             body=_bert,
             heads={
-                "vocabulary/transform": "cls.predictions.transform.dense",
-                "vocabulary/norm": "cls.predictions.transform.LayerNorm",
-                "vocabulary/bias": "cls.predictions.bias",
-                "row_heads/next_sentence": "cls.seq_relationship",
-                "row_heads/label": "classifier",
+                "tokens": {
+                    "vocabulary/transform": "cls.predictions.transform.dense",
+                    "vocabulary/norm": "cls.predictions.transform.LayerNorm",
+                    "vocabulary/bias": "cls.predictions.bias",
+                },
+                "next_sentence": {"row_heads/next_sentence": "cls.seq_relationship"},
+                "label": _LABEL,
+                "choices": _LABEL,
+                "tags": _TAGS,
+                "span": _SPAN,
             },
             classes={
-                ("tokens", "next_sentence"): ("BertForPreTraining", "bert."),
-                ("tokens",): ("BertForMaskedLM", "bert."),
-                ("label",): ("BertForSequenceClassification", "bert."),
+                ("tokens", "next_sentence"): Class("BertForPreTraining", "bert."),
+                ("tokens",): Class("BertForMaskedLM", "bert."),
+                ("label",): Class("BertForSequenceClassification", "bert.", _BERT_DROPOUT),
+                ("choices",): Class("BertForMultipleChoice", "bert.", _BERT_DROPOUT),
+                ("tags",): Class("BertForTokenClassification", "bert.", _BERT_DROPOUT),
+                ("span",): Class("BertForQuestionAnswering", "bert."),
             },
             tied={
                 "embeddings.word_embeddings.weight": ("cls.predictions.decoder.weight",),
@@ -188,15 +224,22 @@ LAYOUTS: dict[str, Layout] = {
             },
             body=_distilbert,
             heads={
-                "vocabulary/transform": "vocab_transform",
-                "vocabulary/norm": "vocab_layer_norm",
-                "vocabulary/bias": "vocab_projector.bias",
-                "row_heads/pooler": "pre_classifier",
-                "row_heads/label": "classifier",
+                "tokens": {
+                    "vocabulary/transform": "vocab_transform",
+                    "vocabulary/norm": "vocab_layer_norm",
+                    "vocabulary/bias": "vocab_projector.bias",
+                },
+                "label": {"row_heads/pooler": "pre_classifier", **_LABEL},
+                "choices": {"row_heads/pooler": "pre_classifier", **_LABEL},
+                "tags": _TAGS,
+                "span": _SPAN,
             },
             classes={
-                ("tokens",): ("DistilBertForMaskedLM", "distilbert."),
-                ("label",): ("DistilBertForSequenceClassification", "distilbert."),
+                ("tokens",): Class("DistilBertForMaskedLM", "distilbert."),
+                ("label",): Class("DistilBertForSequenceClassification", "distilbert.", ("seq_classif_dropout",)),
+                ("choices",): Class("DistilBertForMultipleChoice", "distilbert.", ("seq_classif_dropout",)),
+                ("tags",): Class("DistilBertForTokenClassification", "distilbert.", ("dropout",)),
+                ("span",): Class("DistilBertForQuestionAnswering", "distilbert.", ("qa_dropout",)),
             },
             tied={"embeddings.word_embeddings.weight": ("vocab_projector.weight",)},
             ignored=(r"embeddings\.position_ids",),
@@ -207,12 +250,13 @@ LAYOUTS: dict[str, Layout] = {
             preset="gpt",
             keys=_DECODER_SIZES | {"activation": ("afn",)},
             body=_gpts("tokens_embed", "positions_embed"),
-            heads={"row_heads/label": "score"},
+            heads={"label": {"row_heads/label": "score"}, "choices": {"row_heads/label": _SUMMARY}},
             classes={
-                ("tokens",): ("OpenAIGPTLMHeadModel", "transformer."),
-                ("label",): ("OpenAIGPTForSequenceClassification", "transformer."),
-                ("tokens", "label"): ("OpenAIGPTForSequenceClassification", "transformer."),
+                ("tokens",): Class("OpenAIGPTLMHeadModel", "transformer."),
+                **_with_tokens("label", Class("OpenAIGPTForSequenceClassification", "transformer.")),
+                **_with_tokens("choices", Class("OpenAIGPTDoubleHeadsModel", "transformer.", *_SUMMARIZED)),
             },
+            zeros={"choices": f"{_SUMMARY}.bias"},
             tied={"tokens_embed.weight": ("lm_head.weight",)},
             ignored=(r"position_ids", r"h\.\d+\.attn\.bias"),
             required={"tie_word_embeddings": True},
@@ -227,12 +271,20 @@ LAYOUTS: dict[str, Layout] = {
             preset="gpt2_124m",
             keys=_DECODER_SIZES | {"activation": ("activation_function",), "d_ff": ("n_inner",)},
             body=_gpts("wte", "wpe"),
-            heads={"row_heads/label": "score"},
-            classes={
-                ("tokens",): ("GPT2LMHeadModel", "transformer."),
-                ("label",): ("GPT2ForSequenceClassification", "transformer."),
-                ("tokens", "label"): ("GPT2ForSequenceClassification", "transformer."),
+            heads={
+                "label": {"row_heads/label": "score"},
+                "choices": {"row_heads/label": _SUMMARY},
+                "tags": _TAGS,
+                "span": _SPAN,
             },
+            classes={
+                ("tokens",): Class("GPT2LMHeadModel", "transformer."),
+                **_with_tokens("label", Class("GPT2ForSequenceClassification", "transformer.")),
+                **_with_tokens("choices", Class("GPT2DoubleHeadsModel", "transformer.", *_SUMMARIZED)),
+                ("tags",): Class("GPT2ForTokenClassification", "transformer.", ("classifier_dropout",)),
+                ("span",): Class("GPT2ForQuestionAnswering", "transformer."),
+            },
+            zeros={"choices": f"{_SUMMARY}.bias"},
             tied={"wte.weight": ("lm_head.weight",)},
             ignored=(r"h\.\d+\.attn\.(masked_)?bias",),
             required={
@@ -250,18 +302,15 @@ LAYOUTS: dict[str, Layout] = {
             preset="bart_base",
             keys=_PAIRED,
             body=_bart,
-            heads={
-                "vocabulary/bias": "final_logits_bias",
-                "row_heads/pooler": "classification_head.dense",
-                "row_heads/label": "classification_head.out_proj",
-            },
+            heads={"tokens": {"vocabulary/bias": "final_logits_bias"}, "label": _DENSE_LABEL, "span": _SPAN},
             classes={
-                ("tokens",): ("BartForConditionalGeneration", "model."),
-                ("label",): ("BartForSequenceClassification", "model."),
+                ("tokens",): Class("BartForConditionalGeneration", "model."),
+                ("label",): Class("BartForSequenceClassification", "model.", ("classifier_dropout",)),
+                ("span",): Class("BartForQuestionAnswering", "model."),
             },
             tied={"shared.weight": _COPIES},
             ignored=(r"(encoder|decoder)\.version",),
-            zeros=("final_logits_bias",),
+            zeros={"tokens": "final_logits_bias"},
             free=("output_head",),
             required={
                 "normalize_before": False,
@@ -276,11 +325,11 @@ LAYOUTS: dict[str, Layout] = {
             preset="transformer_base",
             keys=_PAIRED,
             body=_bart,
-            heads={"vocabulary/bias": "final_logits_bias"},
-            classes={("tokens",): ("MarianMTModel", "model.")},
+            heads={"tokens": {"vocabulary/bias": "final_logits_bias"}},
+            classes={("tokens",): Class("MarianMTModel", "model.")},
             tied={"shared.weight": _COPIES},
             ignored=(r"(encoder|decoder)\.embed_positions\.weight",),  # the sinusoids
-            zeros=("final_logits_bias",),
+            zeros={"tokens": "final_logits_bias"},
             free=("output_head",),
             demanded=("activation_function", "scale_embedding"),
             required={
@@ -309,14 +358,12 @@ LAYOUTS: dict[str, Layout] = {
                 "dropout": ("dropout_rate",),
             },
             body=_t5,
-            heads={
-                "vocabulary": "lm_head",
-                "row_heads/pooler": "classification_head.dense",
-                "row_heads/label": "classification_head.out_proj",
-            },
+            # Of T5ForTokenClassification there is nothing here: its tags are told from the encoder alone.
+            heads={"tokens": {"vocabulary": "lm_head"}, "label": _DENSE_LABEL, "span": _SPAN},
             classes={
-                ("tokens",): ("T5ForConditionalGeneration", ""),
-                ("label",): ("T5ForSequenceClassification", "transformer."),
+                ("tokens",): Class("T5ForConditionalGeneration"),
+                ("label",): Class("T5ForSequenceClassification", "transformer.", ("classifier_dropout",)),
+                ("span",): Class("T5ForQuestionAnswering"),
             },
             tied={"shared.weight": _COPIES},
             ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
