@@ -33,7 +33,6 @@ _LABEL = {"task": {"name": "classification", "sequence_length": 32}}
 _EXTRACT = {"task": _LABEL["task"] | {"language_model_weight": 0.5}}
 
 
-
 def _task(name: str, **settings: Any) -> dict[str, Any]:
     return {"task": {"name": name, "sequence_length": 32, **settings}}
 

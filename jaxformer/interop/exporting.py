@@ -12,8 +12,8 @@ from jaxformer.checkpoint import checkpoint_of, named, read_params_in_groups
 from jaxformer.interop.card import model_card
 from jaxformer.interop.configs import find_layout, write_config
 from jaxformer.interop.folders import check_new, whole_or_not_at_all
-from jaxformer.interop.told import write_task
 from jaxformer.interop.layouts import Layout, Piece, pieces, standing
+from jaxformer.interop.told import write_task
 from jaxformer.interop.weights import SHARD_BYTES, Shape, TensorWriter
 from jaxformer.models import Model
 from jaxformer.runs import StoredRun, stored_run

@@ -14,7 +14,7 @@ from jaxformer.errors import UserError
 from jaxformer.interop.configs import check_required, layout_of, read_config, read_json
 from jaxformer.interop.folders import check_new, source_folder, whole_or_not_at_all
 from jaxformer.interop.layouts import STANDING, Layout, Piece, pieces
-from jaxformer.interop.told import READ_AT_ONE_STATE, TOLD, read_task
+from jaxformer.interop.told import CLASSIFYING, TOLD, read_task
 from jaxformer.interop.weights import Shape, StoredTensor, as_float32, check_dtype, listed, stored_tensors
 from jaxformer.models import Model, Params, TransformerConfig, count_parameters
 from jaxformer.runs import IMPORT, bind, build_model, write_record
@@ -88,7 +88,8 @@ def describe(
     if architecture and architecture not in names and not architecture.endswith("Model"):
         raise UserError(f"{where}: {architecture} cannot be imported; supported are {known}")
     untied = "tied_embeddings" in layout.free and _untied(theirs, tensors)
-    biased = [what for what, name in layout.zeros.items() if name in tensors and np.any(as_float32(name, tensors[name]))]
+    zeros = {what: name for what, name in layout.zeros.items() if name in tensors}
+    biased = [what for what, name in zeros.items() if np.any(as_float32(name, tensors[name]))]
     config = read_config(layout, theirs, where, untied=untied, biased=biased)
     if config.num_layers > len(tensors):
         raise UserError(f"{where}: {config.num_layers} layers, but the weights are {len(tensors)} tensors")
@@ -194,7 +195,7 @@ def _fitted(task: dict[str, Any], config: TransformerConfig, words: Tokenizer) -
     """Return the section of a task with what config.json does not say and the model and its tokenizer do."""
     longest = 384 if task["name"] == "question_answering" else 128
     task = {"sequence_length": min(config.max_length, longest)} | task
-    if config.family == "decoder_only" and task["name"] in READ_AT_ONE_STATE and "extract" not in words.vocabulary.special:
+    if config.family == "decoder_only" and task["name"] in CLASSIFYING and "extract" not in words.vocabulary.special:
         task = {"special_tokens": False} | task
     return task
 

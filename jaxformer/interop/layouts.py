@@ -125,9 +125,7 @@ def pieces(
 
     Raises UserError for an array that this type has no place for.
     """
-    modules: dict[str, str | Share] = {
-        ours: _prefixed(theirs, prefix) for ours, theirs in layout.body(config).items()
-    }
+    modules: dict[str, str | Share] = {ours: _prefixed(theirs, prefix) for ours, theirs in layout.body(config).items()}
     for what in classes:
         modules |= layout.heads.get(what, {})
     for path, shape in shapes.items():

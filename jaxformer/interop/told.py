@@ -14,6 +14,7 @@ from jaxformer.errors import UserError
 from jaxformer.interop.layouts import Layout
 from jaxformer.interop.weights import StoredTensor
 from jaxformer.runs import StoredRun, bind
+from jaxformer.tasks import TASKS
 
 KEY = "jaxformer"
 # What stands on a body and tells something of a text -> the task; a "label" may be of several.
@@ -21,8 +22,7 @@ TOLD = {"label": "", "choices": "multiple_choice", "tags": "token_classification
 _SINGLE = "single_label_classification"
 _PROBLEMS = {_SINGLE: "classification", "multi_label_classification": "multi_label", "regression": "regression"}
 _LOSSES = {"softmax": _SINGLE, "sigmoid": "multi_label_classification", "squared": "regression"}
-READ_AT_ONE_STATE = (*_PROBLEMS.values(), "multiple_choice")
-_WRITTEN = "text_to_text"
+CLASSIFYING = tuple(_PROBLEMS.values())
 
 
 def read_task(
@@ -40,17 +40,17 @@ def read_task(
     ours = dict(ours) if isinstance(ours, Mapping) else {}
     told = next((what for what in classes if what in TOLD), "")
     if not told:
-        if ours.get("name") != _WRITTEN:
+        if getattr(TASKS.get(str(ours.get("name"))), "decodes", False) is not True:
             return {}, ()
-        return ours, tuple(map(str, kept.get("labels") or ()))
+        return ours, tuple(map(str, kept.get("labels") or ()))  # the task's texts: no class there has a head for them
     name, labels = TOLD[told], ()
     if told in ("label", "tags"):
         count = _size(layout, told, tensors)
         name = name or _PROBLEMS[_problem(theirs, where, count)]
         labels = () if name == "regression" else _labels(theirs, where, count)
-    task: dict[str, Any] = {"name": name}
-    rates = [theirs[key] for key in layout.classes[classes].dropout if theirs.get(key) is not None]
-    task |= {"head_dropout": rate for rate in rates[:1]}
+    rates = (theirs[key] for key in layout.classes[classes].dropout if theirs.get(key) is not None)
+    rate = next(rates, None)
+    task = {"name": name} | ({} if rate is None else {"head_dropout": rate})
     return task | (ours if ours.get("name") == name else {}), labels
 
 
@@ -94,17 +94,17 @@ def write_task(run: StoredRun, layout: Layout, classes: tuple[str, ...]) -> dict
         return said
     if run.model.config.family == "encoder_only" and "label_positions" in task.shapes:
         raise UserError(
-            f"Hugging Face's {layout.model_type} reads the first state of a row, and this run's task.read_at is the last"
+            f"Hugging Face's {layout.model_type} reads a row's first state, and this run its last (task.read_at)"
         )
     for key in layout.classes[classes].dropout[:1]:
         if not any(key in keys for keys in layout.keys.values()):  # there it says more than this
             said[key] = task.head_dropout
     if told == "label":
         said["problem_type"] = _LOSSES[task.heads["label"].loss]
-        if said["problem_type"] == _SINGLE and len(run.labels) < 2:
+        if said["problem_type"] == _SINGLE and len(task.labels) < 2:
             raise UserError("the run knows a single label: to Hugging Face's classes that is a number to predict")
     if told in ("label", "tags"):
-        labels = run.labels or ("LABEL_0",)
+        labels = task.labels or ("LABEL_0",)
         said["id2label"] = {str(number): label for number, label in enumerate(labels)}
         said["label2id"] = {label: number for number, label in enumerate(labels)}
     return said
