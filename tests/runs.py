@@ -16,6 +16,7 @@ from jaxformer.runs.record import write_record
 from jaxformer.tokenizers import ByteBPE, Tokenizer, Unigram, WordPiece, train_tokenizer
 
 LABELS = ("concurrency", "data", "files")
+LABELS_OF = {"class": LABELS, "classes": LABELS, "tags": ("B-part", "I-part", "O")}
 _TEXT = [
     "Return the number of items in the queue.", "Open the file and read every line of it, one at a time.",
     "A thread may wait until another thread has released the lock.", "Parse the text, then print what was found.",
@@ -78,9 +79,14 @@ def tokenizer_of(kind: str) -> Tokenizer:
     return train_tokenizer(_TOKENIZERS[kind], _TEXT)
 
 
-def make_run(name: str, workdir: Path, **slots: Any) -> Path:
-    """Write the run directory of a case, its parameters random and all different; return it."""
+def make_run(
+    name: str, workdir: Path, task: dict[str, Any] | None = None, labels: tuple[str, ...] | None = None, **slots: Any
+) -> Path:
+    """Write the run directory of a case, its parameters random and all different; return it. `task` changes settings
+    of its task, `slots` those of its model."""
     preset, kind, own, supervised = CASES[name]
+    if task:
+        supervised = {"task": supervised["task"] | task}
     tokenizer = tokenizer_of(kind)
     model = {"preset": preset, **_SIZES, "vocab_size": tokenizer.vocab_size, **own, **slots}
     sections = {
@@ -90,7 +96,8 @@ def make_run(name: str, workdir: Path, **slots: Any) -> Path:
         "generation": {"max_new_tokens": 8}, "footprint": {"enabled": False}, **supervised,
     }  # fmt: skip
     config = configs.resolve(sections, name=name)
-    labels = LABELS if config.supervision.label_kind in ("class", "classes") else ()
+    if labels is None:
+        labels = LABELS_OF.get(config.supervision.label_kind, ())
     built = build_model(config, bind(config, tokenizer, labels))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0.5, 0.3, leaf.shape).astype(np.float32), built.shapes)

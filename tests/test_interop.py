@@ -134,6 +134,8 @@ def test_an_imported_run_is_a_run(exported: Any, tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize("name", ["bert", "bart", "t5", "distilbert_label", "bart_label", "gpt_label"])
 def test_imported_runs_of_every_family_are_evaluated(name: str, exported: Any, tmp_path: Path) -> None:
     _, out, _ = exported(name)
+    if name == "bart":  # as others' models come, without a task of ours
+        out = changed(out, tmp_path / "hf", config={"jaxformer": None})
     import_run(str(out), tmp_path / "run")
     rows = [{"text": f"Item {n} of the queue. It waits for the lock.", "label": LABELS[n % 3]} for n in range(60)]
     data = tmp_path / "data.jsonl"
@@ -304,7 +306,8 @@ def test_a_special_token_without_a_row_is_left_out(exported: Any, tmp_path: Path
 
 def test_a_bart_with_a_mask_denoises(exported: Any, tmp_path: Path) -> None:
     size = tokenizer_of("plain").vocab_size
-    export_run(make_run("bart", tmp_path / "bart", vocab_size=size + 1), tmp_path / "hf")
+    export_run(make_run("bart", tmp_path / "bart", vocab_size=size + 1), tmp_path / "ours")
+    changed(tmp_path / "ours", tmp_path / "hf", config={"jaxformer": None})
     state = json.loads((tmp_path / "hf" / "tokenizer.json").read_text())
     mask = {"id": size, "content": "<mask>", "single_word": False, "lstrip": True, "rstrip": False}
     state["added_tokens"].append(mask | {"normalized": False, "special": True})
@@ -315,16 +318,6 @@ def test_a_bart_with_a_mask_denoises(exported: Any, tmp_path: Path) -> None:
     text.write_text("\n\n".join(f"Text number {n} says that item {n} is in the queue." for n in range(60)))
     data = ["--config.data.name=text", f"--config.data.path={text}", "--config.training.batch_size=8"]
     assert main(["evaluate", f"--workdir={tmp_path / 'run'}", *data]) == 0
-
-
-def test_what_tells_no_single_label_is_refused(exported: Any, tmp_path: Path) -> None:
-    _, out, _ = exported("bert_label")
-    many = changed(out, tmp_path / "many", config={"problem_type": "multi_label_classification"})
-    with pytest.raises(UserError, match="multi_label_classification cannot be imported"):
-        import_run(str(many), tmp_path / "run")
-    head = {"classifier.weight": np.ones((1, 16), np.float32), "classifier.bias": np.ones(1, np.float32)}
-    with pytest.raises(UserError, match=r"regression \(one output\) cannot be imported"):
-        import_run(str(changed(out, tmp_path / "one", tensors=head)), tmp_path / "run")
 
 
 def test_each_tensor_comes_from_the_file_that_the_index_gives(exported: Any, tmp_path: Path) -> None:

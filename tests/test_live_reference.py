@@ -41,73 +41,107 @@ def test_ten_steps_of_adamw(reference: comparison.Reference) -> None:
     np.testing.assert_allclose(comparison.losses(reference), reference.expected["losses"], rtol=0, atol=1e-3)
 
 
-def auto_class(name: str) -> Any:
-    """Return the Auto class through which a class is loaded."""
-    kinds = {
-        "LMHeadModel": "CausalLM", "ForMaskedLM": "MaskedLM", "ForPreTraining": "PreTraining",
-        "ForConditionalGeneration": "Seq2SeqLM", "MTModel": "Seq2SeqLM",
-        "ForSequenceClassification": "SequenceClassification",
-    }  # fmt: skip
-    kind = next(kind for suffix, kind in kinds.items() if name.endswith(suffix))
-    return transformers.AutoModelForPreTraining if kind == "PreTraining" else getattr(
-        transformers, f"AutoModelFor{kind}"
-    )  # fmt: skip
+AUTO = {  # the Auto class through which a class is loaded, by the end of its name
+    "LMHeadModel": "CausalLM", "ForMaskedLM": "MaskedLM", "ForConditionalGeneration": "Seq2SeqLM",
+    "MTModel": "Seq2SeqLM", "ForSequenceClassification": "SequenceClassification",
+    "ForMultipleChoice": "MultipleChoice", "ForTokenClassification": "TokenClassification",
+    "ForQuestionAnswering": "QuestionAnswering",
+}  # fmt: skip
+
+
+def loader(name: str) -> Any:
+    """Return the class that loads a class: an Auto class, where there is one for it."""
+    kind = next((kind for suffix, kind in AUTO.items() if name.endswith(suffix)), None)
+    auto = "AutoModelForPreTraining" if name.endswith("ForPreTraining") else f"AutoModelFor{kind}"
+    return getattr(transformers, auto if kind or auto.endswith("PreTraining") else name)
 
 
 def batch_for(run: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Return two rows of random tokens, the second with padding behind it; the last real token is an end or none."""
+    """Return two rows of random tokens, or two of two texts each, every second one with padding behind it; the last
+    real token is an end or none."""
     config, vocabulary = run.model.config, run.tokenizer.vocabulary
+    reads = {head: reads for head, _, reads in run.model.heads}
+    texts = 2 if "choices" in reads.values() else 1
+    lengths = np.tile([9, 6], texts)
 
-    def row(lengths: tuple[int, int], prefix: str) -> dict[str, np.ndarray]:
-        real = np.arange(max(lengths))[None] < np.array(lengths)[:, None]
+    def row(prefix: str) -> dict[str, np.ndarray]:
+        real = np.arange(9)[None] < lengths[:, None]
         ids = rng.integers(10, config.vocab_size - 21, real.shape)
         if "end" in vocabulary.special:
-            ids[np.arange(2), np.array(lengths) - 1] = vocabulary.id("end") if config.family != "decoder_only" else 11
+            last = vocabulary.id("end") if config.family != "decoder_only" else 11
+            ids[np.arange(len(lengths)), lengths - 1] = last
         positions = np.where(real, np.arange(real.shape[1]), 0)
         ids = np.where(real, ids, vocabulary.id("pad"))
         return {f"{prefix}inputs": ids, f"{prefix}segment_ids": real.astype(int), f"{prefix}positions": positions}
 
-    arrays = row((9, 6), "")
+    arrays = row("")
     if config.family == "encoder_decoder":
-        arrays |= row((9, 6), "encoder_")
+        arrays |= row("encoder_")
         if run.model.heads:  # the decoder reads what the encoder reads, one place later
             arrays["inputs"] = np.roll(arrays["encoder_inputs"], 1, axis=1)
             arrays["inputs"][:, 0] = vocabulary.id(config.decoder_start)
     if config.token_types:
         arrays["token_types"] = np.where(arrays["segment_ids"] > 0, np.arange(9) >= 4, 0)
-    if run.model.heads and config.family != "encoder_only":
-        arrays["label_positions"] = np.array([8, 5])
+    if "label" in reads and reads["label"] != "tokens" and config.family != "encoder_only":
+        arrays["label_positions"] = lengths - 1
+    if texts > 1:
+        arrays = {key: array.reshape(-1, texts, *array.shape[1:]) for key, array in arrays.items()}
     return {key: array.astype(np.int32) for key, array in arrays.items()}
+
+
+def their_inputs(arrays: dict[str, np.ndarray], class_name: str) -> dict[str, Any]:
+    """Return what their class reads of arrays of ours."""
+    long = {key: torch.from_numpy(np.asarray(array)).long() for key, array in arrays.items()}
+    paired = "encoder_inputs" in long
+    prefix = "encoder_" if paired else ""
+    inputs = {"input_ids": long[f"{prefix}inputs"], "attention_mask": long[f"{prefix}segment_ids"]}
+    if paired:
+        inputs |= {"decoder_input_ids": long["inputs"], "decoder_attention_mask": long["segment_ids"]}
+    if "token_types" in long and not class_name.startswith("DistilBert"):
+        inputs["token_type_ids"] = long["token_types"]
+    if class_name.endswith("DoubleHeadsModel"):
+        inputs["mc_token_ids"] = long["label_positions"]
+    return inputs
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_their_classes_load_our_exports(name: str, tmp_path: Path) -> None:
     workdir, out = make_run(name, tmp_path / "run"), tmp_path / "hf"
     class_name = export_run(workdir, out)
-    theirs, info = auto_class(class_name).from_pretrained(out, output_loading_info=True, attn_implementation="eager")
+    theirs, info = loader(class_name).from_pretrained(out, output_loading_info=True, attn_implementation="eager")
     assert type(theirs).__name__ == class_name
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
     run = jaxformer.load(workdir)
     arrays = batch_for(run, np.random.default_rng(0))
     outputs = run.model.apply(run.params, {key: jnp.asarray(array) for key, array in arrays.items()})
-    long = {key: torch.from_numpy(array).long() for key, array in arrays.items()}
-    paired = run.model.config.family == "encoder_decoder"
-    prefix = "encoder_" if paired else ""
-    inputs = {"input_ids": long[f"{prefix}inputs"], "attention_mask": long[f"{prefix}segment_ids"]}
-    if paired:
-        inputs |= {"decoder_input_ids": long["inputs"], "decoder_attention_mask": long["segment_ids"]}
-    if "token_types" in long:
-        inputs["token_type_ids"] = long["token_types"]
     with torch.no_grad():
-        found = theirs.eval()(**inputs)
+        found = theirs.eval()(**their_inputs(arrays, class_name))
     real = arrays["segment_ids"] > 0
-    if "hidden" in outputs and "label" not in outputs:
+    if run.model.predicts_tokens and not class_name.endswith("ForSequenceClassification"):
         logits = found.prediction_logits if "prediction_logits" in found else found.logits
-        ours = np.asarray(run.model.project(run.params, outputs["hidden"]))
+        ours = np.asarray(run.model.project(run.params, outputs["hidden"])).reshape(*real.shape, -1)
         assert comparison.error(ours[real], logits.numpy()[real]) <= 1e-5
-    for head, theirs_logits in (("label", "logits"), ("next_sentence", "seq_relationship_logits")):
-        if head in outputs:
-            assert comparison.error(outputs[head], found[theirs_logits].numpy()) <= 1e-5
+    logits = {"label": "mc_logits" if "mc_logits" in found else "logits", "next_sentence": "seq_relationship_logits",
+              "start": "start_logits", "end": "end_logits"}  # fmt: skip
+    for head, _, reads in run.model.heads:
+        ours, expected = np.asarray(outputs[head]), found[logits[head]].numpy()
+        assert ours.shape == expected.shape
+        where = real if reads == "tokens" else ...
+        assert comparison.error(ours[where], expected[where]) <= 1e-5
+
+
+def test_what_an_export_says_of_its_task_survives_their_saving(tmp_path: Path) -> None:
+    """problem_type, labels and the task's settings come back from a folder that transformers has written."""
+    workdir = make_run("bert_classes", tmp_path / "run")
+    class_name = export_run(workdir, tmp_path / "hf")
+    theirs = loader(class_name).from_pretrained(tmp_path / "hf")
+    assert theirs.config.problem_type == "multi_label_classification"
+    assert theirs.config.id2label == dict(enumerate(jaxformer.load(workdir).labels))
+    theirs.save_pretrained(tmp_path / "again")
+    tokenizer_of("wordpiece").save(tmp_path / "again" / "tokenizer.json")
+    import_run(str(tmp_path / "again"), tmp_path / "back")
+    before, after = jaxformer.load(workdir), jaxformer.load(tmp_path / "back")
+    assert after.labels == before.labels and after.config.task == before.config.task
 
 
 @pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram"])

@@ -50,7 +50,7 @@ def export_run(
     with whole_or_not_at_all(out) as temporary:
         write_tensors(layout, model, classes, folder, temporary, shard_bytes)
         theirs = {"architectures": [loader.name]} | write_config(layout, model.config) | _ids(run, layout)
-        theirs |= {"dtype": "float32"} | loader.required | said
+        theirs |= {"dtype": "float32", **loader.required, **said}
         _write_json(temporary / "config.json", theirs)
         run.tokenizer.save(temporary / "tokenizer.json")
         _write_json(temporary / "tokenizer_config.json", _tokenizer_config(run.tokenizer, model))

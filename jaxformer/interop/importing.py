@@ -43,7 +43,10 @@ def import_run(source: str, workdir: Path, tokenizer: Path | None = None, *, rev
     if config.family == "encoder_decoder":  # whose ids stand in the rows that it reads
         _check_ids(theirs, words)
     experiment = _experiment(config, layout.preset, classes, task, words, workdir)
-    resolved = configs.resolve(experiment, name=IMPORT + source)
+    try:
+        resolved = configs.resolve(experiment, name=IMPORT + source)
+    except UserError as error:  # a setting of the task
+        raise UserError(f"{where}: {error}") from error
     model = build_model(resolved, bind(resolved, words, labels))
     params = read_params(layout, model, classes, tensors, folder)
     count = count_parameters(model)
@@ -95,7 +98,11 @@ def describe(
         raise UserError(f"{where}: {config.num_layers} layers, but the weights are {len(tensors)} tensors")
     meant = next((classes for classes, one in layout.classes.items() if one.name == architecture), ())
     classes = _standing(layout, config, meant, tensors)
-    if classes not in layout.classes or (set(TOLD) & set(meant)) - set(classes):
+    absent = [what for what in meant if what in TOLD and what not in classes]
+    if absent:
+        lacking = [name for name in _arrays(layout, absent[0]) if f"{name}.weight" not in tensors]
+        raise UserError(f"{where.parent}: the weights lack {listed(lacking)}, the head of {architecture}")
+    if classes not in layout.classes:
         raise UserError(
             f"{where.parent}: the weights of {architecture or 'this model'} have no head that can be imported; "
             f"supported are {known}"
@@ -202,9 +209,14 @@ def _fitted(task: dict[str, Any], config: TransformerConfig, words: Tokenizer) -
 
 def _has(layout: Layout, what: str, tensors: Mapping[str, StoredTensor]) -> bool:
     """Whether the arrays that are a head's own are there."""
-    modules = layout.heads.get(what, {})
-    theirs = [name if isinstance(name, str) else name[0] for name in modules.values()]
-    return bool(theirs) and all(f"{name}.weight" in tensors or name in tensors for name in theirs)
+    names = _arrays(layout, what)
+    return bool(names) and all(f"{name}.weight" in tensors or name in tensors for name in names)
+
+
+def _arrays(layout: Layout, what: str) -> list[str]:
+    """Return the names of their modules, or arrays, that are a head's own."""
+    theirs = layout.heads.get(what, {}).values()
+    return list(dict.fromkeys(name if isinstance(name, str) else name[0] for name in theirs))
 
 
 def _is_copy(tensors: Mapping[str, StoredTensor], name: str, original: str) -> bool:

@@ -43,7 +43,8 @@ def read_task(
         if getattr(TASKS.get(str(ours.get("name"))), "decodes", False) is not True:
             return {}, ()
         return ours, tuple(map(str, kept.get("labels") or ()))  # the task's texts: no class there has a head for them
-    name, labels = TOLD[told], ()
+    name = TOLD[told]
+    labels: tuple[str, ...] = ()
     if told in ("label", "tags"):
         count = _size(layout, told, tensors)
         name = name or _PROBLEMS[_problem(theirs, where, count)]
