@@ -24,6 +24,12 @@ def byte_bpe() -> Tokenizer:
     return train_tokenizer(ByteBPE(vocab_size=500, special="bart"), [TEXT] * 4)
 
 
+@functools.cache
+def gpt_bpe() -> Tokenizer:
+    """The same with GPT's special tokens."""
+    return train_tokenizer(ByteBPE(vocab_size=500), [TEXT] * 4)
+
+
 def example_of(tokenizer: Tokenizer, label: object, window: int = 0, /, *, name: str = "q1", **fields: object) -> dict:
     """A labelled example whose fields are texts, or lists of words, with their offsets."""
     texts = {field: given if isinstance(given, str) else " ".join(given) for field, given in fields.items()}

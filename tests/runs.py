@@ -38,6 +38,8 @@ def _task(name: str, **settings: Any) -> dict[str, Any]:
     return {"task": {"name": name, "sequence_length": 32, **settings}}
 
 
+_ASKED = {"max_query_length": 8, "doc_stride": 5}
+
 # Name -> (preset, tokenizer, slots, the objective or task). Every head that can be exported, for every system.
 CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "transformer": ("transformer_base", "plain", {}, _WRITES),
@@ -71,6 +73,14 @@ CASES |= {
     "gpt2_number": ("gpt2_124m", "bpe", {}, _task("regression")),
     "gpt2_choices": ("gpt2_124m", "bpe", {"head_bias": True}, _task("multiple_choice", choice_fields=("a", "b"))),
     "bart_classes": ("bart_base", "plain", {}, _task("multi_label", head_dropout=0.0)),
+    "bert_tags": ("bert_base", "wordpiece", {}, _task("token_classification", text_fields="words")),
+    "distilbert_tags": ("distilbert_base", "wordpiece", {}, _task("token_classification", head_dropout=0.2)),
+    "gpt2_tags": ("gpt2_124m", "bpe", {}, _task("token_classification")),
+    "bert_span": ("bert_base", "wordpiece", {}, _task("question_answering", **_ASKED, null_threshold=None)),
+    "distilbert_span": ("distilbert_base", "wordpiece", {}, _task("question_answering", **_ASKED, n_best=3)),
+    "gpt2_span": ("gpt2_124m", "bpe", {}, _task("question_answering", **_ASKED)),
+    "bart_span": ("bart_base", "plain", {}, _task("question_answering", **_ASKED)),
+    "t5_span": ("t5_base", "unigram", {"num_heads": 3}, _task("question_answering", **_ASKED)),
 }  # fmt: skip
 
 

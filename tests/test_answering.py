@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from labelled import byte_bpe, example_of, wordpiece
+from labelled import byte_bpe, example_of, gpt_bpe, wordpiece
 
 from jaxformer.errors import UserError
 from jaxformer.tasks.answering import (
@@ -20,6 +20,7 @@ from jaxformer.tasks.metrics import measure
 
 CONTEXT = "The café in Zürich is old. Anna Berg lives in New York"
 ANNA = {"text": ["Anna Berg"], "answer_start": [27]}
+SPECIAL = [["<|start|>"], ["<|delimiter|>"], ["<|extract|>"]]
 NO_ANSWER = {"text": [], "answer_start": []}
 RNG = np.random.default_rng(0)
 
@@ -75,6 +76,22 @@ def test_a_row_of_encoder_and_decoder_by_hand():
     np.testing.assert_array_equal(arrays["inputs"][1:length], arrays["encoder_inputs"][: length - 1])
     assert tokenizer.tokens(arrays["inputs"][:1]) == ["</s>"]
     assert "token_types" not in arrays
+
+
+def test_a_row_of_a_decoder_by_hand():
+    """Without GPT's tokens the question and its context stand alone, one behind the other; else GPT's pair."""
+    label = {"text": ["Anna Berg"], "answer_start": [0]}
+    question, context = "Who lives in Zürich?", "Anna Berg lives in New York"
+    for tokenizer, special in ((byte_bpe(), [[], [], []]), (gpt_bpe(), SPECIAL)):
+        task = task_of(tokenizer, "decoder_only", sequence_length=28)
+        arrays = task(asked(tokenizer, label, question=question, context=context), RNG)
+        before, between, after = special
+        texts = [tokenizer.tokens(tokenizer.encode(text)) for text in (question, context)]
+        tokens = tokenizer.tokens(arrays["inputs"][: int(arrays["segment_ids"].sum())])
+        assert tokens == [*before, *texts[0], *between, *texts[1], *after]
+        answer = slice(arrays["start_targets"], arrays["end_targets"] + 1)
+        assert tokenizer.decode(arrays["inputs"][answer]) == "Anna Berg"
+        assert arrays["start_targets"] == len(before) + len(texts[0]) + len(between)
 
 
 @pytest.mark.parametrize("family", ["encoder_only", "encoder_decoder"])

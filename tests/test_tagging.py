@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from labelled import byte_bpe, example_of, wordpiece
+from labelled import byte_bpe, example_of, gpt_bpe, wordpiece
 
 from jaxformer.errors import UserError
 from jaxformer.tasks.schemes import Entity, entities_of, scheme_of, to_bio, with_beginnings
@@ -121,6 +121,18 @@ def test_a_row_of_encoder_and_decoder_by_hand():
     assert arrays["label_targets"][places].tolist() == [1, 0, 3]
     assert tokenizer.tokens(arrays["inputs"][:2]) == ["</s>", "<s>"]
     assert tokenizer.tokens(arrays["encoder_inputs"][:1]) == ["<s>"]
+
+
+def test_a_row_of_a_decoder_by_hand():
+    """Without GPT's tokens it is the text alone."""
+    words = ["Anna", "lives", "in", "Zürich"]
+    for tokenizer, before in ((byte_bpe(), 0), (gpt_bpe(), 1)):
+        arrays = task_of(tokenizer, family="decoder_only")(example_of(tokenizer, [1, 0, 0, 3], text=words), RNG)
+        assert tokenizer.decode(arrays["inputs"][: int(arrays["segment_ids"].sum())]).strip() == " ".join(words)
+        sizes = [len(tokenizer.encode(word)) for word in ("Anna", " lives", " in")]
+        places = np.cumsum([before, *sizes])
+        assert np.flatnonzero(arrays["label_weights"]).tolist() == places.tolist()
+        assert arrays["label_targets"][places].tolist() == [1, 0, 0, 3]
 
 
 @pytest.mark.parametrize("family", ["encoder_only", "encoder_decoder"])

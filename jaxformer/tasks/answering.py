@@ -17,7 +17,7 @@ from jaxformer.objectives import FLOAT, INT, Example, Head, Shapes
 from jaxformer.tasks.classification import softmax
 from jaxformer.tasks.metrics import measure
 from jaxformer.tasks.task import RowTask
-from jaxformer.tasks.writing import BART, BERT, T5, row_shapes, rows_of
+from jaxformer.tasks.writing import BART, BERT, T5, Format, row_shapes, rows_of, tokens_format_of
 
 START, END = "start", "end"  # the two heads
 NOWHERE = (0, 0)  # the places of an answer that a window does not have
@@ -107,7 +107,7 @@ class QuestionAnswering(RowTask):
     """
 
     name: ClassVar[str] = "question_answering"
-    families: ClassVar[tuple[str, ...]] = ("encoder_only", "encoder_decoder")
+    families: ClassVar[tuple[str, ...]] = ("encoder_only", "decoder_only", "encoder_decoder")
     label_kind: ClassVar[str] = "span"
     reads_records: ClassVar[bool] = True
     coefficients: ClassVar[dict[str, float]] = {START: 0.5, END: 0.5}
@@ -144,6 +144,11 @@ class QuestionAnswering(RowTask):
     @property
     def heads(self) -> dict[str, Head]:
         return {START: Head(1, "tokens", "places"), END: Head(1, "tokens", "places")}
+
+    @property
+    def format(self) -> Format:
+        """How a row is written; known once the task is bound."""
+        return tokens_format_of(self.family, self.vocabulary)
 
     @property
     def shapes(self) -> Shapes:

@@ -13,7 +13,7 @@ from jaxformer.objectives import FLOAT, INT, Decode, Encode, Example, Head, Shap
 from jaxformer.tasks.classification import check_class_weights, softmax
 from jaxformer.tasks.schemes import OUTSIDE, entities_of, scheme_of, to_bio, with_beginnings
 from jaxformer.tasks.task import RowTask
-from jaxformer.tasks.writing import row_shapes, rows_of
+from jaxformer.tasks.writing import Format, row_shapes, rows_of, tokens_format_of
 from jaxformer.tokenizers import Vocabulary
 
 # In running text the marks before and after a word are words of their own, as they are where people tag words.
@@ -66,7 +66,7 @@ class TokenClassification(RowTask):
     """
 
     name: ClassVar[str] = "token_classification"
-    families: ClassVar[tuple[str, ...]] = ("encoder_only", "encoder_decoder")
+    families: ClassVar[tuple[str, ...]] = ("encoder_only", "decoder_only", "encoder_decoder")
     label_kind: ClassVar[str] = "tags"
     reads_records: ClassVar[bool] = True
     coefficients: ClassVar[dict[str, float]] = {"label": 1.0}
@@ -93,6 +93,11 @@ class TokenClassification(RowTask):
     @property
     def heads(self) -> dict[str, Head]:
         return {"label": Head(len(self.labels), "tokens", "softmax", self.label_smoothing)}
+
+    @property
+    def format(self) -> Format:
+        """How a row is written; known once the task is bound."""
+        return tokens_format_of(self.family, self.vocabulary)
 
     @property
     def shapes(self) -> Shapes:

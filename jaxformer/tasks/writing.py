@@ -68,6 +68,13 @@ def format_of(family: str, vocabulary: Vocabulary) -> Format:
     return {"decoder_only": GPT, "encoder_only": BERT}[family]
 
 
+def tokens_format_of(family: str, vocabulary: Vocabulary) -> Format:
+    """Return how a family writes texts whose tokens are read: as it does where a state is read, but that a decoder-only
+    model, where its vocabulary has none of GPT's tokens, reads the texts alone, one behind the other."""
+    bare = family == "decoder_only" and "extract" not in vocabulary.special
+    return BARE if bare else format_of(family, vocabulary)
+
+
 def cut(texts: Sequence[np.ndarray], room: int) -> list[np.ndarray]:
     """Return one or two texts cut at their ends to `room` tokens together, always from the longer one (BERT's code)."""
     if len(texts) == 1:
