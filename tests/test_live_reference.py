@@ -13,6 +13,7 @@ transformers = pytest.importorskip("transformers")
 
 import jax.numpy as jnp  # noqa: E402
 import make_reference  # noqa: E402
+import tuning  # noqa: E402
 from runs import CASES, make_run, tokenizer_of  # noqa: E402
 
 import jaxformer  # noqa: E402
@@ -143,6 +144,18 @@ def test_what_an_export_says_of_its_task_survives_their_saving(tmp_path: Path) -
     import_run(str(tmp_path / "again"), tmp_path / "back")
     before, after = jaxformer.load(workdir), jaxformer.load(tmp_path / "back")
     assert after.labels == before.labels and after.config.task == before.config.task
+
+
+@pytest.mark.parametrize("name", tuning.CASES)
+def test_twenty_steps_of_fine_tuning(name: str, tmp_path: Path) -> None:
+    case = tuning.CASES[name]
+    theirs = tuning.their_model(case, tmp_path / "hf")
+    task, model, params = tuning.imported(case, tmp_path / "hf", tmp_path / "run")
+    arrays = tuning.batches(case, task)
+    inputs = [their_inputs(batch, case.name) | tuning.their_labels(case, batch) for batch in arrays]
+    expected = tuning.their_losses(theirs, inputs)
+    assert len(set(expected)) == tuning.STEPS
+    np.testing.assert_allclose(tuning.our_losses(task, model, params, arrays), expected, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram"])

@@ -200,11 +200,12 @@ STDLIB = {"source_field": "body", "target_field": "summary"}
 
 def _fitted(task: dict[str, Any], config: TransformerConfig, words: Tokenizer) -> dict[str, Any]:
     """Return the section of a task with what config.json does not say and the model and its tokenizer do."""
-    longest = 384 if task["name"] == "question_answering" else 128
-    task = {"sequence_length": min(config.max_length, longest)} | task
+    asks = task["name"] == TOLD["span"]
+    length = min(config.max_length, 384 if asks else 128)
+    fitted = {"sequence_length": length} | ({"max_query_length": min(64, length // 3)} if asks else {})
     if config.family == "decoder_only" and task["name"] in CLASSIFYING and "extract" not in words.vocabulary.special:
-        task = {"special_tokens": False} | task
-    return task
+        fitted |= {"special_tokens": False}
+    return fitted | task
 
 
 def _has(layout: Layout, what: str, tensors: Mapping[str, StoredTensor]) -> bool:
