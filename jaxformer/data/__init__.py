@@ -2,9 +2,9 @@
 
 What lives here: sources (`records`, `splits`; `sources`, `files`, `columns`, `squad`, `parallel`, `huggingface`,
 `stdlib_docs`), what a row's fields and labels are (`fields`, `kinds`, `labels`), which files are data and how they are
-read (`finding`, `reading`), the token store (`store`), the row index (`rows`), how both are kept (`sealed`) and what they count
-(`left_out`), what a config's data section becomes (`preparing`), and batches as a pure function of config and step
-(`batches`).
+read (`finding`, `reading`), the token store (`store`), the row index (`rows`), how both are kept (`sealed`) and what
+they count (`left_out`), what a config's data section becomes (`preparing`), and batches as a pure function of config
+and step (`batches`).
 What may come in: another source, another kind of row.
 What must not: JAX, and state: nothing that depends on the number of hosts or workers."""
 

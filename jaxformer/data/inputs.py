@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxformer.data.fields import Malformed, Record
 from jaxformer.data.files import Files
 from jaxformer.data.finding import KINDS, PLAIN, suffix_of
 from jaxformer.data.reading import not_utf8, open_bytes
-from jaxformer.data.records import Malformed, Record, Rows, Source, _text
+from jaxformer.data.records import Rows, Source, texts_of
 from jaxformer.data.sources import SOURCES
 from jaxformer.errors import UserError
 
@@ -89,6 +90,6 @@ def unlabelled(record: Record | Malformed, fields: Sequence[str], kind: str, own
     it has one. Raises Malformed."""
     if isinstance(record, Malformed):
         raise record
-    texts = {field: _text(record, field, where) for field in fields}
-    kept = {key: record[key] for key in IDS if key in record} | texts
+    texts, raw = texts_of(record, tuple(fields), kind, where)
+    kept = {key: record[key] for key in IDS if key in record} | raw
     return texts | {"label": None, "record": kept}

@@ -124,7 +124,7 @@ class Source(Records):
             return
 
         def texts(record: Record, where: str) -> list[str]:
-            found = list(_texts(record, fields, kind, where)[0].values())
+            found = list(texts_of(record, fields, kind, where)[0].values())
             return [*found, *(self._label(record, where, kind) or [])] if kind == "text" else found
 
         for row in self.each(split, True, texts, left_out):
@@ -149,7 +149,7 @@ class Source(Records):
         def example(record: Record, where: str) -> dict[str, Any] | None:
             value = None if unlabelled and not has(record, self.label_field) else self._label(record, where, kind)
             # Without tags, a task parts running text into words itself.
-            texts, raw = _texts(record, fields, "text" if kind == "tags" and value is None else kind, where)
+            texts, raw = texts_of(record, fields, "text" if kind == "tags" and value is None else kind, where)
             if value is not None and kind == "tags":
                 for field in fields:
                     check_tags(value, raw[field], (field, self.label_field), where)
@@ -206,7 +206,7 @@ class Source(Records):
 
         def read(record: Record, where: str) -> tuple[Label, dict[str, str]] | None:
             label = self._label(record, where, "choice")
-            return None if label is None else (label, _texts(record, choices, "choice", where)[0])
+            return None if label is None else (label, texts_of(record, choices, "choice", where)[0])
 
         def find() -> Counting:
             return counting((found for _, _, _, found in self._labelled(read)), choices, self.label_field)
@@ -229,7 +229,7 @@ class Source(Records):
         return [example for example in in_turn if example is not None][: self.max_examples]
 
 
-def _texts(
+def texts_of(
     record: Record, fields: tuple[str, ...], kind: str, where: str
 ) -> tuple[dict[str, str], dict[str, str | list[str]]]:
     """Return the texts of a record's fields, and what stands there: words are joined by single spaces, and so are the
