@@ -8,6 +8,7 @@ import numpy as np
 from jaxformer.models.config import Execution, TransformerConfig
 from jaxformer.models.model import Model
 from jaxformer.objectives import Head
+from jaxformer.trees import flatten, unflatten
 
 SIZES = {"d_model": 16, "d_ff": 32, "num_heads": 2, "head_dim": 8, "num_layers": 3, "vocab_size": 31, "max_length": 32}
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0}
@@ -60,6 +61,14 @@ def head_shapes(heads: dict[str, Head]) -> tuple[tuple[str, int, str], ...]:
 
 def model_of(name: str, **execution: Any) -> Model:
     return Model(CONFIGS[name], Execution(**execution), heads=head_shapes(supervision_of(name).heads))
+
+
+def params_of(model: Model, seed: int = 0) -> dict[str, Any]:
+    """Random parameters of a model, scales of norms around 1: no program is compiled to draw them."""
+    draw = np.random.default_rng(seed)
+    shapes = flatten(model.shapes)
+    leaves = {path: draw.normal(path.endswith("/scale"), 0.2, leaf.shape) for path, leaf in shapes.items()}
+    return unflatten({path: jnp.asarray(leaf, jnp.float32) for path, leaf in leaves.items()})
 
 
 def batch_of(name: str, rows: int = 4, length: int = 10, source: int = 7, seed: int = 0) -> dict[str, Any]:
