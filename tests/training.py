@@ -54,7 +54,7 @@ def fine_tuning(family: str, corpus: Path, workdir: Path, base: Path, **override
     keys |= {"optimizer.warmup_steps": 0, "optimizer.schedule": "constant", "optimizer.learning_rate": 0.01}
     # So small a classifier hardly moves the body while the language model pulls at it.
     keys |= {"task.language_model_weight": 0.1} if family == "gpt" else {}
-    keys |= {"footprint.enabled": False}
+    keys |= {"footprint.enabled": False, "sharding.data": 1}
     return arguments("train", f"finetune/area:{family},smoke", workdir, keys | overrides)
 
 
