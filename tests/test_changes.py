@@ -202,24 +202,24 @@ def test_changed_data_are_refused_and_nothing_is_touched(
 def test_a_change_that_is_allowed_becomes_the_record(own_tuned: Path, tmp_path: Path, said: Any) -> None:
     run, before = own_tuned / "run", read_record(own_tuned / "run")
     other = write_rows(tmp_path / "rows.jsonl", lead=1)
-    command = tuning(run, other, **{"training.num_steps": 2, "training.batch_size": 16})
+    command = tuning(run, other, **{"training.num_steps": 2, "seed": 1})
     assert main(command) == 2
-    assert "training.batch_size: 8 -> 16" in said()
+    assert "seed: 0 -> 1" in said()
     assert main([*command, "--allow-config-change"]) == 0
     assert "changed: data.path: rows.jsonl changed" in said()
     record = read_record(run)
-    assert record["config"]["training"]["batch_size"] == 16 and record["config"]["data"]["path"] == str(other)
+    assert record["config"]["seed"] == 1 and record["config"]["data"]["path"] == str(other)
     assert record["created"] == before["created"]
     first, second = record["segments"]
     assert first == before["segments"][0] and second["from_step"] == 1
     changed = second["changed"]
-    assert changed["training.batch_size"] == [8, 16] and changed["training.num_steps"] == [1, 2]
+    assert changed["seed"] == [0, 1] and changed["training.num_steps"] == [1, 2]
     assert changed["data.path"] == [before["config"]["data"]["path"], str(other)]
     assert changed["fingerprints.data.data.path"] == [
         before["fingerprints"]["data"]["data.path"], record["fingerprints"]["data"]["data.path"],
     ]  # fmt: skip
     assert set(changed) == {
-        "training.batch_size", "training.num_steps", "data.path", "fingerprints.data.data.path"
+        "seed", "training.num_steps", "data.path", "fingerprints.data.data.path"
     }  # fmt: skip
     assert main(command) == 0  # the same command again
     assert read_record(run) == record and "nothing to do" in said()

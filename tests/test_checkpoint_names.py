@@ -190,6 +190,7 @@ def test_a_start_reads_the_checkpoint_that_is_named(stored: Path, tmp_path: Path
     record["config"]["tokenizer"]["path"] = str(stored / "tokenizer.json")
     (tmp_path / "text.txt").write_text("\n\n".join(["Return the number of items in the queue. " * 12] * 12))
     wanted = {"training.batch_size": 8, "optimizer.learning_rate": 0.0, "optimizer.warmup_steps": 0}
+    wanted |= {"sharding.data": 1, "training.unroll_layers": 1, "evaluation.max_examples": 8}
     overrides = [f"{key}={value}" for key, value in wanted.items()]
     train(configs.resolve(record["config"], [*overrides, f"init_from={stored}@best"], name="on"), tmp_path / "on")
     assert float(flatten(jaxformer.load(tmp_path / "on").params)[BIAS][0]) == 200

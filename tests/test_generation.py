@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from cases import carrier
 from runs import make_run
+from sampling import sampled
 from tiny import CONFIGS, batch_of
 
 import jaxformer
@@ -209,27 +211,27 @@ def forgetful() -> tuple[Model, Params, Ids]:
     return model, params, np.asarray(model.project(params, jnp.asarray(hidden)[None])[0])
 
 
-def sampled(**config: Any) -> Ids:
+def drawn_ids(**config: Any) -> Ids:
     model, params, _ = forgetful()
     generation = GenerationConfig(max_new_tokens=NEW, **config)
     return np.array(generate(model, params, prompts_of(1) * 300, generation, end_id=NO_END))
 
 
 def test_sampling_follows_the_seed() -> None:
-    first = sampled(temperature=1.0, seed=1)
+    first = drawn_ids(temperature=1.0, seed=1)
     assert first.shape == (300, NEW)
-    np.testing.assert_array_equal(sampled(temperature=1.0, seed=1), first)
-    assert (sampled(temperature=1.0, seed=2) != first).mean() > 0.1
+    np.testing.assert_array_equal(drawn_ids(temperature=1.0, seed=1), first)
+    assert (drawn_ids(temperature=1.0, seed=2) != first).mean() > 0.1
 
 
 def test_a_very_low_temperature_is_greedy() -> None:
-    assert (sampled(temperature=1e-9, seed=1) == forgetful()[2].argmax()).all()
+    assert (drawn_ids(temperature=1e-9, seed=1) == forgetful()[2].argmax()).all()
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_samples_have_the_distribution_of_the_logits(temperature: float) -> None:
     model, _, logits = forgetful()
-    drawn = sampled(temperature=temperature, seed=5)
+    drawn = drawn_ids(temperature=temperature, seed=5)
     # The stored table has a row more than the vocabulary, which nobody ever draws.
     size = model.config.vocab_size
     assert model.config.stored_vocab_size == size + 1 and drawn.max() < size
@@ -248,8 +250,15 @@ def test_samples_have_the_distribution_of_the_logits(temperature: float) -> None
     assert close((drawn[::2, 0] == drawn[1::2, 0]).mean(), chance, 150)
 
 
-@pytest.mark.parametrize("name", ["learned", "t5"])
-@pytest.mark.parametrize("temperature", [0.0, 50.0])
+@pytest.mark.parametrize(
+    ("name", "temperature"),
+    # Greedy and drawn, with and without an encoder.
+    sampled(
+        itertools.product(("learned", "t5"), (0.0, 50.0)),
+        path=lambda name, temperature: temperature,
+        daily=[("learned", 0.0), ("t5", 50.0)],
+    ),
+)
 def test_ids_without_a_token_are_never_written(name: str, temperature: float) -> None:
     """Of a tokenizer of 6 ids, whose padding and a gap in whose ids are not writable, in a larger table."""
     model, params = built(name)

@@ -1,9 +1,8 @@
 """What import and export refuse, in one line and without leaving anything behind."""
 
 import json
+import resource
 import struct
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -189,19 +188,21 @@ def test_places_where_nothing_can_be_put(exported: Any, tmp_path: Path, monkeypa
         import_run(str(out), tmp_path / "other", revision="main")
 
 
-def test_a_full_disk_leaves_nothing(exported: Any, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_nothing(
+    exported: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A limit of files' sizes, which Python lets a process go beyond as it does a full disk: by an error."""
     run, out, _ = exported("gpt2")
-    code = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2);"
-        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "from jaxformer.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    )
     exports, imports = ["export", f"--workdir={run}", "hf"], ["import", str(out), "--workdir=run"]
-    for limit, command in (("20000", exports), ("4000", imports)):
-        words = [sys.executable, "-c", code, limit, *command]
-        done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
-        assert done.returncode == 2, done.stderr
-        assert "exceed the size limit" in done.stderr.splitlines()[-1]
+    monkeypatch.chdir(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit, command in ((20_000, exports), (4_000, imports)):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+        try:
+            assert main(command) == 2
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert "exceed the size limit" in capsys.readouterr().err.splitlines()[-1]
         assert list(tmp_path.iterdir()) == []
 
 

@@ -80,7 +80,13 @@ def test_a_run_resumes_in_any_phase(family: str, tmp_path: Path) -> None:
         "bert": [{"steps": 6, "sequence_length": 16, "max_predictions": 2}],
     }[family]
     keys = {"training.phases": phases, "training.batch_size": 24, "footprint.enabled": False, "checkpoint.keep_last": 0}
-    keys |= {"sharding.data": 1, "optimizer.schedule": "constant", "checkpoint.every": 1, "training.eval_every": 0}
+    keys |= {
+        "model.num_layers": 1,
+        "sharding.data": 1,
+        "optimizer.schedule": "constant",
+        "checkpoint.every": 1,
+        "training.eval_every": 0,
+    }
 
     def run(name: str, steps: int) -> Path:
         assert main(pretraining(family, corpus, tmp_path / name, **{**keys, "training.num_steps": steps})) == 0

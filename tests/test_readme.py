@@ -42,7 +42,7 @@ TINY = {
     "model.d_model": 16, "model.d_ff": 32, "model.num_heads": 2, "model.head_dim": 8, "model.num_layers": 1,
     "model.vocab_size": 420, "tokenizer.vocab_size": 420, "training.num_steps": 4, "training.batch_size": 8,
     "optimizer.warmup_steps": 1, "evaluation.max_examples": 8, "footprint.enabled": False, "checkpoint.every": 2,
-    "training.eval_every": 2, "data.name": "text",
+    "training.eval_every": 2, "data.name": "text", "sharding.data": 1,
 }  # fmt: skip
 
 

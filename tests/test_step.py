@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 from sampling import sampled
-from tiny import CONFIGS, batch_of, model_of, supervision_of
+from tiny import CONFIGS, batch_of, model_of, params_of, supervision_of
 
 from jaxformer.footprint.chips import peak
 from jaxformer.models.config import TransformerConfig
@@ -71,17 +71,16 @@ def test_accumulated_micro_batches_equal_one_step(name: str) -> None:
 
 
 def test_steps_lower_the_loss_and_dropout_follows_the_step() -> None:
-    config = dataclasses.replace(CONFIGS["gpt3"], dropout=0.2)
+    config = dataclasses.replace(CONFIGS["gpt3"], dropout=0.2, num_layers=1)
     model, supervision, optimizer = Model(config), supervision_of("gpt3"), optax.adam(1e-2)
     step = jax.jit(make_train_step(model, supervision, optimizer))
-    state, batch = init_state(model, optimizer, jax.random.key(0)), batch_of("gpt3")
-    losses = []
+    state, batch = jax.jit(functools.partial(init_state, model, optimizer))(jax.random.key(0)), batch_of("gpt3")
+    first, losses = state, []
     for _ in range(30):
         state, metrics = step(state, batch, jax.random.key(1), 0.1)
         losses.append(float(metrics["loss"]))
     assert np.mean(losses[-5:]) < 0.6 * losses[0]
-    frozen = init_state(model, optimizer, jax.random.key(0))
-    two = [step(frozen._replace(step=jnp.int32(n)), batch, jax.random.key(1), 0.1)[1]["loss"] for n in (0, 0, 1)]
+    two = [step(first._replace(step=jnp.int32(n)), batch, jax.random.key(1), 0.1)[1]["loss"] for n in (0, 0, 1)]
     assert two[0] == two[1] != two[2]
 
 
@@ -114,17 +113,21 @@ def test_a_step_draws_from_the_runs_rng_by_its_number() -> None:
 
 def test_the_loss_is_the_sum_of_coefficient_times_mean() -> None:
     parts, batch = parts_of("bert"), batch_of("bert")
-    params, rng = jax.jit(parts.model.init)(jax.random.key(0)), jax.random.key(1)
+    params, rng = params_of(parts.model), jax.random.key(1)
     counts = counts_of(parts, batch)
     assert {name: float(count) for name, count in counts.items()} == {
         "tokens": float(batch["weights"].sum()), "next_sentence": 4.0,
     }  # fmt: skip
-    loss, means = jax.jit(functools.partial(loss_of, parts))(counts, None, params, batch, rng)
-    assert float(loss) == pytest.approx(float(means["tokens"] + means["next_sentence"]), rel=1e-6)
+
+    @jax.jit
+    def run(params: Any) -> Any:
+        found = [gradients_of(which, counts, None, params, batch, rng) for which in (parts, doubled)]
+        return loss_of(parts, counts, None, params, batch, rng), *found
+
     doubled = dataclasses.replace(parts, shard_gradients=lambda gradients: jax.tree.map(lambda x: 2 * x, gradients))
-    (value, _), gradients = jax.jit(functools.partial(gradients_of, parts))(counts, None, params, batch, rng)
+    (loss, means), ((value, _), gradients), (_, twice) = run(params)
+    assert float(loss) == pytest.approx(float(means["tokens"] + means["next_sentence"]), rel=1e-6)
     assert float(value) == pytest.approx(float(loss), rel=1e-6)
-    twice = jax.jit(functools.partial(gradients_of, doubled))(counts, None, params, batch, rng)[1]
     np.testing.assert_allclose(twice["embedding"]["tokens"], 2 * gradients["embedding"]["tokens"], rtol=1e-5)
 
 
@@ -145,9 +148,9 @@ def test_either_of_two_trees() -> None:
 
 def test_evaluation_sums_by_hand() -> None:
     model, supervision, batch = model_of("bert"), supervision_of("bert"), batch_of("bert")
-    params = jax.jit(model.init)(jax.random.key(0))
-    sums, predictions = make_eval_step(model, supervision)(params, batch)
-    logits = model.project(params, model.apply(params, batch)["hidden"])
+    params = params_of(model)
+    sums, predictions = jax.jit(make_eval_step(model, supervision))(params, batch)
+    logits = jax.jit(lambda params: model.project(params, model.apply(params, batch)["hidden"]))(params)
     log_p = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), np.asarray(batch["targets"])[..., None], -1)[
         ..., 0
     ]
