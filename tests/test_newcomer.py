@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from compiling import xla_flags
 from training import SIZES, TOPICS, make_corpus
 
+from jaxformer.cli.main import main
 from jaxformer.storage import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -23,22 +24,34 @@ TINY = [
 TINY += ["--config.tokenizer.vocab_size=420", "--config.objective.sequence_length=24", "--config.training.batch_size=8"]
 TINY += ["--config.training.log_every=1", "--config.training.eval_every=20", "--config.checkpoint.every=20"]
 TINY += ["--config.optimizer.warmup_steps=5", "--config.optimizer.decay_steps=400", "--config.footprint.enabled=False"]
+TINY += ["--config.sharding.data=1"]
 
 
 def start(*words: str, cwd: Path) -> "subprocess.Popen[str]":
-    environment = os.environ | {"XLA_FLAGS": xla_flags(1)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-m", "jaxformer", *words], cwd=cwd, env=environment, **pipes)
+    return subprocess.Popen([sys.executable, "-m", "jaxformer", *words], cwd=cwd, **pipes)
 
 
-def run(*words: str, cwd: Path, code: int = 0) -> tuple[str, str]:
-    """Run a command to its end and return what it printed and what it said."""
-    process = start(*words, cwd=cwd)
-    printed, said = process.communicate(timeout=300)
-    assert process.returncode == code, said
-    if code == 2:
-        assert said.strip().count("\n") == 0 or said.strip().splitlines()[-1].startswith("jaxformer "), said
-    return printed, said
+Run = Callable[..., tuple[str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Run:
+    """Return a function that runs a command to its end, in this process, and gives what it printed and what it said."""
+
+    def command(*words: str, cwd: Path, code: int = 0) -> tuple[str, str]:
+        capsys.readouterr()
+        caplog.clear()
+        with monkeypatch.context() as patch:
+            patch.chdir(cwd)
+            found = main(list(words))
+        printed, said = capsys.readouterr()
+        assert found == code, said
+        if code == 2:
+            assert said.strip().count("\n") == 0 or said.strip().splitlines()[-1].startswith("jaxformer "), said
+        return printed, said + caplog.text
+
+    return command
 
 
 def record(workdir: Path) -> dict:
@@ -66,7 +79,7 @@ def fill(folder: Path) -> tuple[Path, Path]:
     return texts, labelled
 
 
-def test_a_newcomers_hour(tmp_path: Path) -> None:
+def test_a_newcomers_hour(tmp_path: Path, run: Run) -> None:
     texts, labelled = fill(tmp_path)
     own = [
         "train",

@@ -23,8 +23,12 @@ from jaxformer.launch.policy import Outcome, outcome_of
 from jaxformer.storage import read_metrics
 
 NUM_STEPS = 200  # of runs that are stopped: a process hears of another's SIGTERM a second or two later
-COMPARED_STEPS = 60
-COMPARED = {"training.num_steps": COMPARED_STEPS, "model.dropout": 0}  # with runs of other numbers of devices
+COMPARED_STEPS = 30
+COMPARED = {
+    "training.num_steps": COMPARED_STEPS,
+    "training.eval_every": 15,
+    "model.dropout": 0,
+}  # with runs of other numbers of devices
 
 
 @pytest.fixture(scope="module")
