@@ -228,7 +228,7 @@ def test_every_section_is_a_field_of_the_config() -> None:
 # Mistakes. Each is one line that has all the words beside it; every one is also read where no device can be found.
 
 TYPOS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
-    "experiment": ("brt", (), ("'brt'", "did you mean 'bert'?", "finetune/area, finetune_area, gpt", "FILE.py")),
+    "experiment": ("brt", (), ("'brt'", "did you mean 'bert'?", "finetune/area, finetune/choice", "FILE.py")),
     "what experiments share": ("common", (), ("no experiment 'common'",)),
     "file": ("nowhere/mine.py:smoke", (), ("no file nowhere/mine.py",)),
     "arg": ("bert:smok", (), ("bert:smok", "'smok'", "tiny, mini, medium, base, large", "smoke, small")),

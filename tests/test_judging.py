@@ -58,7 +58,7 @@ def evaluated(run: Path, capsys: Any, *words: str) -> dict[str, float]:
 
 
 def results(run: Path) -> dict[str, Any]:
-    return {file.name: json.loads(file.read_text()) for file in (run / "results").iterdir()}
+    return {file.name: json.loads(file.read_text()) for file in (run / "results").glob("*.json")}
 
 
 def test_training_says_how_many_rows_there_are_and_are_judged(trained: tuple[Path, str], tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ def bound(name: str) -> Any:
     visibility = {"encoder_only": "full", "decoder_only": "prefix"}.get(family, "causal")
     carried = supervision.for_model(carrier(family, "causal" if name == "causal_lm" else visibility))
     ids = np.arange(10, 12, dtype=np.int32)
-    return carried.bind(vocabulary(special=ROLES), ("no", "yes"), lambda text: ids, lambda ids: "some text")
+    labels = ("B-X", "I-X", "O") if carried.label_kind == "tags" else ("no", "yes")
+    return carried.bind(vocabulary(special=ROLES), labels, lambda text: ids, lambda ids: "some text")
 
 
 def fits(value: Any, kind: Any) -> bool:

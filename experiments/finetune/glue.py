@@ -35,9 +35,10 @@ BART = {
 
 def get_config(arg: str = "bert,sst2") -> ConfigDict:
     """`jaxformer train --config=finetune/glue:FAMILY,TASK[,SIZE][,smoke|small] --config.init_from=RUN`, FAMILY bert,
-    distilbert, gpt, gpt2, gpt3 or bart, TASK cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte or wnli."""
+    distilbert, gpt, gpt2, gpt3 or bart, TASK cola, sst2 (without a word), mrpc, qqp, stsb, mnli, qnli, rte or
+    wnli."""
     family, *words = (arg or "bert,sst2").split(",")
-    chosen = [word for word in words if word in TASKS]
+    chosen = [word for word in words if word in TASKS] or ["sst2"]
     if len(chosen) != 1:
         raise ValueError(f"'{arg}': give one of the tasks {', '.join(TASKS)}")
     (name,) = chosen

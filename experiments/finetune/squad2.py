@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 
 from . import common, squad
 
+FAMILIES = squad.FAMILIES
+
 
 def get_config(arg: str = "bert") -> ConfigDict:
     """`jaxformer train --config=finetune/squad2:bert|distilbert|bart[,SIZE][,smoke|small] --config.init_from=RUN`."""

@@ -143,7 +143,7 @@ def build_examples(
     records: list[bytes] = []
 
     def texts(left_out: LeftOut) -> Iterator[str]:
-        choices = tuple(getattr(task.answering, "choice_fields", ()))  # what its labels are counted among
+        choices = task.answering.choice_fields if task.answering else ()  # what its labels are counted among
         for example in source.examples(split, fields, kind, left_out, choices):
             kept = {"label": example["label"]} | ({"record": example["record"]} if detailed else {})
             records.append(json.dumps(kept, ensure_ascii=False).encode())

@@ -40,7 +40,8 @@ def read_task(
     ours = dict(ours) if isinstance(ours, Mapping) else {}
     told = next((what for what in classes if what in TOLD), "")
     if not told:
-        if getattr(TASKS.get(str(ours.get("name"))), "decodes", False) is not True:
+        kind = TASKS.get(str(ours.get("name")))
+        if kind is None or kind.decodes is not True:
             return {}, ()
         return ours, tuple(map(str, kept.get("labels") or ()))  # the task's texts: no class there has a head for them
     name = TOLD[told]

@@ -150,6 +150,10 @@ class Answering(Protocol):
     def learnt(self, names: Sequence[str]) -> tuple[str, ...]:
         """Return the classes that it learns of data whose labels have these names: the same ones, perhaps more."""
 
+    @property
+    def choice_fields(self) -> tuple[str, ...]:
+        """The fields among whose texts the right one is told; () where nothing is chosen."""
+
     def num_rows(self, lengths: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return how many rows (windows) are made of each example, int64 [N], given {field: tokens of each, [N]}."""
 

@@ -35,6 +35,7 @@ class Task:
     delimited: ClassVar[bool] = False
     fills_masks: ClassVar[bool] = False
     new_token_ids: ClassVar[Sequence[int]] = ()
+    choice_fields: ClassVar[tuple[str, ...]] = ()
     token_smoothing: ClassVar[float] = 0.0
     z_loss: ClassVar[float] = 0.0
 
