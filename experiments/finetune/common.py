@@ -18,10 +18,10 @@ DECODERS, ENCODERS = ("gpt", "gpt2", "gpt3"), ("bert", "distilbert")
 
 # The share of the steps that warms up is that of each paper's code.
 RATES: dict[str, dict] = {
-    "gpt": {"learning_rate": 6.25e-5, "schedule": "linear_product", "warmup": 0.002},
-    "bert": {"learning_rate": 3e-5, "schedule": "linear", "warmup": 0.1},  # of 5e-5, 4e-5, 3e-5 and 2e-5
-    "bart": {"learning_rate": 1e-5, "schedule": "linear_from_peak", "warmup": 0.06},
-    "t5": {"learning_rate": 1e-3, "schedule": "constant", "warmup": 0.0},
+    "gpt": {"learning_rate": 6.25e-5, "schedule": "linear_product", "warmup_share": 0.002},
+    "bert": {"learning_rate": 3e-5, "schedule": "linear", "warmup_share": 0.1},  # of 5e-5, 4e-5, 3e-5 and 2e-5
+    "bart": {"learning_rate": 1e-5, "schedule": "linear_from_peak", "warmup_share": 0.06},
+    "t5": {"learning_rate": 1e-3, "schedule": "constant", "warmup_share": 0.0},
 }
 RATES |= {
     "gpt2": RATES["gpt"],  # not published: GPT's
@@ -60,8 +60,7 @@ def train(config: ConfigDict, family: str, words: list[str], examples: int, epoc
     rates = dict(RATES[family])
     if {"smoke", "small"} & set(words):
         rates["learning_rate"] = SHRUNK_RATES.get(family, 5e-4)
-    warmup = round(rates.pop("warmup") * steps)
-    config.optimizer.update(rates | {"warmup_steps": warmup})
+    config.optimizer.update(rates | {"warmup_steps": 0})
     config.training.update({"num_steps": steps, "batch_size": batch_size, "log_every": 10})
     config.training.eval_every = config.checkpoint.every = max(1, steps // 6)
 

@@ -57,7 +57,7 @@ def get_config(arg: str = "bert,sst2") -> ConfigDict:
     common.train(config, family, words, examples, epochs=3, batch_size=32)
     if family == "bart" and name in BART and not {"smoke", "small"} & set(words):
         rate, batch_size, steps, warmup = BART[name]
-        config.optimizer.update({"learning_rate": rate, "warmup_steps": warmup, "clip_norm": 0.0})
+        config.optimizer.update({"learning_rate": rate, "warmup_steps": warmup, "warmup_share": 0.0, "clip_norm": 0.0})
         config.optimizer.update({"beta2": 0.98, "epsilon": 1e-8, "weight_decay": 0.01})
         config.training.update({"num_steps": steps, "batch_size": batch_size, "eval_every": steps // 10})
         config.checkpoint.every = steps // 10

@@ -25,7 +25,8 @@ def get_config(arg: str = "bart") -> ConfigDict:
         config.task.label_smoothing = 0.1
     common.train(config, family, words, examples=287_113, epochs=3, batch_size=32)
     if family == "bart" and not {"smoke", "small"} & set(words):  # its code's recipe
-        config.optimizer.update({"learning_rate": 3e-5, "warmup_steps": 500, "beta2": 0.999, "clip_norm": 0.1})
+        config.optimizer.update({"learning_rate": 3e-5, "warmup_steps": 500, "warmup_share": 0.0})
+        config.optimizer.update({"beta2": 0.999, "clip_norm": 0.1})
         config.training.num_steps = 20_000
     if {"smoke", "small"} & set(words):
         config.task.target_length = 64

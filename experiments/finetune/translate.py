@@ -30,5 +30,5 @@ def get_config(arg: str = "t5") -> ConfigDict:
     optimizer = config.optimizer.to_dict()
     common.train(config, family, words, examples=4_500_000, epochs=1, batch_size=128)
     if family == "transformer":  # its own optimizer and schedule
-        config.optimizer.update(optimizer)
+        config.optimizer.update(optimizer | {"warmup_share": 0.0})
     return config

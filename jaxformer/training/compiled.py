@@ -101,5 +101,11 @@ def _run_mapped(
 def without_schedule(optimizer: Optimizer) -> Optimizer:
     """Return an optimizer's config without what only its schedule reads: what is left decides the compiled step."""
     return dataclasses.replace(
-        optimizer, learning_rate=1.0, schedule="constant", warmup_steps=0, decay_steps=0, final_fraction=0.0
+        optimizer,
+        learning_rate=1.0,
+        schedule="constant",
+        warmup_steps=0,
+        warmup_share=0.0,
+        decay_steps=0,
+        final_fraction=0.0,
     )

@@ -30,8 +30,9 @@ Schedule = Callable[[int], float]
 class Optimizer:
     """What all optimizers share.
 
-    `schedule`, with n updates done, w = warmup_steps, N = decay_steps (0: the run length), f = final_fraction and a
-    decay that goes from the peak to f times the peak at N and stays there; all but the last two warm up as n / w:
+    `schedule`, with n updates done, w = warmup_steps (or `warmup_share` of N), N = decay_steps (0: the run length), f =
+    final_fraction and a decay that goes from the peak to f times the peak at N and stays there; all but the last two
+    warm up as n / w:
 
     - "linear": BERT's code: 1 - n/N, counted from step 0, so the rate drops by w/N where the warm-up ends.
     - "linear_product": GPT's fine-tuning code: (n/w while n <= w) times (1 - n/N).
@@ -45,6 +46,7 @@ class Optimizer:
     learning_rate: float = 1e-4
     schedule: str = "linear"
     warmup_steps: int = 0
+    warmup_share: float = 0.0  # instead of warmup_steps: a share of the steps, however many they are
     decay_steps: int = 0
     final_fraction: float = 0.0
     clip_norm: float = 1.0
@@ -54,6 +56,11 @@ class Optimizer:
         for key in ("learning_rate", "warmup_steps", "decay_steps", "clip_norm"):
             check_range(f"optimizer.{key}", getattr(self, key), at_least=0)
         check_range("optimizer.final_fraction", self.final_fraction, at_least=0, at_most=1)
+        check_range("optimizer.warmup_share", self.warmup_share, at_least=0, below=1)
+        if self.warmup_steps and self.warmup_share:
+            raise UserError(
+                "optimizer.warmup_share: the warm-up is given in steps, too; set optimizer.warmup_steps to 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,8 @@ def schedule(config: Optimizer, num_steps: int) -> Schedule:
     Raises:
       UserError: the decay would end before the warm-up does.
     """
-    warmup, end = config.warmup_steps, config.decay_steps or num_steps
+    end = config.decay_steps or num_steps
+    warmup = config.warmup_steps or round(config.warmup_share * end)
     if config.schedule in _DECAYING and warmup >= end > 0:
         key = "optimizer.decay_steps" if config.decay_steps else "training.num_steps"
         raise UserError(f"optimizer.warmup_steps: {warmup} leaves no step to decay in; it must be below {key} ({end})")
