@@ -219,7 +219,7 @@ def test_an_answer_that_the_tokenizer_leaves_out_has_no_weight():
 def test_a_question_without_an_answer_trains_to_place_0():
     arrays = task_of(wordpiece())(asked(wordpiece(), NO_ANSWER), RNG)
     assert [int(arrays[name]) for name in ("start_targets", "end_targets", "start_weights")] == [0, 0, 1]
-    with pytest.raises(UserError, match="example 'q1' has no answer; where .*, set task.null_threshold"):
+    with pytest.raises(UserError, match="example 'q1' has no answer; .*set task.null_threshold to 0.0"):
         task_of(wordpiece(), null_threshold=None)(asked(wordpiece(), NO_ANSWER), RNG)
 
 
