@@ -190,6 +190,15 @@ def test_other_tags_are_learnt_as_they_are():
         assert task.truths([row]) == [[labels[1], labels[2], labels[0]]]
 
 
+def test_tags_that_spell_no_entities_have_no_entity_metrics():
+    labels = ("DET", "NOUN", "VERB")
+    assert task_of(wordpiece(), labels=labels).metrics == ("tag_accuracy",)
+    assert task_of(wordpiece(), labels=labels, metrics=("tag_accuracy",)).metrics == ("tag_accuracy",)
+    assert task_of(wordpiece()).metrics[0] == "seqeval_f1"
+    with pytest.raises(UserError, match="task.metrics: the tag 'DET' spells no entity"):
+        task_of(wordpiece(), labels=labels, metrics=("seqeval_f1",))
+
+
 def test_tags_that_do_not_match_the_words_are_refused():
     for tags in ([1, 2], [0] * 8, []):
         with pytest.raises(UserError, match=f"{len(tags)} tags for the 7 words of .*'q1'") as error:

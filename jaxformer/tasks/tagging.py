@@ -16,6 +16,8 @@ from jaxformer.tasks.task import RowTask
 from jaxformer.tasks.writing import Format, row_shapes, rows_of, tokens_format_of
 from jaxformer.tokenizers import Vocabulary
 
+ENTITY_METRICS = ("seqeval_f1", "seqeval_precision", "seqeval_recall", "tag_accuracy")
+
 # In running text the marks before and after a word are words of their own, as they are where people tag words.
 _RUN = re.compile(r"""(?P<before>[(\[{<"“‘«¿¡]*)(?P<word>\S*?)(?P<after>[)\]}>"”’»….,;:!?]*)(?=\s|$)""")
 
@@ -60,9 +62,9 @@ def first_tokens(text: str, words: np.ndarray, offsets: np.ndarray) -> np.ndarra
 class TokenClassification(RowTask):
     """A tag for every word of one text, `[CLS] words [SEP]`, told by the word's first token; the others weigh nothing.
 
-    Tags may spell entities as BIO, IOB1 (learnt as BIO) or BIOES. A text that is too long is cut at its end; words
-    that are cut off, and those of which the tokenizer leaves nothing, are told to be "O". `class_weights` (one for each
-    tag, in their order) weigh the loss of their words.
+    Tags may spell entities as BIO, IOB1 (learnt as BIO) or BIOES, or none, and then their accuracy alone is told. A
+    text that is too long is cut at its end; words that are cut off, and those of which the tokenizer leaves nothing,
+    are told to be "O". `class_weights` (one for each tag, in their order) weigh the loss of their words.
     """
 
     name: ClassVar[str] = "token_classification"
@@ -71,7 +73,7 @@ class TokenClassification(RowTask):
     reads_records: ClassVar[bool] = True
     coefficients: ClassVar[dict[str, float]] = {"label": 1.0}
 
-    metrics: tuple[str, ...] = ("seqeval_f1", "seqeval_precision", "seqeval_recall", "tag_accuracy")
+    metrics: tuple[str, ...] = ENTITY_METRICS
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] = ()
 
@@ -88,7 +90,9 @@ class TokenClassification(RowTask):
 
     def bind(self, vocabulary: Vocabulary, labels: Sequence[str], encode: Encode, decode: Decode) -> Self:
         check_class_weights(self.class_weights, labels)
-        return super().bind(vocabulary, labels, encode, decode)
+        names_entities = not labels or bool(scheme_of(labels))
+        metrics = self.metrics if names_entities or self.metrics != ENTITY_METRICS else ("tag_accuracy",)
+        return RowTask.bind(dataclasses.replace(self, metrics=metrics), vocabulary, labels, encode, decode)
 
     @property
     def heads(self) -> dict[str, Head]:
