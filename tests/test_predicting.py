@@ -26,11 +26,15 @@ from jaxformer.runs.loading import LoadedRun
 from jaxformer.trees import unflatten
 
 BERT = ("bert_base", "wordpiece", {"num_layers": 1})
-MORE = {
-    "a_pair": (*BERT, {"task": {"name": "regression", "sequence_length": 32, "text_fields": ("one", "other")}}),
-    "classes": (*BERT, {"task": {"name": "multi_label", "sequence_length": 32}}),
-    "choices": (*BERT, {"task": {"name": "multiple_choice", "sequence_length": 32, "choice_fields": ("a", "b", "c")}}),
+SPANS = {"max_query_length": 8, "doc_stride": 4, "n_best": 3}
+TASKS: dict[str, dict[str, Any]] = {
+    "a_pair": {"name": "regression", "text_fields": ("one", "other")},
+    "classes": {"name": "multi_label"},
+    "choices": {"name": "multiple_choice", "choice_fields": ("a", "b", "c")},
+    "tags": {"name": "token_classification"},
+    "spans": {"name": "question_answering", **SPANS},
 }
+MORE = {name: (*BERT, {"task": {"sequence_length": 32, **task}}) for name, task in TASKS.items()}
 TEXTS = [
     f"{verb} the {thing}."
     for verb in "Return Open read Parse print".split()
@@ -115,7 +119,46 @@ def test_every_kind_of_answer(folder: Callable[[str], Path]) -> None:
     given = {"context": "Wait.", "a": "Read it.", "b": "A file.", "c": "The lock."}
     (found,) = jaxformer.load(folder("choices")).predict(given)
     assert found["choice"] == int(np.argmax(found["probabilities"])) and len(found["probabilities"]) == 3
-    assert sum(found["probabilities"]) == pytest.approx(1.0)
+    assert sum(found["probabilities"]) == pytest.approx(1.0) and found["text"] == given["abc"[found["choice"]]]
+    running, listed = jaxformer.load(folder("tags")).predict(
+        ["Read  the file.", {"text": ["Read", "the", "file", "."]}]
+    )
+    places = [[0, 4], [6, 9], [10, 14], [14, 15]]
+    assert [[word["start"], word["end"]] for word in running["tags"]] == places
+    assert [word["word"] for word in listed["tags"]] == ["Read", "the", "file", "."]
+    assert {word["tag"] for word in listed["tags"]} <= set(runs.LABELS_OF["tags"])
+
+
+def test_windows_of_a_context_give_one_answer(folder: Callable[[str], Path], tmp_path: Path, cli: Cli) -> None:
+    context = " ".join(TEXTS[:12])
+    rows = [
+        {"id": name, "question": "Read it?", "context": text}
+        for name, text in zip("abc", (TEXTS[0], context, TEXTS[1]), strict=True)
+    ]
+    run = jaxformer.load(folder("spans"))
+    answers = run.predict(rows)
+    assert len(answers) == 3 and all(len(answer["n_best"]) <= 4 for answer in answers)
+    for row, answer in zip(rows, answers, strict=True):
+        spans = [one for one in answer["n_best"] if one["text"]]
+        assert spans and all(row["context"][one["start"] : one["end"]] == one["text"] for one in spans)
+    paragraphs = [{"context": row["context"], "qas": [{"id": row["id"], "question": row["question"]}]} for row in rows]
+    source = write(tmp_path / "dev.json", [{"data": [{"title": "t", "paragraphs": paragraphs}]}])
+    code, _, err = cli("predict", f"--workdir={folder('spans')}", f"--input={source}", "--format=official",
+                       f"--output={tmp_path / 'answers.jsonl'}")  # fmt: skip
+    assert code == 0, err
+    found = json.loads((tmp_path / "answers.json").read_text())
+    assert found == {row["id"]: answer["answer"] for row, answer in zip(rows, answers, strict=True)}
+
+
+def test_columns_are_read_as_the_runs_own_data_are(folder: Callable[[str], Path], tmp_path: Path, cli: Cli) -> None:
+    source = write(tmp_path / "rows.tsv", ["one\tother", '"Read it.\tA file.', "Wait.\tThe lock."])
+    words = ["predict", f"--workdir={folder('a_pair')}", f"--input={source}"]
+    code, _, err = cli(*words)
+    assert code == 2 and f"{source}:2" in err and "data.quoting=none" in err
+    code, out, err = cli(*words, "--config.data.name=csv", "--config.data.quoting=none")
+    assert code == 0, err
+    answers = jaxformer.load(folder("a_pair")).predict([('"Read it.', "A file."), ("Wait.", "The lock.")])
+    assert [line["number"] for line in read(out)] == pytest.approx([answer["number"] for answer in answers], abs=1e-6)
 
 
 def test_inputs_that_do_not_fit_are_named(folder: Callable[[str], Path]) -> None:
@@ -203,7 +246,7 @@ def test_malformed_rows_are_named_before_anything_is_answered(
 def test_what_is_cut_is_said(folder: Callable[[str], Path], tmp_path: Path, cli: Cli) -> None:
     source = write(tmp_path / "rows.txt", [TEXTS[0], "Read every line. " * 30])
     code, _, err = cli("predict", f"--workdir={folder('bert_label')}", f"--input={source}")
-    assert code == 0 and "2 answers (1 of 2 cut to 30 tokens of text)" in err
+    assert code == 0 and "2 answers (1 of 2 examples cut to 30 tokens of text)" in err
 
 
 @contextlib.contextmanager
@@ -277,6 +320,9 @@ def test_other_input_or_another_model_does_not_go_on_in_a_file(
     output.with_name("answers.jsonl.run.json").unlink()
     code, _, err = cli(*words, f"--input={other}")
     assert code == 2 and "not known to hold answers" in err and output.read_text() == "mine\n"
+    before = source.read_bytes()
+    code, _, err = cli(*words[:2], f"--input={source}", f"--output={source}", "--overwrite")
+    assert code == 2 and "is the input" in err and source.read_bytes() == before
     with answering.answer_file(tmp_path / "held.jsonl", {}):
         code, _, err = cli("predict", f"--workdir={folder('bert_label')}", "--output", tmp_path / "held.jsonl", "A")
     assert code == 2 and "another process writes to" in err

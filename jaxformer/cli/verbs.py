@@ -79,7 +79,7 @@ def generate(args: argparse.Namespace, overrides: list[str]) -> int:
 def predict(args: argparse.Namespace, overrides: list[str]) -> int:
     from jaxformer.runs import Display, answering, given, load, task_of
 
-    path = local_path(args.output, "--output") if args.output else None
+    path = _output(args) if args.output else None
     output = answering.Output(path, args.overwrite, args.skip_malformed, args.format == "official")
     run = load(args.workdir, args.step, allow_change=args.allow_config_change)
     run = run.overridden(_reading(overrides, args.input))
@@ -92,13 +92,20 @@ def predict(args: argparse.Namespace, overrides: list[str]) -> int:
 def embed(args: argparse.Namespace, overrides: list[str]) -> int:
     from jaxformer.runs import Display, answering, given, load
 
-    output = answering.Output(local_path(args.output, "--output"), args.overwrite)
+    output = answering.Output(_output(args), args.overwrite)
     run = load(args.workdir, args.step, allow_change=args.allow_config_change)
     run = run.overridden(_reading(overrides, args.input))
     field = args.field or answering.field_of(run)
     with Display() as display, given.given(args.texts, args.input, run.config.data, [field]) as rows:
         answering.embed(run, rows, field, (args.pooling, args.layer), output, display)
     return 0
+
+
+def _output(args: argparse.Namespace) -> Path:
+    path = local_path(args.output, "--output")
+    if args.input and path.exists() and Path(args.input).exists() and path.samefile(args.input):
+        raise UserError(f"--output: {path} is the input; choose another file")
+    return path
 
 
 def _reading(overrides: list[str], file: str) -> list[str]:

@@ -4,23 +4,21 @@ A file of the kind that the run's own data are is read as these are, with their 
 not named by a suffix, as standard input is not, is JSON lines where its first line is an object, else plain text.
 """
 
-import codecs
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxformer.data.fields import Malformed, Record
+from jaxformer.data.fields import Malformed, Record, is_list, raw_record, value_of
 from jaxformer.data.files import Files
 from jaxformer.data.finding import KINDS, PLAIN, suffix_of
-from jaxformer.data.reading import not_utf8, open_bytes
+from jaxformer.data.reading import not_utf8, open_bytes, raw_lines
 from jaxformer.data.records import Rows, Source, texts_of
 from jaxformer.data.sources import SOURCES
 from jaxformer.errors import UserError
 
-_KINDS = tuple(kind for kind in ("json_lines", "csv", "conll", "parquet") if kind in KINDS)
-IDS = ("id", "idx", "index")
+_KINDS = ("json_lines", "csv", "conll", "parquet")  # which suffixes tell
 _LOOKED_AT = 1 << 16  # bytes
 
 
@@ -66,8 +64,7 @@ def _looks_like_squad(file: Path) -> bool:
 
 
 def _begins_with_object(file: Path) -> bool:
-    with open_bytes(file) as stream:
-        first = next((line for line in stream if line.strip()), b"").removeprefix(codecs.BOM_UTF8)
+    first = next((line for line in raw_lines(file) if line.strip()), b"")
     try:
         return isinstance(json.loads(first), dict)
     except (ValueError, RecursionError):
@@ -76,20 +73,19 @@ def _begins_with_object(file: Path) -> bool:
 
 def _lines(file: Path, field: str) -> Iterator[tuple[str, Record | Malformed]]:
     """Yield each line of a file of text, empty ones too: answers stand on the lines of their texts."""
-    with open_bytes(file) as stream:
-        for number, line in enumerate(stream, 1):
-            where, line = f"{file}:{number}", line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-            try:
-                yield where, {field: line.decode().rstrip("\r\n")}
-            except UnicodeDecodeError as error:
-                yield where, Malformed(f"{where}: {not_utf8(line, error)}")
+    for number, line in enumerate(raw_lines(file), 1):
+        where = f"{file}:{number}"
+        try:
+            yield where, {field: line.decode().rstrip("\r\n")}
+        except UnicodeDecodeError as error:
+            yield where, Malformed(f"{where}: {not_utf8(line, error)}")
 
 
 def unlabelled(record: Record | Malformed, fields: Sequence[str], kind: str, own: Source, where: str) -> dict[str, Any]:
-    """Return what `Source.examples` makes of a row, {field: text, "label": None, "record": {…}}, without its label, if
-    it has one. Raises Malformed."""
+    """Return what `Source.examples` makes of a row, {field: text, "label": None, "record": {…}}, whatever it has for a
+    label; text whose words are to be tagged may be running text or a list of words. Raises Malformed."""
     if isinstance(record, Malformed):
         raise record
-    texts, raw = texts_of(record, tuple(fields), kind, where)
-    kept = {key: record[key] for key in IDS if key in record} | raw
-    return texts | {"label": None, "record": kept}
+    running = kind == "tags" and not any(is_list(value_of(record, field, where)) for field in fields)
+    texts, raw = texts_of(record, tuple(fields), "" if running else kind, where)
+    return texts | {"label": None, "record": raw_record(record, raw, own.label_field)}

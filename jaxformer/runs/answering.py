@@ -72,8 +72,8 @@ def predict(run: LoadedRun, task: Supervision, rows: Given, output: Output, fact
             if output.path is not None:
                 display.progress("predicting", file.count, total)
     notes = [f"{wrong:,} malformed"] if wrong else []
-    room = task.answering.room if task.answering else 0
-    notes += [f"{num_cut:,} of {total - begun:,} cut to {room} tokens of text"] if num_cut else []
+    what = task.answering.what_is_cut if task.answering else ""
+    notes += [f"{num_cut:,} of {total - begun:,} {what}"] if num_cut else []
     if output.path is not None or notes:
         display.note(f"{output.path or 'standard output'}: {total:,} answers{_bracketed(notes)}")
     if output.official and output.path is not None:

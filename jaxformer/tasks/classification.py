@@ -344,12 +344,14 @@ class MultipleChoice(StateTask):
         return [[context, joined(*self.stem_fields, choice)] for choice in self.choice_fields]
 
     def answers(self, rows: Sequence[Example], found: Sequence[Any]) -> list[dict[str, Any]]:
-        """Return {"choice": its number from 0, "probability", "probabilities": […]} of each example."""
+        """Return {"choice": its number from 0, "text": it, of an example with its record, "probability",
+        "probabilities": […]} of each example."""
         answers = []
-        for probabilities in map(softmax, found):
+        for row, probabilities in zip(rows, map(softmax, found), strict=True):
             best = int(np.argmax(probabilities))
             each = [float(probability) for probability in probabilities]
-            answers.append({"choice": best, "probability": each[best], "probabilities": each})
+            text = {"text": row["record"][self.choice_fields[best]]} if "record" in row else {}
+            answers.append({"choice": best, **text, "probability": each[best], "probabilities": each})
         return answers
 
     def guesses(self, answers: Sequence[Mapping[str, Any]]) -> list[int]:
