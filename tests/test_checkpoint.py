@@ -365,7 +365,7 @@ def test_a_kill_at_any_moment_leaves_a_sound_checkpoint(tmp_path: Path) -> None:
         for step in range(2, 100_000):
             checkpoints.save(step, state(step, 100_000))
     """
-    for delay in (0.0, 0.05, 0.3):
+    for delay in (0.0, 0.2):
         directory = tmp_path / str(delay)
         process = start(directory, "loop", body)
         assert process.stdout is not None and process.stdout.readline() == "saving\n"
@@ -434,7 +434,7 @@ if sys.argv[2] == "packed":
     manager._PACK_FROM_BYTES = 0
 state = {name: jnp.full((2**22,), float(number)) for number, name in enumerate("abcdefghijkl")}  # 16 MiB each
 checkpoints = Checkpoints(Path(sys.argv[1]), CheckpointConfig(keep_last=1))
-for step in (1, 2, 3):
+for step in (1, 2):
     jax.block_until_ready(state)
     Path("/proc/self/clear_refs").write_text("5")  # the highest begins anew
     before = peak()

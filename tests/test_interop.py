@@ -140,7 +140,14 @@ def test_an_imported_run_is_a_run(exported: Any, tmp_path: Path, capsys: pytest.
     assert f"start from them with --config.init_from={run}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["bert", "bart", "t5", "distilbert_label", "bart_label", "gpt_label"])
+@pytest.mark.parametrize(
+    "name",
+    sampled(
+        ["bert", "bart", "t5", "distilbert_label", "bart_label", "gpt_label"],
+        path=lambda name: "a label" if name.endswith("_label") else name,
+        daily=("bert", "bart", "t5", "gpt_label"),
+    ),
+)
 def test_imported_runs_of_every_family_are_evaluated(name: str, exported: Any, tmp_path: Path) -> None:
     _, out, _ = exported(name)
     if name == "bart":  # as others' models come, without a task of ours

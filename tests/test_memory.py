@@ -82,7 +82,7 @@ SIZES = ["model.d_model=256", "model.d_ff=1024", "model.num_heads=4", "model.hea
 # Of each family and lever one, at ratios of widths, lengths and vocabulary as in the papers' models.
 COMPILED = {
     "gpt, dropout": ("gpt", [
-        *SIZES, "model.num_layers=4", "model.vocab_size=8192", "objective.sequence_length=256", "training.batch_size=8",
+        *SIZES, "model.num_layers=2", "model.vocab_size=8192", "objective.sequence_length=256", "training.batch_size=8",
     ]),
     "bert, predicted positions": ("bert", [
         *SIZES, "model.num_layers=4", "objective.sequence_length=128", "objective.max_predictions=20",
