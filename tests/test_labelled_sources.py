@@ -57,7 +57,7 @@ def refusal(source: Source, *fields: str, kind: str = "class") -> str:
         ("a.txt", "text;label\na b;x\nc;y\n", {"delimiter": ";"}),
         ("a.csv", "text\tlabel\na b\tx\nc\ty\n", {"delimiter": "tab"}),
         ("a.tsv", '"text"\t"label"\n"a b"\t"x"\nc\ty\n', {}),
-        ("a.csv.gz", gzip.compress(b"text,label\na b,x\nc,y\n"), {}),
+        ("a.csv.gz", gzip.compress(b"text,label\na b,x\nc,y\n", mtime=0), {}),
         ("a.tsv.xz", lzma.compress(b"text\tlabel\na b\tx\nc\ty\n"), {}),
     ],
 )  # fmt: skip

@@ -9,7 +9,8 @@ from jaxformer.data import corpus_tokenizer, doubts, prepare, training_texts
 from jaxformer.data.files import JSONLines, Text
 from jaxformer.data.sentences import line_starts, sentence_starts
 from jaxformer.objectives import MaskedLM, SentencePermutation, Supervision
-from jaxformer.tasks import PooledClassification, TextToTextClassification
+from jaxformer.tasks.classification import Classification
+from jaxformer.tasks.text_to_text import TextToTextClassification
 from jaxformer.tokenizers import ByteBPE, Tokenizer, WordPiece, train_tokenizer
 
 
@@ -132,8 +133,8 @@ def test_a_permutation_that_moves_nothing_is_said(documents: list[str], said: bo
 @pytest.mark.parametrize(
     ("task", "read"),
     [
-        (PooledClassification(text_fields=("a",)), "abcd"),
-        (PooledClassification(text_fields=("b", "a")), "abcdefgh"),
+        (Classification(text_fields=("a",)), "abcd"),
+        (Classification(text_fields=("b", "a")), "abcdefgh"),
         (TextToTextClassification(text_fields=("a",)), "abcdwxyz"),
         (MASKED, "ijkl"),
     ],
