@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxformer.data.files import JSONLines
+from jaxformer.data.records import digest
 from jaxformer.errors import UserError
 
 ALL = {"validation_share": 1e-12}  # nothing is held out
@@ -60,6 +61,7 @@ def test_another_separator_parts_classes_and_an_empty_one_does_not(tmp_path: Pat
         assert source.label_names("classes") == names
     comma = labelled(tmp_path, "a").fingerprint("train")
     assert labelled(tmp_path, "a", label_separator=";").fingerprint("train") != comma
+    assert digest({"label_separator": ","}) == digest({})  # the data of runs from before there was one
 
 
 @pytest.mark.parametrize(

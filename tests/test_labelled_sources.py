@@ -191,7 +191,7 @@ def question(number: int, *answers: tuple[str, int], **more: Any) -> dict[str, A
 
 
 def test_squad_gives_questions_with_answers(tmp_path: Path) -> None:
-    impossible = question(2, is_impossible=True, plausible_answers=[{"text": "Al", "answer_start": 8}])
+    impossible = question(2, ("Al", 8), is_impossible=True)
     unanswered = {"id": "q3", "question": "Question 3?"}
     path = squad(
         tmp_path / "a.json", question(0, ("Al", 8)), question(1, ("Ada", 0), ("Rome", 14)), impossible, unanswered
@@ -490,6 +490,9 @@ def test_a_saved_dataset_has_splits_and_a_fingerprint_of_its_content(saved: Path
     moved = HuggingFace(dataset=str(tmp_path / "moved"), text_field="pair.de", validation_share=0.5)
     assert moved.fingerprint("train") == first != moved.fingerprint("validation")
     (tmp_path / "moved").rename(saved / "alone")
+    for name, text in (("a", "one"), ("b", "two")):
+        type(alone._loaded["train"]).from_dict({"text": [text]}).save_to_disk(tmp_path / name)
+    assert len({HuggingFace(dataset=str(tmp_path / name)).fingerprint("train") for name in "ab"}) == 2
     assert set(both.contents()["dataset"]) == {"train", "test"}
     with pytest.raises(UserError, match="has no split 'tset'; did you mean 'test'.; it has train, test"):
         list(HuggingFace(dataset=str(saved / "both"), test_split="tset").documents("test"))
