@@ -6,6 +6,7 @@ Every message names the key as the user writes it, the value and what is allowed
 import dataclasses
 import operator
 import sys
+import typing
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
@@ -58,8 +59,11 @@ def check_choice(key: str, value: str, choices: Collection[str]) -> None:
 
 
 def check_kind(key: str, value: Any, kind: Any) -> None:
-    """Raise UserError unless `value`, that of `key`, has the type `kind`; a float may be whole, but not inf or NaN."""
-    if kind == tuple[str, ...] and isinstance(value, str | list | tuple) and all(isinstance(one, str) for one in value):
+    """Raise UserError unless `value`, that of `key`, has the type `kind`; a float may be whole, but not inf or NaN, and
+    of several (tuple[…]) one may stand by itself."""
+    if typing.get_origin(kind) is tuple:
+        for entry in value if isinstance(value, (list, tuple)) else (value,):
+            check_kind(key, entry, typing.get_args(kind)[0])
         return
     kinds = (int, float) if kind is float else (kind,)
     if type(value) not in kinds or (kind is float and not abs(value) <= sys.float_info.max):

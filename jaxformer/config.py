@@ -366,8 +366,8 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         if not isinstance(entries, (tuple, list)):
             raise UserError(f"{where}: {value!r} is not a list of values")
         return tuple(_convert(entry, arguments[0], where) for entry in entries)
-    if kind is dict and isinstance(value, Mapping):
-        return dict(value)
+    if kind is dict and isinstance(read := _literal(value) if isinstance(value, str) else value, Mapping):
+        return dict(read)
     if kind is bool:
         names = {"true": True, "false": False, "1": True, "0": False}
         if isinstance(value, bool):

@@ -273,7 +273,7 @@ TYPOS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         "gpt", ("objective.name=masked_lm",), ("objective.name", "masked_lm", "decoder_only", "both its sides"),
     ),
     "a task of another family": (
-        "finetune/area:bert", ("task.name=text_to_text_classification",),
+        "finetune/area:bert", ("task.name=text_to_text",),
         ("task.name", "encoder_only", "encoder_decoder", "model.preset"),
     ),
     "learned positions": ("gpt", ("model.max_length=128",), ("model.max_length", "128", "512")),

@@ -17,7 +17,7 @@ from jaxformer.generation.decoding import GenerationConfig
 from jaxformer.models.model import Model
 from jaxformer.objectives import Head
 from jaxformer.tasks.classification import Classification
-from jaxformer.tasks.text_to_text import TextToTextClassification
+from jaxformer.tasks.text_to_text import TextToText
 from jaxformer.training.step import make_eval_step
 
 Batch = dict[str, np.ndarray]
@@ -209,9 +209,8 @@ def text_batch(labels: list[int], real: list[bool]) -> Batch:
 
 def writes(metrics: tuple[str, ...]) -> Supervision:
     tokenizer = Tokenizer()
-    task = TextToTextClassification(
-        metrics=metrics, spelled=tuple(tokenizer.decode(tokenizer.encode(label)) for label in LABELS)
-    )
+    spelled = tuple(tokenizer.decode(tokenizer.encode(label)) for label in LABELS)
+    task = TextToText(metrics=metrics, spelled=spelled, labels=LABELS)
     return Supervision({"tokens": 1.0}, task, metrics, decodes=True, labels=LABELS)
 
 

@@ -9,8 +9,7 @@ from jaxformer.data import corpus_tokenizer, doubts, prepare, training_texts
 from jaxformer.data.files import JSONLines, Text
 from jaxformer.data.sentences import line_starts, sentence_starts
 from jaxformer.objectives import MaskedLM, SentencePermutation, Supervision
-from jaxformer.tasks.classification import Classification
-from jaxformer.tasks.text_to_text import TextToTextClassification
+from jaxformer.tasks import Classification, TextToText
 from jaxformer.tokenizers import ByteBPE, Tokenizer, WordPiece, train_tokenizer
 
 
@@ -135,7 +134,8 @@ def test_a_permutation_that_moves_nothing_is_said(documents: list[str], said: bo
     [
         (Classification(text_fields=("a",)), "abcd"),
         (Classification(text_fields=("b", "a")), "abcdefgh"),
-        (TextToTextClassification(text_fields=("a",)), "abcdwxyz"),
+        (TextToText(input="{a}"), "abcdwxyz"),
+        (TextToText(input="kl: {a}", words={"wxy": "ab", "xyz": "uv"}), "abcdkluv:"),
         (MASKED, "ijkl"),
     ],
 )

@@ -14,7 +14,7 @@ from jaxformer.errors import UserError
 from jaxformer.objectives import Head
 from jaxformer.tasks import TASKS, renamed
 from jaxformer.tasks.classification import Classification, MultiLabel, MultipleChoice, Regression
-from jaxformer.tasks.text_to_text import TextToTextClassification
+from jaxformer.tasks.text_to_text import TextToText
 from jaxformer.tasks.writing import cut
 from jaxformer.tokenizers import Vocabulary
 
@@ -79,8 +79,8 @@ def members() -> dict[str, Any]:
         found[f"choice-{family}"] = MultipleChoice(
             sequence_length=12, text_fields=("a",), choice_fields=("b", "c", "d"), family=family
         )
-    for fields in (("text",), PAIR):
-        found[f"t5-{len(fields)}"] = TextToTextClassification(sequence_length=12, text_fields=fields)
+    for text in ("text: {text}", "task a: {a} b: {b}"):
+        found[f"t5-{text}"] = TextToText(sequence_length=12, input=text)
     return found
 
 
@@ -147,7 +147,7 @@ def test_an_example_without_label_weighs_nothing(task: Any) -> None:
         (Regression(family="encoder_only"), "separator"),
         (MultipleChoice(family="decoder_only"), "delimiter"),
         (Classification(family="encoder_decoder"), "end"),
-        (TextToTextClassification(), "end"),
+        (TextToText(), "end"),
     ],
 )
 def test_a_vocabulary_without_a_role_is_refused(task: Any, role: str) -> None:
@@ -406,41 +406,12 @@ def test_former_names_are_read(family: str, former: dict[str, Any], now: dict[st
     assert renamed({"name": "regression"}) == {"name": "regression"}
 
 
-# T5.
-
-
-def test_text_to_text_by_hand() -> None:
-    task = bound(TextToTextClassification(sequence_length=10, text_fields=PAIR, prefix="task", target_length=5))
-    assert (task.heads, task.decodes) == ({}, True)
-    check(
-        call(task, example(3, 2)),
-        encoder_inputs=[23, 21, 30, 31, 32, 22, 60, 61, 1, 0],
-        encoder_segment_ids=[1] * 9 + [0],
-        encoder_positions=[*range(9), 0],
-        inputs=[0, 26, 26, 25, 0],
-        targets=[26, 26, 25, 1, 0],
-        weights=[1, 1, 1, 1, 0],
-        segment_ids=[1, 1, 1, 1, 0],
-        positions=[0, 1, 2, 3, 0],
-    )
-    arrays = call(bound(TextToTextClassification(sequence_length=8)), example(2, label=0))
-    check(arrays, encoder_inputs=[20, 30, 31, 1, 0, 0, 0, 0], targets=[24, 1, 0, 0, 0, 0, 0, 0])
-
-
-def test_text_to_text_refuses_labels_it_cannot_write() -> None:
-    with pytest.raises(UserError, match="task.target_length: 3, but the label 'very very yes' takes 4"):
-        bound(TextToTextClassification(target_length=3))
-    with pytest.raises(UserError, match="cannot write the label 'maybe'"):
-        bound(TextToTextClassification(), ("no", "maybe"))
-    with pytest.raises(UserError, match="task.sequence_length: 8, but prefix"):
-        bound(TextToTextClassification(sequence_length=8, prefix="task " * 8))
-
-
 def test_bound_fields_are_no_config_keys() -> None:
-    for kind in TASKS.values():
+    for name, kind in TASKS.items():
         keys = {field.name for field in dataclasses.fields(kind) if field.metadata.get("config", True)}  # type: ignore[arg-type]
-        assert not keys & {"vocabulary", "_vocabulary", "labels", "words", "label_ids", "family", "spelled"}
-        assert {"sequence_length", "text_fields", "metrics"} <= keys
+        assert not keys & {"vocabulary", "_vocabulary", "labels", "label_ids", "family", "spelled", "bound", "choices"}
+        read = "input" if name == "text_to_text" else "text_fields"
+        assert {"members"} <= keys if name == "mixture" else {"sequence_length", read, "metrics"} <= keys
 
 
 # BART.

@@ -11,7 +11,7 @@ FAMILIES = {"gpt": gpt, "bert": bert, "t5": t5}
 TASKS = {
     "gpt": {"name": "classification", "sequence_length": 128, "language_model_weight": 0.5},
     "bert": {"name": "classification", "sequence_length": 128},
-    "t5": {"name": "text_to_text_classification", "sequence_length": 128, "prefix": "area"},
+    "t5": {"name": "text_to_text", "sequence_length": 128, "input": "area text: {text}", "target_length": 8},
 }
 # What each paper fine-tunes with, and what a run of `smoke` or `small` size needs. The corpus has about 4,000 labels,
 # so that 375 steps are three epochs.

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from jaxformer.data.sealed import Damaged, Note, seal, told, unsealed
 from jaxformer.data.sources import SourceMixture
 from jaxformer.data.store import ExampleStore, Store, build_examples, build_pairs, build_store
 from jaxformer.errors import UserError
-from jaxformer.objectives import Denoising, Padded, Supervision
+from jaxformer.objectives import Denoising, Padded, Part, Supervision
 from jaxformer.storage import cache_folder
 from jaxformer.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 
@@ -105,11 +105,11 @@ def corpus_tokenizer(
     fingerprints = [
         [
             corpus.fingerprint("train"),
-            *fields,
-            *(["labels"] if writes_labels else []),
-            *([kind] if kind in JOINED else []),
+            *learnt.fields,
+            *([learnt.label_kind] if learnt.label_kind in JOINED else []),
+            *_said(corpus, learnt),
         ]
-        for corpus, fields, kind, writes_labels in _read(source, supervision)
+        for corpus, learnt in _read(source, supervision)
     ]
     key = json.dumps([type(config).__name__, dataclasses.asdict(config), fingerprints])
     path = cache_folder() / "tokenizers" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
@@ -127,29 +127,30 @@ def corpus_tokenizer(
 
 
 def training_texts(source: Source, supervision: Supervision) -> Iterator[str]:
-    """Yield every text of the training split that an objective or a task reads, and the labels that it writes, once."""
-    for corpus, fields, kind, writes_labels in _read(source, supervision):
-        yield from corpus.texts("train", fields, kind=kind)
-        if writes_labels:
-            yield from corpus.label_names(kind)
+    """Yield every text of the training split that an objective or a task reads, and what it writes, once."""
+    for corpus, learnt in _read(source, supervision):
+        yield from corpus.texts("train", tuple(learnt.fields), kind=learnt.label_kind)
+        yield from _said(corpus, learnt)
 
 
-def _read(source: Source, supervision: Supervision) -> list[tuple[Source, tuple[str, ...], str, bool]]:
-    """Return the corpora that are read, which fields of each (none: its documents), the kind of label that belongs to
-    them, and whether labels are written."""
+def _read(source: Source, supervision: Supervision) -> list[tuple[Source, Supervision]]:
+    """Return the corpora that are read, each with what reads it; of several that read the same, the first."""
     corpora = [corpus for corpus, _ in weighted_sources(source)]
-    read = dict.fromkeys(
-        (
-            number,
-            tuple(part.objective.fields),
-            part.objective.label_kind,
-            part.objective.labelled and part.objective.decodes,
-        )
-        for part in supervision.parts
-        for number in part.corpora or range(len(corpora))
-        if 0 <= number < len(corpora)
-    )
-    return [(corpora[number], fields, kind, writes_labels) for number, fields, kind, writes_labels in read]
+    read: dict[Any, tuple[Source, Supervision]] = {}
+    for part in supervision.parts:
+        learnt = part.objective
+        for number in part.corpora or range(len(corpora)):
+            if 0 <= number < len(corpora):
+                key = (number, tuple(learnt.fields), learnt.label_kind, *_said(corpora[number], learnt))
+                read.setdefault(key, (corpora[number], learnt))
+    return list(read.values())
+
+
+def _said(corpus: Source, learnt: Supervision) -> list[str]:
+    """Return what a task writes, or reads in every example, that is not in the fields of a corpus."""
+    if learnt.answering is None or not learnt.decodes:
+        return []
+    return learnt.answering.said(corpus.label_names(learnt.label_kind))
 
 
 def prepare(
@@ -166,43 +167,72 @@ def prepare(
     cache = cache or cache_folder()
     for member, _ in corpora:
         member.mend(note)
+    read = [
+        {
+            corpus: _rows(corpora[corpus][0], part.objective, tokenizer, split, seed, cache, progress, note)
+            for corpus in _wanted(part, number, len(corpora))
+        }
+        for number, part in enumerate(parts)
+    ]
     members: list[Member] = []
-    for number, part in enumerate(parts):
-        wanted = part.corpora or range(len(corpora))
-        if outside := [corpus for corpus in wanted if not 0 <= corpus < len(corpora)]:
-            raise UserError(
-                f"objective.members[{number}].corpora: there is no data.members[{outside[0]}]; "
-                f"their numbers are 0 to {len(corpora) - 1}"
+    for number, (part, found) in enumerate(zip(parts, read, strict=True)):
+        # An objective says itself how often it is drawn, and the data only from which of its corpora; of several tasks
+        # the data says it all (T5, section 3.5.2).
+        rates = _rates(source, read if supervision.labelled else [found], len(corpora))
+        if supervision.labelled:
+            share = sum(
+                other.weight * rates[corpus] for other, rows in zip(parts, read, strict=True) for corpus in rows
             )
-        found = [
-            _rows(corpora[corpus][0], part.objective, tokenizer, split, seed, cache, progress, note)
-            if corpus in wanted
-            else ([], {})
-            for corpus in range(len(corpora))
-        ]
-        sizes = [len(rows) for rows, _ in found]
-        rates = source.rates(sizes) if isinstance(source, SourceMixture) else [1.0]
-        share = sum(rates[corpus] for corpus in wanted)
+        else:
+            share = sum(rates[corpus] for corpus in found)
         transform = Padded(part.objective, supervision.shapes) if len(parts) > 1 else part.objective
-        for corpus in wanted:
-            name = "-".join(
-                [*([f"{part.objective.name}{number}"] if len(parts) > 1 else []),
-                 *([f"data{corpus}"] if len(corpora) > 1 else [])]
-            )  # fmt: skip
-            rows, left_out = found[corpus]
-            members.append(Member(rows, transform, part.weight * rates[corpus] / share, name, left_out))
+        for corpus, (rows, left_out) in found.items():
+            weight = part.weight * rates[corpus] / share
+            members.append(Member(rows, transform, weight, _name(part, number, corpus, parts, corpora), left_out))
     return members
 
 
+def _wanted(part: Part, number: int, count: int) -> Sequence[int]:
+    """Return the numbers of the corpora that a part reads. Raises UserError for one that there is not."""
+    if outside := [corpus for corpus in part.corpora if not 0 <= corpus < count]:
+        section = "task" if part.objective.labelled else "objective"
+        raise UserError(
+            f"{section}.members[{number}].corpora: there is no data.members[{outside[0]}]; "
+            f"their numbers are 0 to {count - 1}"
+        )
+    return part.corpora or range(count)
+
+
+def _rates(source: Source, read: Sequence[Mapping[int, tuple[Any, Any]]], count: int) -> list[float]:
+    """Return each corpus's share of the examples, by the rows of those that are read."""
+    if not isinstance(source, SourceMixture):
+        return [1.0]
+    return source.rates(
+        [max(len(found[corpus][0]) if corpus in found else 0 for found in read) for corpus in range(count)]
+    )
+
+
+def _name(part: Part, number: int, corpus: int, parts: Sequence[Part], corpora: Sequence[Any]) -> str:
+    """Return what a member is called in results: by its part where there are several, and by its corpus."""
+    of_several = part.title or (f"{part.objective.name}{number}" if len(parts) > 1 else "")
+    alone = len(corpora) == 1 or (part.title and len(part.corpora) == 1)
+    return "-".join(name for name in (of_several, "" if alone else f"data{corpus}") if name)
+
+
 _NEARLY_ALL = 0.95  # from this share of equal labels on a head learns little
+
+
+def learnt_from(member: Member) -> Supervision:
+    """Return the objective or task that a member's rows are for; of a mixture, its part."""
+    learnt: Any = member.transform
+    return learnt.objective if isinstance(learnt, Padded) else learnt
 
 
 def doubts(members: Sequence[Member]) -> list[str]:
     """Return what to say, before training, of rows whose sentences tell an objective nothing."""
     said = []
     for member in members:
-        rows, objective = member.rows, member.transform
-        objective = objective.objective if isinstance(objective, Padded) else objective
+        rows, objective = member.rows, learnt_from(member)
         if not isinstance(rows, Rows) or not len(rows):
             continue
         where = f" of {member.name}" if member.name else ""

@@ -31,7 +31,7 @@ SPLITS: dict[str, str] = {"vocab": "tensor", "heads": "tensor", "d_ff": "tensor"
 # Pattern of parameter paths -> the kinds of its dimensions, the layer axis of stacks left out; "" is never split. The
 # first that matches counts. Norms and biases beside d_model are too small to be worth a message between devices.
 RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (r"embedding/tokens", ("vocab", "d_model")),
+    (r"(source_)?embedding/tokens", ("vocab", "d_model")),
     (r"vocabulary/kernel", ("d_model", "vocab")),
     (r"vocabulary/bias", ("vocab",)),
     (r"vocabulary/transform/kernel", ("d_model", "")),

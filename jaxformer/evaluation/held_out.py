@@ -52,13 +52,14 @@ def evaluate(
     place: Callable[[HostBatch], Any],
     tokenizer: Tokenizer,
     rows: Sequence[Example] = (),
+    generation: GenerationConfig | None = None,
 ) -> Evaluation:
     """Return what is found over all batches: exact means, whatever the batching or padding.
 
     "loss" is the training loss without dropout; "perplexity" and "token_accuracy" belong to predicted tokens;
     "HEAD_loss" and "HEAD_accuracy" to further heads; a task adds the metrics it names, judged from the answers that it
-    reads from its heads or, of a text-to-text task, from the text that the model writes. `rows` are those that the
-    batches were made of, in their order, which a task reads.
+    reads from its heads or, of a text-to-text task, from the text that the model writes, as `generation` says and at
+    most as long as a target. `rows` are those that the batches were made of, in their order, which a task reads.
     """
     totals: dict[str, np.ndarray] = {}
     task, found = supervision.answering, list[Any]()
@@ -69,7 +70,7 @@ def evaluate(
             totals[name] = totals.get(name, np.zeros(3)) + np.array([float(value) for value in values])
         if task is not None:
             outputs = outputs_of(
-                model, supervision, params, {name: placed[name] for name in batch}, predictions, tokenizer
+                model, supervision, params, {name: placed[name] for name in batch}, predictions, tokenizer, generation
             )
             count = min(len(next(iter(outputs.values()))), len(rows) - len(found))
             real = {name: values[:count] for name, values in outputs.items()}
@@ -94,12 +95,13 @@ def confidence(supervision: Supervision, found: Evaluation, seed: int) -> dict[s
 
 def outputs_of(
     model: Model, supervision: Supervision, params: Params, placed: Mapping[str, Any], predictions: Mapping[str, Any],
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer, generation: GenerationConfig | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Return what a task reads of a batch: the logits of its heads, [B, …], or the texts "written"."""
     if supervision.decodes:
         whole = {name: gathered(array) for name, array in placed.items()}  # every process writes every answer
-        return {"written": _written(model, params, whole, tokenizer)}
+        length = supervision.answering.target_length if supervision.answering is not None else 0
+        return {"written": _written(model, params, whole, tokenizer, generation or GenerationConfig(), length)}
     return {head: np.asarray(gathered(predictions[head]), np.float32) for head in supervision.heads}
 
 
@@ -142,19 +144,27 @@ def combined(parts: Sequence[tuple[str, float, Mapping[str, float]]]) -> dict[st
     return metrics | {f"{name}/{key}": value for name, _, found in judged for key, value in found.items()}
 
 
-def _written(model: Model, params: Params, batch: HostBatch, tokenizer: Tokenizer) -> list[str]:
+def _written(
+    model: Model, params: Params, batch: HostBatch, tokenizer: Tokenizer, generation: GenerationConfig,
+    target_length: int,
+) -> list[str]:  # fmt: skip
     """Return the text that the model writes for each row of a batch."""
-    end_id = tokenizer.vocabulary.id("end")
-    rows = zip(batch["encoder_inputs"], batch["encoder_segment_ids"], strict=True)
     # Every row is generated, padding too, so that all batches have one shape.
+    if model.config.family == "decoder_only":
+        prompts = [row[:length] for row, length in zip(batch["inputs"], batch["prefix_length"], strict=True)]
+        new, width = target_length, batch["inputs"].shape[1] - target_length + 1
+    else:
+        rows = zip(batch["encoder_inputs"], batch["encoder_segment_ids"], strict=True)
+        prompts = [inputs[segments > 0] for inputs, segments in rows]
+        new, width = batch["targets"].shape[1], batch["encoder_inputs"].shape[1]
     answers = generate(
         model,
         params,
-        [inputs[segments > 0] for inputs, segments in rows],
-        GenerationConfig(max_new_tokens=batch["targets"].shape[1]),
-        end_id=end_id,
+        prompts,
+        dataclasses.replace(generation, max_new_tokens=new),
+        end_id=tokenizer.vocabulary.id("end"),
         start_id=tokenizer.vocabulary.id(model.config.decoder_start),
-        min_width=batch["encoder_inputs"].shape[1],
+        min_width=width,
         writable=tokenizer.writable,
     )
     return [tokenizer.decode(ids).strip() for ids in answers]

@@ -68,6 +68,7 @@ class TransformerConfig:
     pooler: str = "none"  # a dense layer with this activation before every per-row head; dropout_tanh: dropout, too
     head_bias: bool = True  # of the per-row heads' classifiers
     decoder_start: str = "pad"  # the token that an encoder-decoder's decoder reads first
+    source_layers: int = 0  # of an encoder in front, whose output takes the place of the encoder's embeddings (BART)
     initialization: str = "gpt"
     dropout: float = 0.1  # embeddings and sublayer outputs
     attention_dropout: float = 0.1  # attention probabilities
@@ -84,7 +85,7 @@ class TransformerConfig:
         for rate in ("dropout", "attention_dropout", "attention_output_dropout", "hidden_dropout", "final_dropout"):
             if getattr(self, rate) is not None:
                 check_range(f"model.{rate}", getattr(self, rate), at_least=0, below=1)
-        for size in ("position_offset", "token_types", "norm_epsilon"):
+        for size in ("position_offset", "token_types", "norm_epsilon", "source_layers"):
             check_range(f"model.{size}", getattr(self, size), at_least=0)
         if self.position == "relative":
             check_range("model.relative_buckets", self.relative_buckets, at_least=4)
@@ -101,6 +102,11 @@ class TransformerConfig:
             raise UserError(f"model.d_model: {self.d_model} must be even for sinusoidal positions")
         if self.family == "encoder_decoder" and self.visibility != "causal":
             raise UserError(f"model.visibility: an encoder_decoder's decoder is causal, not '{self.visibility}'")
+        if self.source_layers and self.family != "encoder_decoder":
+            raise UserError(
+                f"model.source_layers: {self.source_layers}, but the model is {self.family}; only an encoder_decoder "
+                "takes a further encoder in place of its encoder's embeddings; set it to 0"
+            )
         if self.family == "decoder_only" and self.visibility == "full":
             raise UserError("model.visibility: a decoder_only model cannot see what it predicts; use 'causal'")
 

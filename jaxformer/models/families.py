@@ -5,6 +5,7 @@ The arrays of a batch are the batch contract's (docs/batch.md).
 Shape suffixes: B batch, T decoder (or only) row, S encoder row, P positions to predict, D d_model, V vocabulary.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -141,9 +142,17 @@ class EncoderOnly(Family):
 
 
 class EncoderDecoder(Family):
-    """Sequence to sequence: the decoder reads its past and the whole encoder (Transformer, BART, T5)."""
+    """Sequence to sequence: the decoder reads its past and the whole encoder (Transformer, BART, T5).
+
+    With `source_layers` a further encoder, with a token table of its own, reads the source, and the first one reads its
+    output in place of embedded tokens: so BART, which knows one language, translates from another (section 3.4).
+    """
 
     def stacks(self) -> None:
+        if self.config.source_layers:
+            source = dataclasses.replace(self.config, num_layers=self.config.source_layers, source_layers=0)
+            self.source_embedding = TokenTable(source, self.execution)
+            self.source_encoder = Stack(source, self.execution, "full")
         self.encoder = Stack(self.config, self.execution, "full")
         self.decoder = Stack(self.config, self.execution, "causal", cross=True)
 
@@ -160,12 +169,12 @@ class EncoderDecoder(Family):
         return hidden, {"encoder": encoder_layers, "decoder": decoder_layers}
 
     def encode(self, batch: Batch, collect: bool = False) -> tuple[jax.Array, Any]:
-        context, layers = self.encoder(
-            self.embedding(batch["encoder_inputs"]),
-            batch["encoder_positions"],
-            batch["encoder_segment_ids"],
-            collect=collect,
-        )
+        positions, segments = batch["encoder_positions"], batch["encoder_segment_ids"]
+        if self.config.source_layers:
+            source, _ = self.source_encoder(self.source_embedding(batch["encoder_inputs"]), positions, segments)
+        else:
+            source = self.embedding(batch["encoder_inputs"])
+        context, layers = self.encoder(source, positions, segments, collect=collect)
         return context, layers
 
     def start(self, batch: Batch, segment_ids_BS: jax.Array) -> Cache:

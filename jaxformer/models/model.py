@@ -105,5 +105,6 @@ def count_parameters(model: Model) -> int:
     total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.shapes))
     extra = model.config.stored_vocab_size - model.config.vocab_size
     vocabulary = model.shapes.get("vocabulary", {})
-    columns = model.config.d_model * (1 + ("kernel" in vocabulary)) + ("bias" in vocabulary)
+    tables = 1 + ("kernel" in vocabulary) + (model.config.source_layers > 0)
+    columns = model.config.d_model * tables + ("bias" in vocabulary)
     return total - extra * columns

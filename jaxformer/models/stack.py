@@ -99,7 +99,7 @@ class Stack(nn.Module):
         if execution.remat != "none":
             body = jax.checkpoint(body, policy=REMAT_POLICIES[execution.remat], prevent_cse=execution.unroll != 1)
         embedded, scanned = x_BTD, (layers, rngs, jnp.array(config.banded_layers))
-        if execution.unroll in (0, config.num_layers):
+        if execution.unroll == 0 or execution.unroll >= config.num_layers:  # a source encoder may be the shallower one
             outputs = []
             for number in range(config.num_layers):
                 x_BTD, output = body(x_BTD, layer_of(scanned, number))

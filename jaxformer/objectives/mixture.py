@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from jaxformer.checks import read_members
+from jaxformer.checks import check_kind, read_members
 from jaxformer.errors import UserError
 from jaxformer.objectives.arrays import Shapes, padded
 from jaxformer.objectives.objective import TOKENS, UNSEEN, Row
@@ -38,12 +38,14 @@ class Padded:
 class ObjectiveMixture:
     """Draw each example's objective by weight: `members` are {"name": …, "weight": …, the objective's own keys}.
 
-    `corpora` of a member, a list of numbers in data.members, says which corpora it reads (all, where it is not given).
+    `corpora` of a member, a list of numbers in data.members, says which corpora it reads (all, where it is not given);
+    its `title` is its name in results.
     All members emit the same arrays, filled up to the longest of theirs, and share one loss. A mixture of span
     corruptions with other densities and lengths, and prefix_lm, is UL2's (Tay et al. 2022), without its mode tokens.
     """
 
     name: ClassVar[str] = "mixture"
+    section: ClassVar[str] = "objective"  # of the config
     paper: ClassVar[str] = "T5 3.5.2; UL2"
     families: ClassVar[tuple[str, ...]] = ("encoder_decoder", "decoder_only", "encoder_only")
     refusals: ClassVar[dict[str, str]] = {}
@@ -65,23 +67,28 @@ class ObjectiveMixture:
     choices: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False, metadata=UNSEEN)
 
     def __post_init__(self) -> None:
-        from jaxformer.objectives import OBJECTIVES  # of which this is one
-
         if not self.choices:  # those of now: a config file's own are there while its config is resolved
-            kinds = {name: kind for name, kind in OBJECTIVES.items() if kind is not ObjectiveMixture}
-            object.__setattr__(self, "choices", kinds)
+            object.__setattr__(self, "choices", self._kinds())
         if not self.bound:
             object.__setattr__(self, "bound", tuple(objective for objective, _, _ in self._read))
 
+    def _kinds(self) -> dict[str, Any]:
+        from jaxformer.objectives import OBJECTIVES  # of which this is one
+
+        return {name: kind for name, kind in OBJECTIVES.items() if kind is not ObjectiveMixture}
+
     @functools.cached_property
     def _read(self) -> list[tuple[Any, float, dict[str, Any]]]:
-        read = read_members("objective", self.members, self.choices, {"corpora": ()})
+        read = read_members(self.section, self.members, self.choices, {"corpora": (), "title": ""})
         for number, (_, _, options) in enumerate(read):
-            corpora = options["corpora"]
+            where, corpora = f"{self.section}.members[{number}]", options["corpora"]
             if not isinstance(corpora, (list, tuple)) or not all(type(corpus) is int for corpus in corpora):
-                raise UserError(f"objective.members[{number}].corpora: {corpora!r} is not a list of numbers")
+                raise UserError(f"{where}.corpora: {corpora!r} is not a list of numbers")
             if len(set(corpora)) < len(corpora):
-                raise UserError(f"objective.members[{number}].corpora: {corpora!r} names a corpus twice")
+                raise UserError(f"{where}.corpora: {corpora!r} names a corpus twice")
+            check_kind(f"{where}.title", options["title"], str)
+            if options["title"] in [other["title"] for _, _, other in read[:number] if other["title"]]:
+                raise UserError(f"{where}.title: another member is '{options['title']}' already; give each its own")
         return read
 
     def for_model(self, model: "TransformerConfig") -> Self:
@@ -89,11 +96,11 @@ class ObjectiveMixture:
         their arrays or losses."""
         bound: list[Any] = []
         for number, member in enumerate(self.bound):
-            where = f"objective.members[{number}]"
+            where = f"{self.section}.members[{number}]"
             try:
                 bound.append(member.for_model(model))
             except UserError as error:
-                raise UserError(str(error).replace("objective.", f"{where}.", 1)) from error
+                raise UserError(str(error).replace(f"{self.section}.", f"{where}.", 1)) from error
             for what in ("label_smoothing", "z_loss", "heads"):
                 mine, first = getattr(bound[-1], what), getattr(bound[0], what)
                 if mine != first:
@@ -144,6 +151,6 @@ class ObjectiveMixture:
         """The members with their shares of the examples."""
         total = sum(weight for _, weight, _ in self._read)
         return tuple(
-            Part(objective, weight / total, tuple(options["corpora"]))
+            Part(objective, weight / total, tuple(options["corpora"]), options["title"])
             for objective, (_, weight, options) in zip(self.bound, self._read, strict=True)
         )

@@ -47,6 +47,7 @@ class Part(NamedTuple):
     objective: Any
     weight: float
     corpora: tuple[int, ...]  # (): all
+    title: str = ""  # its name in results; "": its kind and its number
 
 
 class Supervision(Protocol):
@@ -83,8 +84,8 @@ class Supervision(Protocol):
         """What the labels of its examples are: one of LABEL_KINDS; "" for an objective."""
 
     @property
-    def labels(self) -> tuple[str, ...]:
-        """The names of a bound task's classes, in their order; () for an objective."""
+    def labels(self) -> tuple[Any, ...]:
+        """The names of a bound task's classes, in their order; of several tasks, those of each; () for an objective."""
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -160,6 +161,13 @@ class Answering(Protocol):
     @property
     def room(self) -> int:
         """The tokens of text that an example holds."""
+
+    @property
+    def target_length(self) -> int:
+        """How many tokens are written at most, the end token included; 0 where none is."""
+
+    def said(self, labels: Sequence[str]) -> list[str]:
+        """Return what is read or written in examples that is not in the data, given the names of its classes."""
 
     def is_cut(self, lengths: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return bool [N]: whether texts of each example are cut, given {field: tokens of each, [N]}."""

@@ -44,7 +44,7 @@ from jaxformer.training import (
     make_optimizer,
     make_train_step,
 )
-from jaxformer.trees import flatten
+from jaxformer.trees import flatten, num_layers
 
 _TRACED = 4  # unrolled layers that are traced; the others are as the last two of them
 
@@ -110,7 +110,7 @@ def activation_bytes(
         total += gradients
     if fsdp > 1:
         keeps = local.execution.unroll == 0 and local.execution.remat == "none"
-        total += _gathered(shapes, layers, keeps)
+        total += _gathered(shapes, keeps)
     return round(total)
 
 
@@ -130,18 +130,18 @@ def _local(model: Model, tensor: int) -> Model:
     return dataclasses.replace(model, config=local, execution=execution)
 
 
-def _gathered(shapes: Mapping[str, Any], num_layers: int, keeps: bool) -> float:
+def _gathered(shapes: Mapping[str, Any], keeps: bool) -> float:
     """Return the bytes of what fsdp gathers: the largest layer's parameters (of all, where they are kept for the
     backward pass) and the token table, with its gradient before it is shared out."""
     sizes = {path: leaf.size * 4.0 for path, leaf in shapes.items()}
-    table = sizes["embedding/tokens"]
+    table = sum(size for path, size in sizes.items() if path.endswith("embedding/tokens"))
     if keeps:
         return sum(sizes.values()) + table
     stacks: dict[str, float] = {}
     for path, size in sizes.items():
         stack, layer, _ = path.partition("/layers/")
         if layer:
-            stacks[stack] = stacks.get(stack, 0.0) + size / num_layers
+            stacks[stack] = stacks.get(stack, 0.0) + size / num_layers(path, shapes[path].shape)
     return max(stacks.values()) + 2 * table
 
 

@@ -145,6 +145,8 @@ def _labelled(config: Config, notes: list[str]) -> Supervision:
     """Return the objective, or the task with the labels of its data; where those cannot be read, with two."""
     if config.task is None:
         return config.objective
+    if config.task.decodes:  # how many labels there are changes nothing
+        return config.task
     try:
         labels = label_names(config)
     except (UserError, OSError) as error:

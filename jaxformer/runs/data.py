@@ -76,8 +76,11 @@ def prepare_data(run: OpenedRun) -> Data:
         "train": left_out_of(itertools.chain.from_iterable(training)),
         config.evaluation.split: left_out_of(held_out) or empty,
     }
-    notes = label_notes(config) if config.task is not None else []
-    for line in [*counted(left_out), *notes, *split_sizes(training[0], held_out, config.evaluation.split)]:
+    for line in [
+        *counted(left_out),
+        *label_notes(config),
+        *split_sizes(training[0], held_out, config.evaluation.split),
+    ]:
         run.display.note(line)
     return Data(tokenizer, labels, supervision, training, held_out, read, left_out, teacher)
 
@@ -138,16 +141,26 @@ def choose_tokenizer(run: OpenedRun) -> Tokenizer:
     return tokenizer
 
 
-def label_names(config: Config) -> tuple[str, ...]:
-    """Return the names of the classes that a task learns, which every member of a mixture must share; () where it has
-    none.
+def label_names(config: Config) -> tuple[Any, ...]:
+    """Return the names of the classes that a task learns, which every corpus that it reads must share; () where it has
+    none. Of several tasks, those of each.
 
-    Raises UserError for members that differ, and for a single class: there is nothing to tell apart.
+    Raises UserError for corpora that differ, and for a single class: there is nothing to tell apart.
     """
-    kind, task = config.supervision.label_kind, config.supervision.answering
+    corpora, parts = [corpus for corpus, _ in weighted_sources(config.data)], config.supervision.parts
+    if len(parts) == 1 or not config.supervision.labelled:
+        return _names(config.supervision, corpora)
+    return tuple(
+        _names(part.objective, [corpora[n] for n in part.corpora if 0 <= n < len(corpora)] or corpora) for part in parts
+    )
+
+
+def _names(supervision: Supervision, corpora: Sequence[Any]) -> tuple[str, ...]:
+    """Return the names of the classes that a task learns of some corpora."""
+    kind, task = supervision.label_kind, supervision.answering
     if kind not in CLASS_KINDS or task is None:
         return ()
-    names = {member.label_names(kind) for member, _ in weighted_sources(config.data)}
+    names = {corpus.label_names(kind) for corpus in corpora}
     if len(names) > 1:
         found = " / ".join(map(str, sorted(names)))
         raise UserError(f"data: the members of the mixture have different labels: {found}")
@@ -165,7 +178,7 @@ def numbered(run: OpenedRun, names: tuple[str, ...]) -> tuple[str, ...]:
     """Return a task's labels with the numbers of a run that goes on from before whole numbers had the order of numbers,
     and were the same with and without a point: those of text."""
     stored = tuple(read_record(run.folder)["labels"]) if run.resumes else ()
-    if stored == tuple(sorted(stored)):
+    if len(run.config.supervision.parts) == 1 and stored == tuple(sorted(stored)):
         with contextlib.suppress(UserError):
             classes_among(names, stored)
             return stored
@@ -173,12 +186,17 @@ def numbered(run: OpenedRun, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def label_notes(config: Config) -> list[str]:
-    """Return what a person should know of a task's labels, a line each."""
+    """Return what a person should know of a task's classes, a line each."""
     sources = [source for source, _ in weighted_sources(config.data)]
     return [
         f"data.members[{number}]: {line}" if len(sources) > 1 else line
         for number, source in enumerate(sources)
-        for line in source.label_notes(config.supervision.label_kind)
+        for line in dict.fromkeys(
+            line
+            for part in config.supervision.parts
+            if part.objective.labelled and number in (part.corpora or range(len(sources)))
+            for line in source.label_notes(part.objective.label_kind)
+        )
     ]
 
 

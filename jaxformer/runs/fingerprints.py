@@ -1,6 +1,7 @@
 """What a run has read, kept in its `config.json` as "fingerprints": the content of its data, its tokenizer, and the
 runs that it takes parameters from. Where another is found later, the difference is named, and the run refused."""
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -86,8 +87,8 @@ def differences_of_run(
     Its labels, which every run keeps, count with their order: that is the numbers of their classes.
     """
     lines = []
-    if list(labels) != list(record["labels"]):
-        lines.append(f"labels: {', '.join(record['labels'])} -> {', '.join(labels)}")
+    if json.loads(json.dumps(labels)) != record["labels"]:
+        lines.append(f"labels: {', '.join(map(str, record['labels']))} -> {', '.join(map(str, labels))}")
     if KEY not in record:
         return lines
     lines = differences(record[KEY], found) + lines

@@ -13,7 +13,16 @@ from jax.sharding import Mesh
 from jaxformer.checkpoint import named
 from jaxformer.checks import several
 from jaxformer.config import Config
-from jaxformer.data import Chosen, Member, evaluated_rows, evaluation_batches, left_out_files, left_out_of, prepare
+from jaxformer.data import (
+    Chosen,
+    Member,
+    evaluated_rows,
+    evaluation_batches,
+    learnt_from,
+    left_out_files,
+    left_out_of,
+    prepare,
+)
 from jaxformer.devices import own_rows, place
 from jaxformer.evaluation import Evaluation, combined, confidence, evaluate, not_finite
 from jaxformer.models import Model, Params
@@ -47,12 +56,14 @@ def evaluations(
     found = []
     for member in data.held_out:
         chosen = evaluated_rows(member.rows, config.evaluation.max_examples, config.seed)
-        is_task = data.supervision.answering is not None
+        learnt = learnt_from(member)  # of several, each is judged by itself
+        is_task = learnt.answering is not None
         evaluation = evaluate(
-            model, data.supervision, eval_step, params,
+            model, learnt, eval_step, params,
             checked(config, data, held_out_batches(config, member, chosen, mesh)),
             place=(lambda batch: batch) if mesh is None else functools.partial(place, mesh),
             tokenizer=data.tokenizer, rows=Chosen(member.rows, chosen) if is_task else (),
+            generation=config.generation,
         )  # fmt: skip
         found.append((member, len(evaluation.answers) if is_task else len(chosen), evaluation))
     return found

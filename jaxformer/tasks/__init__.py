@@ -8,14 +8,17 @@ What must not: JAX; a shift between inputs and targets that a model would have t
 from collections.abc import Mapping
 from typing import Any
 
+from jaxformer.checks import several
 from jaxformer.objectives import Supervision
 from jaxformer.tasks.answering import QuestionAnswering
 from jaxformer.tasks.classification import Classification, MultiLabel, MultipleChoice, Regression
 from jaxformer.tasks.defined import Definitions, defined_by, joined, read_file
 from jaxformer.tasks.metrics import intervals, measure, signatures
 from jaxformer.tasks.scorer_files import FILES as SCORER_FILES
+from jaxformer.tasks.mixture import TaskMixture
 from jaxformer.tasks.tagging import TokenClassification
-from jaxformer.tasks.text_to_text import TextToTextClassification
+from jaxformer.tasks.template import template_of
+from jaxformer.tasks.text_to_text import TextToText
 
 __all__ = [
     "SCORER_FILES",
@@ -37,7 +40,8 @@ TASKS: dict[str, type[Supervision]] = {
     MultipleChoice.name: MultipleChoice,
     TokenClassification.name: TokenClassification,
     QuestionAnswering.name: QuestionAnswering,
-    TextToTextClassification.name: TextToTextClassification,
+    TextToText.name: TextToText,
+    TaskMixture.name: TaskMixture,
 }
 
 # The names that tasks had when each family had one of its own, the values that they had where a config says nothing,
@@ -51,7 +55,17 @@ _FORMER: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
 
 def renamed(section: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config's task with the names of today: runs and configs of before have others."""
+    if section.get("name") == "text_to_text_classification":
+        return _as_text_to_text(section)
     if section.get("name") not in _FORMER:
         return dict(section)
     name, defaults, keys = _FORMER[section["name"]]
     return defaults | {keys.get(key, key): value for key, value in section.items()} | {"name": name}
+
+
+def _as_text_to_text(section: Mapping[str, Any]) -> dict[str, Any]:
+    keys: dict[str, Any] = (
+        {"target_length": 8, "metrics": ("accuracy", "f1")} | dict(section) | {"name": TextToText.name}
+    )
+    prefix, fields = keys.pop("prefix", ""), keys.pop("text_fields", ("text",))
+    return {"input": template_of(prefix, several(fields))} | keys

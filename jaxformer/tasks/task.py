@@ -36,6 +36,7 @@ class Task:
     fills_masks: ClassVar[bool] = False
     new_token_ids: ClassVar[Sequence[int]] = ()
     choice_fields: ClassVar[tuple[str, ...]] = ()
+    target_length: ClassVar[int] = 0
     token_smoothing: ClassVar[float] = 0.0
     z_loss: ClassVar[float] = 0.0
 
@@ -109,6 +110,10 @@ class Task:
     def room(self) -> int:
         """The tokens of text that an example holds."""
         return self.sequence_length
+
+    def said(self, labels: Sequence[str]) -> list[str]:
+        """Return what is read or written in examples that is not in the data."""
+        return []
 
     def num_rows(self, lengths: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return how many rows are made of each example: one."""

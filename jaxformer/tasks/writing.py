@@ -76,18 +76,21 @@ def tokens_format_of(family: str, vocabulary: Vocabulary) -> Format:
 
 
 def cut(texts: Sequence[np.ndarray], room: int) -> list[np.ndarray]:
-    """Return one or two texts cut at their ends to `room` tokens together, always from the longer one (BERT's code)."""
-    if len(texts) == 1:
-        return [texts[0][:room]]
-    first, second = len(texts[0]), len(texts[1])
-    if first + second > room:
-        if first > second:
-            first = max(room - second, room - room // 2)
-            second = room - first
-        else:
-            second = max(room - first, room // 2)
-            first = room - second
-    return [texts[0][:first], texts[1][:second]]
+    """Return texts cut at their ends to `room` tokens together, always the longest of them (BERT's code for two)."""
+    lengths = [len(text) for text in texts]
+    left, limit, longer = room, max(lengths), 0  # what exceeds `limit` is cut to it, the first `longer` to one more
+    for done, length in enumerate(sorted(lengths)):
+        share, rest = divmod(max(left, 0), len(lengths) - done)
+        if length > share:
+            limit, longer = share, rest
+            break
+        left -= length
+    kept = []
+    for text, length in zip(texts, lengths, strict=True):
+        extra = length > limit and longer > 0
+        longer -= extra
+        kept.append(text[: limit + extra])
+    return kept
 
 
 def row_shapes(family: str, length: int) -> Shapes:

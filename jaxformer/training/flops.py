@@ -25,6 +25,7 @@ def flops_per_example(
     gated: bool,
     transform: bool,
     lengths: Mapping[str, int],
+    source_layers: int = 0,
 ) -> float:
     """Return the FLOPs of forward and backward for one row.
 
@@ -41,7 +42,7 @@ def flops_per_example(
     if family == "encoder_only":
         return 6 * row * num_layers * layer + 12 * num_layers * inner * row**2 + head
     source = lengths["encoder_inputs"]
-    encoder = 6 * source * num_layers * layer + 12 * num_layers * inner * source**2
+    encoder = (num_layers + source_layers) * (6 * source * layer + 12 * inner * source**2)
     # The decoder's own projections and the cross-attention's query and output; its keys and values read the source.
     decoder = (
         6 * row * num_layers * (6 * d_model * inner + feed_forward) + 6 * source * num_layers * 2 * d_model * inner
@@ -65,6 +66,7 @@ def flops_per_row(model: Model, supervision: Supervision) -> float:
         gated=config.gated,
         transform=config.output_head == "transform",
         lengths={name: shape[-1] for name, (shape, _) in shapes.items() if shape},
+        source_layers=config.source_layers,
     )
 
 
