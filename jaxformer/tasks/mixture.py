@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
+from jaxformer.errors import UserError
 from jaxformer.objectives import Decode, Encode, ObjectiveMixture
 from jaxformer.tasks.text_to_text import TextToText
 from jaxformer.tokenizers import Vocabulary
@@ -33,11 +34,13 @@ class TaskMixture(ObjectiveMixture):
         decode: Decode | None = None,
     ) -> Self:  # fmt: skip
         """Return a copy whose members know ids and labels, of which `labels` has those of each member."""
-        each = labels or [()] * len(self.bound)
-        bound = tuple(
-            member.bind(vocabulary, names, encode, decode) for member, names in zip(self.bound, each, strict=True)
-        )
-        return dataclasses.replace(self, bound=bound)
+        each, bound = labels or [()] * len(self.bound), []
+        for number, (member, names) in enumerate(zip(self.bound, each, strict=True)):
+            try:
+                bound.append(member.bind(vocabulary, names, encode, decode))
+            except UserError as error:
+                raise UserError(str(error).replace("task.", f"task.members[{number}].", 1)) from error
+        return dataclasses.replace(self, bound=tuple(bound))
 
     @property
     def labels(self) -> tuple[Any, ...]:  # type: ignore[override]
