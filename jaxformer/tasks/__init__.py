@@ -14,8 +14,8 @@ from jaxformer.tasks.answering import QuestionAnswering
 from jaxformer.tasks.classification import Classification, MultiLabel, MultipleChoice, Regression
 from jaxformer.tasks.defined import Definitions, defined_by, joined, read_file
 from jaxformer.tasks.metrics import intervals, measure, signatures
-from jaxformer.tasks.scorer_files import FILES as SCORER_FILES
 from jaxformer.tasks.mixture import TaskMixture
+from jaxformer.tasks.scorer_files import FILES as SCORER_FILES
 from jaxformer.tasks.tagging import TokenClassification
 from jaxformer.tasks.template import template_of
 from jaxformer.tasks.text_to_text import TextToText
