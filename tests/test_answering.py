@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from labelled import byte_bpe, example_of, gpt_bpe, wordpiece
 
+from jaxformer.data.kinds import check_answers
 from jaxformer.errors import UserError
 from jaxformer.tasks.answering import (
     QuestionAnswering,
@@ -186,6 +187,13 @@ def test_every_token_has_most_context_once(length, room, stride):
 )
 def test_where_an_answer_stands(answer, start, expected):
     assert place_of(answer, start, CONTEXT) == expected
+
+
+def test_data_is_refused_by_the_same_rule():
+    check_answers({"text": ["Anna  Berg"], "answer_start": [26]}, {"question": "Who?", "context": CONTEXT}, "row 3")
+    for start in (25, 28, -1):
+        with pytest.raises(UserError, match=f"row 3: the answer 'Anna' does not stand at character {start}"):
+            check_answers({"text": ["Anna"], "answer_start": [start]}, {"context": CONTEXT}, "row 3")
 
 
 def test_an_answer_ends_where_its_last_character_does():

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from labelled import byte_bpe, example_of, gpt_bpe, wordpiece
 
+from jaxformer.data import unlabelled
+from jaxformer.data.sources import JSONLines
 from jaxformer.errors import UserError
 from jaxformer.tasks.schemes import Entity, entities_of, scheme_of, to_bio, with_beginnings
 from jaxformer.tasks.tagging import TokenClassification, first_tokens, text_and_words
@@ -261,3 +263,12 @@ def test_running_text_keeps_its_characters():
 def test_one_field_is_tagged():
     with pytest.raises(UserError, match="task.text_fields: 2 fields"):
         TokenClassification(text_fields=("a", "b"))
+
+
+def test_running_text_to_tag_is_read_as_it_stands():
+    """What `predict` gives of a row: its characters, which answers point at, or the words where it holds words."""
+    source = JSONLines(path="rows.jsonl")
+    text = unlabelled({"text": "Anna  Berg, York.", "id": 3}, ("text",), "tags", source, "input 0")
+    assert text["text"] == text["record"]["text"] == "Anna  Berg, York." and text["record"]["id"] == 3
+    words = unlabelled({"text": WORDS}, ("text",), "tags", source, "input 1")
+    assert (words["text"], words["record"]["text"]) == ("Anna Berg lives in New York .", WORDS)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from jaxformer.data.fields import Malformed, Record, as_text, is_list, plain, value_of
 from jaxformer.data.labels import NUMBER, Label, label_of
 from jaxformer.errors import UserError
+from jaxformer.tasks import place_of
 
 JOINED = ("tags", "text")  # kinds whose fields may be lists: words, or the sentences of a text to shorten
 UNSAID = -1.0  # benchmarks write it for every row of a split without labels
@@ -142,12 +143,13 @@ def check_tags(tags: Sequence[Any], words: Sequence[str], fields: tuple[str, str
 
 
 def check_answers(answers: Mapping[str, list[Any]], texts: Mapping[str, str], where: str) -> None:
-    """Raise Malformed for an answer that does not stand at its place in the context: one of the texts, by field."""
+    """Raise Malformed for an answer that does not stand at its place in the context, white space aside: one of the
+    texts, by field."""
     answered = list(zip(answers["text"], answers["answer_start"], strict=True))
-    if any(all(start >= 0 and text.startswith(each, start) for each, start in answered) for text in texts.values()):
+    if any(all(place_of(each, start, text) for each, start in answered) for text in texts.values()):
         return
     field, context = max(texts.items(), key=lambda item: len(item[1]))
-    text, start = next((each, at) for each, at in answered if at < 0 or not context.startswith(each, at))
+    text, start = next((each, at) for each, at in answered if not place_of(each, at, context))
     found = context.find(text)
     there = f"it stands at {found}" if found >= 0 else "it is not in it at all"
     raise Malformed(f"{where}: the answer {text!r} does not stand at character {start} of '{field}'; {there}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxformer.checks import several
 from jaxformer.objectives import Supervision
-from jaxformer.tasks.answering import QuestionAnswering
+from jaxformer.tasks.answering import QuestionAnswering, place_of
 from jaxformer.tasks.classification import Classification, MultiLabel, MultipleChoice, Regression
 from jaxformer.tasks.defined import Definitions, defined_by, joined, read_file
 from jaxformer.tasks.metrics import intervals, measure, signatures
@@ -28,6 +28,7 @@ __all__ = [
     "intervals",
     "joined",
     "measure",
+    "place_of",
     "read_file",
     "renamed",
     "signatures",
