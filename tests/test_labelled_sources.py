@@ -260,19 +260,19 @@ def test_conll_gives_sentences_of_words_and_tags(tmp_path: Path) -> None:
     path = write(tmp_path / "a.conll", CONLL)
     source = CoNLL(path=path, **ALL)
     assert records(source) == [
-        {"text": ["Ada", "met"], "label": ["B-PER", "O"]}, {"text": ["Rome"], "label": ["B-LOC"]},
+        {"words": ["Ada", "met"], "tags": ["B-PER", "O"]}, {"words": ["Rome"], "tags": ["B-LOC"]},
     ]  # fmt: skip
     assert [where for where, _ in source.records("train", True)] == [f"{path}:3", f"{path}:7"]
     assert source.label_names("tags") == ("B-LOC", "B-PER", "O") and list(source.documents("train")) == [
         "Ada met",
         "Rome",
     ]
-    (first, _) = source.examples("train", ("text",), "tags")
-    assert first == {"text": "Ada met", "label": [1, 2], "record": {"text": ["Ada", "met"], "label": ["B-PER", "O"]}}
-    parts = CoNLL(path=path, tag_column=2, text_field="words", label_field="pos", **ALL)
-    assert records(parts)[0] == {"words": ["Ada", "met"], "pos": ["NNP", "VBD"]}
+    (first, _) = source.examples("train", ("words",), "tags")
+    assert first == {"words": "Ada met", "label": [1, 2], "record": {"words": ["Ada", "met"], "tags": ["B-PER", "O"]}}
+    parts = CoNLL(path=path, tag_column=2, text_field="text", label_field="pos", **ALL)
+    assert records(parts)[0] == {"text": ["Ada", "met"], "pos": ["NNP", "VBD"]}
     lower = CoNLL(path=path, word_column=3, **ALL)
-    assert records(lower)[1] == {"text": ["B-NP"], "label": ["B-LOC"]}
+    assert records(lower)[1] == {"words": ["B-NP"], "tags": ["B-LOC"]}
 
 
 @pytest.mark.parametrize(
@@ -285,12 +285,12 @@ def test_conll_gives_sentences_of_words_and_tags(tmp_path: Path) -> None:
 )
 def test_tabs_part_columns_where_there_are_some(content: str, tmp_path: Path) -> None:
     source = CoNLL(path=write(tmp_path / "a.txt", content), **ALL)
-    assert records(source) == [{"text": ["New York", ","], "label": ["B-LOC", "O"]}, {"text": ["#"], "label": ["O"]}]
+    assert records(source) == [{"words": ["New York", ","], "tags": ["B-LOC", "O"]}, {"words": ["#"], "tags": ["O"]}]
 
 
 def test_words_alone_are_sentences_without_tags(tmp_path: Path) -> None:
     source = CoNLL(path=write(tmp_path / "a.conll", "Ada\nmet\n\nAl\n"), **ALL)
-    assert [example["label"] for example in source.examples("every", ("text",), "tags", unlabelled=True)] == [
+    assert [example["label"] for example in source.examples("every", ("words",), "tags", unlabelled=True)] == [
         None,
         None,
     ]
@@ -300,16 +300,16 @@ def test_words_alone_are_sentences_without_tags(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", ["met", "met VBD", "met VBD O O"])
 def test_words_without_their_tags_are_named_and_may_be_left_out(line: str, tmp_path: Path) -> None:
     path = write(tmp_path / "a.conll", f"Ada NNP B-PER\n\nwho VBD O\n{line}\nAl NNP O\n\nRome NNP B-LOC\n")
-    message = refusal(CoNLL(path=path, **ALL), kind="tags")
+    message = refusal(CoNLL(path=path, **ALL), "words", kind="tags")
     assert message.startswith(f"{path}:4: {len(line.split())} column") and "words and tags of unequal number" in message
-    kept = CoNLL(path=path, skip_malformed=1, **ALL).examples("train", ("text",), "tags")
-    assert [example["text"] for example in kept] == ["Ada", "Rome"]
+    kept = CoNLL(path=path, skip_malformed=1, **ALL).examples("train", ("words",), "tags")
+    assert [example["words"] for example in kept] == ["Ada", "Rome"]
 
 
 @pytest.mark.parametrize("keys", [{"word_column": 0}, {"tag_column": -2}, {"tag_column": 5}, {"word_column": 9}])
 def test_columns_that_there_are_not_are_refused(keys: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"data.{next(iter(keys))}: "):
-        list(CoNLL(path=write(tmp_path / "a.conll", CONLL), **keys).examples("train", ("text",), "tags"))
+        list(CoNLL(path=write(tmp_path / "a.conll", CONLL), **keys).examples("train", ("words",), "tags"))
 
 
 # Parallel text.

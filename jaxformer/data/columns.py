@@ -128,6 +128,8 @@ class CoNLL(Files):
     `text_field`, their tags `label_field`; a file of a single column has no tags.
     """
 
+    text_field: str = "words"
+    label_field: str = "tags"
     word_column: int = 1
     tag_column: int = -1
     KIND: ClassVar[Kind] = KINDS["conll"]
