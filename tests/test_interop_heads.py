@@ -102,6 +102,29 @@ def test_the_dropout_before_a_head_has_keys_of_its_own(exported: Any, tmp_path: 
     assert imported(changed(out, tmp_path / "body", config=said)).config.task.head_dropout == 0.3
 
 
+@pytest.mark.parametrize("case", ["bert_span", "bart_span"])
+def test_the_start_and_end_of_an_answer_are_one_array_there(case: str, exported: Any) -> None:
+    run, out, _ = exported(case)
+    ours, theirs = params_of(run), load_file(out / "model.safetensors")
+    assert theirs["qa_outputs.weight"].shape == (2, 16) and theirs["qa_outputs.bias"].shape == (2,)
+    for row, name in enumerate(("start", "end")):
+        assert np.array_equal(theirs["qa_outputs.weight"][row], ours[f"token_heads/{name}/kernel"][:, 0])
+        assert theirs["qa_outputs.bias"][row] == ours[f"token_heads/{name}/bias"][0]
+
+
+def test_the_former_names_of_tasks_are_read(exported: Any, tmp_path: Path) -> None:
+    _, out, _ = exported("bert_label")
+    ours = {"task": {"name": "pooled_classification", "sequence_length": 20, "pooled_at": "first"}}
+    task = imported(changed(out, tmp_path / "hf", config={"jaxformer": ours})).config.task
+    assert (task.name, task.sequence_length, task.read_at) == ("classification", 20, "first")
+
+
+def test_a_short_model_leaves_room_for_a_context(exported: Any, tmp_path: Path) -> None:
+    _, out, _ = exported("bert_span")
+    task = imported(changed(out, tmp_path / "hf", config={"jaxformer": None})).config.task
+    assert (task.sequence_length, task.max_query_length) == (64, 21)
+
+
 def test_a_bias_that_the_model_lacks_is_zero_there(exported: Any, tmp_path: Path) -> None:
     name = "multiple_choice_head.summary.bias"
     for case, bias in (("gpt_choices", False), ("gpt2_choices", True)):

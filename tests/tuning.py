@@ -163,16 +163,12 @@ def imported(case: Case, folder: Path, workdir: Path) -> tuple[Any, Any, Any]:
     """Import a folder of theirs; return (task, model, parameters), the task with the case's settings."""
     import_run(str(folder), workdir)
     run = jaxformer.load(workdir)
-    sections = {name: dict(section) if isinstance(section, dict) else section
-                for name, section in json.loads((workdir / "config.json").read_text())["config"].items()}  # fmt: skip
-    task = sections.get("task") or {}
-    sections.pop("objective", None)
-    sections["task"] = task | {"sequence_length": LENGTH, "head_dropout": 0.0} | case.task
-    if "head_dropout" in case.task or case.task.get("name"):
-        del sections["task"]["head_dropout"]
+    sections = json.loads((workdir / "config.json").read_text())["config"]
+    sections["task"] = sections.get("task", {}) | {"sequence_length": LENGTH} | case.task
+    sections.pop("objective", None)  # of a model that writes: the case says what
     config = configs.resolve(sections, name="tuned")
-    supervision = bind(config, run.tokenizer, run.labels or LABELS[: 3 * (not task)])
-    return supervision, build_model(config, supervision), run.params
+    task = bind(config, run.tokenizer, run.labels or (LABELS if config.supervision.decodes else ()))
+    return task, build_model(config, task), run.params
 
 
 def batches(case: Case, task: Any) -> list[Batch]:

@@ -14,7 +14,7 @@ from jaxformer.errors import UserError
 from jaxformer.interop.layouts import Layout
 from jaxformer.interop.weights import StoredTensor
 from jaxformer.runs import StoredRun, bind
-from jaxformer.tasks import TASKS
+from jaxformer.tasks import TASKS, renamed
 
 KEY = "jaxformer"
 # What stands on a body and tells something of a text -> the task; a "label" may be of several.
@@ -37,7 +37,7 @@ def read_task(
     kept = theirs.get(KEY)
     kept = kept if isinstance(kept, Mapping) else {}
     ours = kept.get("task")
-    ours = dict(ours) if isinstance(ours, Mapping) else {}
+    ours = renamed(ours) if isinstance(ours, Mapping) and isinstance(ours.get("name"), str) else {}
     told = next((what for what in classes if what in TOLD), "")
     if not told:
         kind = TASKS.get(str(ours.get("name")))
