@@ -1,9 +1,11 @@
 """Runs that end early: how long an evaluation may be no better, what is kept, and that a resumed run ends there too."""
 
+import contextlib
 import math
 import signal
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from jaxformer.checkpoint import CheckpointConfig, checkpoint_of, finished_steps
 from jaxformer.cli.main import main
 from jaxformer.errors import UserError
 from jaxformer.runs.learner import Learner
-from jaxformer.runs.loop import Due
+from jaxformer.runs.loop import Due, evaluate
 from jaxformer.runs.patience import since_best
 from jaxformer.runs.signals import Signals
 from jaxformer.storage import read_metrics
@@ -106,10 +108,12 @@ def last(run: Path) -> int:
 
 def test_a_run_ends_with_its_patience_and_stays_ended(train: Train, tmp_path: Path) -> None:
     run, losses = tmp_path / "run", [3.0, 2.0, 2.5, 2.0]
-    code, said = train(run, losses)
+    # What has been seen is not forgotten where a run is stopped, and judged where it goes on.
+    assert train(run, losses[:2], steps=2)[0] == 75 and last(run) == 3
+    code, said = train(run, losses[2:])
     assert code == 0 and "step 4: ended before 9: 2 evaluations in a row gave no better eval/loss" in said
     assert "the best, 2, is of step 2" in said
-    assert last(run) == 4 and finished_steps(run / "checkpoints") == [2, 4]
+    assert last(run) == 4 and finished_steps(run / "checkpoints") == [2, 3, 4]
     assert checkpoint_of(run, "best").name == "2" and checkpoint_of(run).name == "4"
     before = read_metrics(run)
     code, said = train(run, [])
@@ -122,16 +126,15 @@ def test_a_run_ends_with_its_patience_and_stays_ended(train: Train, tmp_path: Pa
     assert train(tmp_path / "whole", [*losses, 1.0, 1.5, 1.5, math.nan], **more)[0] == 0
     assert_same_run(run, tmp_path / "whole")
 
-    # What has been seen is not forgotten where a run is stopped, and judged where it goes on.
-    broken = tmp_path / "broken"
-    assert train(broken, losses[:2], steps=2)[0] == 75 and last(broken) == 3
-    code, said = train(broken, losses[2:])
-    assert code == 0 and "step 4: ended before 9" in said
-    assert read_metrics(broken)[-1]["eval/loss"] == 2.0 and finished_steps(broken / "checkpoints")[-1] == 4
 
-
-def test_a_metric_that_is_not_there_is_said_and_ends_nothing(train: Train, tmp_path: Path) -> None:
-    keys = {"training.num_steps": 3, "training.patience": 1, "checkpoint.best_metric": "eval/accuracy"}
-    code, said = train(tmp_path / "run", [3.0] * 3, **keys)
-    assert code == 0 and last(tmp_path / "run") == 3
-    assert "step 1: training.patience has no eval/accuracy to go by; this evaluation gives eval/loss" in said
+def test_a_metric_that_is_not_there_is_said() -> None:
+    said: list[str] = []
+    config = SimpleNamespace(
+        training=SimpleNamespace(patience=1), checkpoint=SimpleNamespace(best_metric="eval/accuracy")
+    )
+    run: Any = SimpleNamespace(config=config, display=SimpleNamespace(note=said.append))
+    learner: Any = SimpleNamespace(judge=lambda params: {"loss": 3.0}, data=SimpleNamespace(held_out=[1]))
+    log = SimpleNamespace(evaluated=lambda step: True)
+    watch: Any = SimpleNamespace(meter=SimpleNamespace(paused=contextlib.nullcontext), log=log)
+    assert evaluate(run, learner, watch, SimpleNamespace(step=1, params={})) == {"eval/loss": 3.0}  # type: ignore[arg-type]
+    assert said == ["step 1: training.patience has no eval/accuracy to go by; this evaluation gives eval/loss"]
