@@ -21,7 +21,6 @@ def get_config(arg: str = "bert") -> ConfigDict:
         "name": "conll",
         "path": "conll2003/train.txt",
         "validation_path": "conll2003/valid.txt",
-        "test_path": "conll2003/test.txt",
         "label_field": "tags",
     }
     common.train(config, family, words, examples=14_041, epochs=3, batch_size=32)

@@ -1,5 +1,7 @@
-"""SQuAD 2.0, in which questions may have no answer (BERT, section 4.3). Evaluations tell which threshold would have been
-the best one on the development set, best_null_threshold: give it to `predict` as --config.task.null_threshold.
+"""SQuAD 2.0, in which questions may have no answer (BERT, section 4.3).
+
+Evaluations tell which threshold would have been the best one on the development set, best_null_threshold: give it to
+`predict` as --config.task.null_threshold.
 
 jaxformer train --config=finetune/squad2:bert --config.init_from=RUN \\
     --config.data.path=train-v2.0.json --config.data.validation_path=dev-v2.0.json
