@@ -4,7 +4,8 @@
 #   make demo [FAMILY=bert]     what pretraining is worth, on the built-in corpus; FAMILY is bert, gpt, t5 or all
 #   make test                   the tests of every day
 #   make test-second            of those, what depends on versions, with a second Python
-#   make test-reference         models and exports against torch and transformers, in an environment of its own
+#   make test-reference         models and exports against torch and transformers, and data sets of Hugging Face, in an
+#                               environment of its own
 #   make test-slow              long trainings, launches, kills: what make test leaves out, sampled
 #   make test-full              everything but test-reference: all cases, also those that no sample holds
 #   make test-faults            break the code in twenty-five places and see the tests turn red
@@ -67,7 +68,7 @@ test-faults: .venv/installed
 	.venv/bin/python tests/faults.py
 
 test-reference: .venv-reference/installed
-	.venv-reference/bin/python $(PYTEST) tests/test_live_reference.py
+	.venv-reference/bin/python $(PYTEST) tests/test_live_reference.py tests/test_labelled_sources.py
 
 # Evaluated when test-second runs, by which time .venv is there. No line both calls make and tests: make -n obeys.
 FIRST = $(shell .venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
