@@ -21,7 +21,7 @@ import jaxformer
 from jaxformer.checkpoint import save_params
 from jaxformer.cli.main import main
 from jaxformer.errors import UserError
-from jaxformer.runs import answering
+from jaxformer.runs import answering, predicting
 from jaxformer.runs.loading import LoadedRun
 from jaxformer.trees import unflatten
 
@@ -34,7 +34,12 @@ TASKS: dict[str, dict[str, Any]] = {
     "tags": {"name": "token_classification"},
     "spans": {"name": "question_answering", **SPANS},
 }
+WRITES = [
+    {"name": "text_to_text", "title": title, "input": f"{title}: {{text}}", "target_kind": kind, "target_length": 4}
+    for title, kind in (("sum", "text"), ("squad", "span"))
+]
 MORE = {name: (*BERT, {"task": {"sequence_length": 32, **task}}) for name, task in TASKS.items()}
+MORE["several"] = ("t5_base", "unigram", {"num_heads": 3}, {"task": {"name": "mixture", "members": WRITES}})  # type: ignore[assignment]
 TEXTS = [
     f"{verb} the {thing}."
     for verb in "Return Open read Parse print".split()
@@ -127,6 +132,28 @@ def test_every_kind_of_answer(folder: Callable[[str], Path]) -> None:
     assert [[word["start"], word["end"]] for word in running["tags"]] == places
     assert [word["word"] for word in listed["tags"]] == ["Read", "the", "file", "."]
     assert {word["tag"] for word in listed["tags"]} <= set(runs.LABELS_OF["tags"])
+
+
+def test_of_several_tasks_one_is_named(
+    folder: Callable[[str], Path], cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def written(model: Any, task: Any, params: Any, batch: Any, *others: Any) -> dict[str, list[str]]:
+        asked.append((task.input, batch["encoder_inputs"].shape[1], others[-1].temperature))
+        return {"written": ["it is said"] * len(batch["inputs"])}
+
+    monkeypatch.setattr(predicting, "outputs_of", written)
+    run = jaxformer.load(folder("several"))
+    assert run.predict("Read it.", task="sum") == [{"text": "it is said"}]
+    assert run.predict(["Read it."], task="squad") == [{"answer": "it is said"}]
+    code, out, _ = cli(
+        "predict", f"--workdir={folder('several')}", "--task=sum", "Read it.", "--config.generation.temperature=0.5"
+    )
+    assert code == 0 and read(out) == [{"index": 0, "text": "it is said"}]
+    assert asked == [("sum: {text}", 16, 0.0), ("squad: {text}", 16, 0.0), ("sum: {text}", 16, 0.5)]
+    code, _, err = cli("predict", f"--workdir={folder('several')}", "Read it.")
+    assert code == 2 and "--task: the run has learnt several; name one of sum, squad" in err
 
 
 def test_windows_of_a_context_give_one_answer(folder: Callable[[str], Path], tmp_path: Path, cli: Cli) -> None:
