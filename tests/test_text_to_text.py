@@ -302,7 +302,9 @@ def mixture(*members, labels=((), ("no", "very yes")), family="encoder_decoder")
 def test_members_keep_their_own_and_share_shapes():
     task = mixture(SUM, YES)
     assert task.labels == ((), ("no", "very yes"))
-    assert [part.title for part in task.parts] == ["sum", ""] and [part.corpora for part in task.parts] == [(), (1,)]
+    assert [part.title for part in task.parts] == ["sum", "text_to_text1"] and [
+        part.corpora for part in task.parts
+    ] == [(), (1,)]
     assert [part.objective.metrics for part in task.parts] == [("bleu",), ("accuracy", "f1")]
     for part, label, lengths in zip(task.parts, (["red cat"], 1), ({"text": 3}, {"a": 2, "b": 2}), strict=True):
         arrays = arrays_of(Padded(part.objective, task.shapes), label, **lengths)

@@ -156,7 +156,7 @@ def _written(
     else:
         rows = zip(batch["encoder_inputs"], batch["encoder_segment_ids"], strict=True)
         prompts = [inputs[segments > 0] for inputs, segments in rows]
-        new, width = batch["targets"].shape[1], batch["encoder_inputs"].shape[1]
+        new, width = max(target_length, batch["targets"].shape[1]), batch["encoder_inputs"].shape[1]
     answers = generate(
         model,
         params,

@@ -26,7 +26,6 @@ from jaxformer.data import (
 from jaxformer.devices import own_rows, place
 from jaxformer.evaluation import Evaluation, combined, confidence, evaluate, not_finite
 from jaxformer.models import Model, Params
-from jaxformer.objectives import Supervision
 from jaxformer.runs.data import Data, check_batch, label_names
 from jaxformer.runs.fingerprints import check_data
 from jaxformer.runs.judged_data import described, judged_data, with_rows
@@ -141,31 +140,31 @@ def evaluate_run(
     data = Data(run.tokenizer, labels, supervision, [], held_out)
     eval_step = jax.jit(make_eval_step(run.model, losses_of(supervision)))
     found = evaluations(config, data, run.model, eval_step, run.params)
-    result = Result(summary(found), bounds(supervision, found, config.seed))
+    result = Result(summary(found), bounds(found, config.seed))
     metrics = result.metrics
     stored = {"step": run.step, "split": split, "data": facts, "metrics": metrics, "left_out": left_out}
-    if supervision.answering is not None:
+    if supervision.labelled:
         stored["intervals"] = result.intervals
-        stored |= signatures(supervision.metrics, [truth for _, _, one in found for truth in one.truths])
+        for part in supervision.parts:
+            own = [one for member, _, one in found if learnt_from(member) is part.objective]
+            stored |= signatures(part.objective.metrics, [truth for one in own for truth in one.truths])
     name = judged.name + (f"-step-{run.step}" if chosen != "latest" else "")
     write_json(workdir / "results" / f"{name}.json", stored)
-    if supervision.answering is not None:
+    if supervision.labelled:
         write_lines(workdir / "results" / f"{name}.answers.jsonl", answer_lines(found))
     if odd := not_finite(metrics):
         display.note(f"{workdir}: this evaluation is not finite ({', '.join(odd)}); in the results these are null")
     return result
 
 
-def bounds(
-    supervision: Supervision, found: Sequence[tuple[Member, int, Evaluation]], seed: int
-) -> dict[str, tuple[float, float]]:
+def bounds(found: Sequence[tuple[Member, int, Evaluation]], seed: int) -> dict[str, tuple[float, float]]:
     """Return the 95 % intervals of a task's metrics, under the names that `summary` has them by; there is none of a
     mean over members."""
     several_of = len(found) > 1
     return {
         f"{member.name}/{name}" if several_of else name: bound
         for member, _, evaluation in found
-        for name, bound in confidence(supervision, evaluation, seed).items()
+        for name, bound in confidence(learnt_from(member), evaluation, seed).items()
     }
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 from jaxformer.errors import UserError
-from jaxformer.objectives import Decode, Encode, ObjectiveMixture
+from jaxformer.objectives import Decode, Encode, ObjectiveMixture, Part
 from jaxformer.tasks.text_to_text import TextToText
 from jaxformer.tokenizers import Vocabulary
 
@@ -46,3 +46,11 @@ class TaskMixture(ObjectiveMixture):
     def labels(self) -> tuple[Any, ...]:  # type: ignore[override]
         """The labels of each member."""
         return tuple(member.labels for member in self.bound)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The members with their weights, each with a title."""
+        return tuple(
+            part._replace(title=part.title or f"{part.objective.name}{number}")
+            for number, part in enumerate(super().parts)
+        )
