@@ -210,7 +210,7 @@ def text_batch(labels: list[int], real: list[bool]) -> Batch:
 def writes(metrics: tuple[str, ...]) -> Supervision:
     tokenizer = Tokenizer()
     spelled = tuple(tokenizer.decode(tokenizer.encode(label)) for label in LABELS)
-    task = TextToText(metrics=metrics, spelled=spelled, labels=LABELS)
+    task = TextToText(metrics=metrics, spelled=spelled, labels=LABELS, target_length=4)
     return Supervision({"tokens": 1.0}, task, metrics, decodes=True, labels=LABELS)
 
 

@@ -29,7 +29,8 @@ def task_of(run: "LoadedRun", title: str = "") -> Supervision:
     """
     supervision = run.supervision
     if len(supervision.parts) > 1 and supervision.labelled:
-        titles = {part.title: part.objective for part in supervision.parts}
+        named = ((part.title or f"{part.objective.name}{n}", part) for n, part in enumerate(supervision.parts))
+        titles: dict[str, Supervision] = {name: part.objective for name, part in named}  # as results call them
         if title not in titles:
             said = f"there is no '{title}'{suggest(title, titles)}" if title else "the run has learnt several"
             raise UserError(f"--task: {said}; name one of {', '.join(titles)}")
