@@ -105,10 +105,10 @@ def _answered(
     """Yield lines from number `begun` on, some at a time, and how many texts of them were cut. Rows are read together
     as they would be from the beginning, so that answers do not depend on where a file goes on."""
     size = run.config.evaluation_rows
-    first = 0
+    start = end = 0
     for window in windows(rows.rows(), size):
-        first, last = first + len(window), first
-        if first <= begun:
+        start, end = end, end + len(window)
+        if end <= begun:
             continue
         lines: list[dict[str, Any]] = []
         examples = []
@@ -122,7 +122,7 @@ def _answered(
         answers, cut = answers_to(run, task, examples, size)
         for line, answer in zip((line for line in lines if "error" not in line), answers, strict=True):
             line.update(answer)
-        yield lines[max(begun - last, 0) :], cut
+        yield lines[max(begun - start, 0) :], cut
 
 
 class _Standard:
