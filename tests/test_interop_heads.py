@@ -100,6 +100,8 @@ def test_the_dropout_before_a_head_has_keys_of_its_own(exported: Any, tmp_path: 
     _, out, _ = exported("bert_label")  # where it has none, it is the body's
     said = {"jaxformer": None, "classifier_dropout": None, "hidden_dropout_prob": 0.3}
     assert imported(changed(out, tmp_path / "body", config=said)).config.task.head_dropout == 0.3
+    _, out, _ = exported("bert_span")  # BERT's answers have none at all
+    assert imported(changed(out, tmp_path / "span", config={"jaxformer": None})).config.task.head_dropout == 0
 
 
 @pytest.mark.parametrize("case", ["bert_span", "bart_span"])

@@ -122,8 +122,8 @@ CASES = {
     "answers_bart": Case("BartForQuestionAnswering", "plain", {}, _SQUAD, _asked, _places),
     "text_to_text": Case(
         "T5ForConditionalGeneration", "unigram", {},
-        {"name": "text_to_text_classification", "target_length": 12}, lambda draw: (_text(draw), draw.randrange(3)),
-        _written,
+        {"name": "text_to_text", "input": "area: {text}", "target_length": 12},
+        lambda draw: (_text(draw), draw.randrange(3)), _written,
     ),
 }  # fmt: skip
 

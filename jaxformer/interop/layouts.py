@@ -58,7 +58,8 @@ class Class(NamedTuple):
 
     name: str
     prefix: str = ""  # of the body's names
-    dropout: tuple[str, ...] = ()  # the keys of config.json with the dropout before its head; the first that is set
+    # The keys of config.json with the dropout before its head, the first that is set, and what it is without one.
+    dropout: Mapping[str, float | None] = {}
     required: Mapping[str, Any] = {}  # keys that must have this value or be absent
 
 

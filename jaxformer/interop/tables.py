@@ -139,11 +139,11 @@ _DECODER_SIZES = {
 }
 # BART's and T5's classifier.
 _DENSE_LABEL = {"row_heads/pooler": "classification_head.dense", "row_heads/label": "classification_head.out_proj"}
-_BERT_DROPOUT = ("classifier_dropout", "hidden_dropout_prob")
+_BERT_DROPOUT = {"classifier_dropout": None, "hidden_dropout_prob": 0.1}
 # The GPTs' head for several choices is built by keys: this is the form that GPT's paper has.
 _SUMMARY = "multiple_choice_head.summary"
 _SUMMARIZED = (
-    ("summary_first_dropout",),
+    {"summary_first_dropout": 0.1},
     {
         "summary_type": "cls_index",
         "summary_use_proj": True,
@@ -236,10 +236,10 @@ LAYOUTS: dict[str, Layout] = {
             },
             classes={
                 ("tokens",): Class("DistilBertForMaskedLM", "distilbert."),
-                ("label",): Class("DistilBertForSequenceClassification", "distilbert.", ("seq_classif_dropout",)),
-                ("choices",): Class("DistilBertForMultipleChoice", "distilbert.", ("seq_classif_dropout",)),
-                ("tags",): Class("DistilBertForTokenClassification", "distilbert.", ("dropout",)),
-                ("span",): Class("DistilBertForQuestionAnswering", "distilbert.", ("qa_dropout",)),
+                ("label",): Class("DistilBertForSequenceClassification", "distilbert.", {"seq_classif_dropout": 0.2}),
+                ("choices",): Class("DistilBertForMultipleChoice", "distilbert.", {"seq_classif_dropout": 0.2}),
+                ("tags",): Class("DistilBertForTokenClassification", "distilbert.", {"dropout": 0.1}),
+                ("span",): Class("DistilBertForQuestionAnswering", "distilbert.", {"qa_dropout": 0.1}),
             },
             tied={"embeddings.word_embeddings.weight": ("vocab_projector.weight",)},
             ignored=(r"embeddings\.position_ids",),
@@ -281,7 +281,7 @@ LAYOUTS: dict[str, Layout] = {
                 ("tokens",): Class("GPT2LMHeadModel", "transformer."),
                 **_with_tokens("label", Class("GPT2ForSequenceClassification", "transformer.")),
                 **_with_tokens("choices", Class("GPT2DoubleHeadsModel", "transformer.", *_SUMMARIZED)),
-                ("tags",): Class("GPT2ForTokenClassification", "transformer.", ("classifier_dropout",)),
+                ("tags",): Class("GPT2ForTokenClassification", "transformer.", {"classifier_dropout": 0.1}),
                 ("span",): Class("GPT2ForQuestionAnswering", "transformer."),
             },
             zeros={"choices": f"{_SUMMARY}.bias"},
@@ -305,7 +305,7 @@ LAYOUTS: dict[str, Layout] = {
             heads={"tokens": {"vocabulary/bias": "final_logits_bias"}, "label": _DENSE_LABEL, "span": _SPAN},
             classes={
                 ("tokens",): Class("BartForConditionalGeneration", "model."),
-                ("label",): Class("BartForSequenceClassification", "model.", ("classifier_dropout",)),
+                ("label",): Class("BartForSequenceClassification", "model.", {"classifier_dropout": 0.0}),
                 ("span",): Class("BartForQuestionAnswering", "model."),
             },
             tied={"shared.weight": _COPIES},
@@ -362,7 +362,7 @@ LAYOUTS: dict[str, Layout] = {
             heads={"tokens": {"vocabulary": "lm_head"}, "label": _DENSE_LABEL, "span": _SPAN},
             classes={
                 ("tokens",): Class("T5ForConditionalGeneration"),
-                ("label",): Class("T5ForSequenceClassification", "transformer.", ("classifier_dropout",)),
+                ("label",): Class("T5ForSequenceClassification", "transformer.", {"classifier_dropout": 0.0}),
                 ("span",): Class("T5ForQuestionAnswering"),
             },
             tied={"shared.weight": _COPIES},

@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxformer.checks import check_choice
 from jaxformer.errors import UserError
-from jaxformer.interop.layouts import Layout
+from jaxformer.interop.layouts import Class, Layout
 from jaxformer.interop.weights import StoredTensor
 from jaxformer.runs import StoredRun, bind
 from jaxformer.tasks import TASKS, renamed
@@ -50,10 +50,14 @@ def read_task(
         count = _size(layout, told, tensors)
         name = name or _PROBLEMS[_problem(theirs, where, count)]
         labels = () if name == "regression" else _labels(theirs, where, count)
-    rates = (theirs[key] for key in layout.classes[classes].dropout if theirs.get(key) is not None)
-    rate = next(rates, None)
-    task = {"name": name} | ({} if rate is None else {"head_dropout": rate})
+    task = {"name": name, "head_dropout": _dropout(layout.classes[classes], theirs)}
     return task | (ours if ours.get("name") == name else {}), labels
+
+
+def _dropout(one: Class, theirs: Mapping[str, Any]) -> Any:
+    """Return the dropout before a class's head: some have none."""
+    rates = (default if theirs.get(key) is None else theirs[key] for key, default in one.dropout.items())
+    return next((rate for rate in rates if rate is not None), 0.0)
 
 
 def _size(layout: Layout, told: str, tensors: Mapping[str, StoredTensor]) -> int:
@@ -98,7 +102,7 @@ def write_task(run: StoredRun, layout: Layout, classes: tuple[str, ...]) -> dict
         raise UserError(
             f"Hugging Face's {layout.model_type} reads a row's first state, and this run its last (task.read_at)"
         )
-    for key in layout.classes[classes].dropout[:1]:
+    for key in list(layout.classes[classes].dropout)[:1]:
         if not any(key in keys for keys in layout.keys.values()):  # there it says more than this
             said[key] = task.head_dropout
     if told == "label":
