@@ -221,7 +221,7 @@ def test_labels_in_another_order_are_told_apart(exported: Any, tmp_path: Path) -
     for run in ("ours", "permuted"):
         command = ["evaluate", f"--workdir={tmp_path / run}", "--config.data.name=json_lines"]
         assert main([*command, f"--config.data.path={data}", "--config.training.batch_size=8"]) == 0
-        (path,) = (tmp_path / run / "results").iterdir()
+        (path,) = (tmp_path / run / "results").glob("evaluate-*.json")
         found.append(json.loads(path.read_text())["metrics"])
     assert found[0] == pytest.approx(found[1])
 
