@@ -185,7 +185,8 @@ def test_iob1_is_learnt_as_bio():
 
 
 def test_other_tags_are_learnt_as_they_are():
-    for labels in (("O", "B-P", "E-P", "S-P", "I-P"), ("DET", "NOUN", "VERB")):
+    """Also IOB1, where an imported model has no beginnings to tell."""
+    for labels in (("O", "B-P", "E-P", "S-P", "I-P"), ("DET", "NOUN", "VERB"), ("O", "I-PER", "I-LOC")):
         row = example_of(wordpiece(), [1, 2, 0], text=["New", "York", "."])
         task = task_of(wordpiece(), labels=labels)
         assert task(row, RNG)["label_targets"][1:4].tolist() == [1, 2, 0]

@@ -133,14 +133,15 @@ class TokenClassification(RowTask):
         return np.where((first >= 0) & (first < self.room), first + len(self.format.before), -1)
 
     def _tags(self, example: Example) -> list[str] | None:
-        """Return the tag of each word, in the scheme that is learnt; None where there are none."""
+        """Return the tag of each word, in the scheme that is learnt (an imported model may know IOB1 as it is); None
+        where there are none."""
         if example["label"] is None:
             return None
         tags = [self.labels[number] for number in example["label"]]
         _, words = text_and_words(example["record"][self.text_fields[0]])
         if len(tags) != len(words):
             raise UserError(f"data: {len(tags)} tags for the {len(words)} words of {str(example['record'])[:80]}")
-        return tags if scheme_of(self.labels) in ("", "BIOES") else to_bio(tags)
+        return to_bio(tags) if scheme_of(self.labels) == "BIO" else tags
 
     def read(self, outputs: Mapping[str, np.ndarray], rows: Sequence[Example]) -> list[Any]:
         """Return (tag's number, probability) of each word of each row, None of a word that no token stands for, from
