@@ -34,15 +34,16 @@ GIVEN: dict[str, dict[str, Any]] = {
     "distillation": {"teacher": "runs/teacher"},
     "training": {"num_steps": 1, "batch_size": 1},
     "tokenizer": {"path": "tokenizer.json"},
-    "data": {"path": "texts", "dataset": "ag_news", "members": MEMBERS["data"]},
+    "data": {"path": "texts", "dataset": "ag_news", "languages": ("en", "de"), "members": MEMBERS["data"]},
     "objective": {"members": MEMBERS["objective"]},
     "task": {"members": MEMBERS["task"]},
 }
-# Numbers without a range of their own: seeds; a distance that buckets limit and a size that the corpus limits; and two
-# that nothing limits yet, the base of rotary positions and the window of banded attention.
+# Numbers without a range of their own: seeds; a distance that buckets limit and a size that the corpus limits; columns,
+# which are counted from either end; a threshold of logits; and two that nothing limits yet, the base of rotary positions
+# and the window of banded attention.
 ANY_NUMBER = {
     "model.attention_window", "model.rotary_base", "model.relative_max_distance", "tokenizer.vocab_size",
-    "data.subset_seed", "generation.seed",
+    "data.subset_seed", "generation.seed", "data.word_column", "data.tag_column", "task.null_threshold",
 }  # fmt: skip
 # Tasks that no mixture has.
 SEPARATE = {name for name in SECTIONS["task"] if name not in ("text_to_text", "mixture")}
@@ -50,7 +51,7 @@ SEPARATE = {name for name in SECTIONS["task"] if name not in ("text_to_text", "m
 ANY_TEXT = {
     "tokenizer.path", "data.path", "data.dataset", "data.text_field", "data.label_field", "data.train_split",
     "task.text_fields", "task.input", "objective.source_field", "objective.target_field", "distillation.teacher",
-    "checkpoint.best_metric", "optimizer.decay_exclude", "training.trainable",
+    "optimizer.decay_exclude", "training.trainable", "data.label_separator", "data.languages", "task.choice_fields",
 }  # fmt: skip
 
 
@@ -100,7 +101,7 @@ def misspelt(filled: Filled) -> Iterator[tuple[str, str, Any]]:
     for key, value in fields_of(filled, str, tuple[str, ...]):
         if value:
             word = value if isinstance(value, str) else value[0]
-            yield key, word, f"{word}x" if isinstance(value, str) else (f"{word}x",)
+            yield key, word, f"{word}x" if isinstance(value, str) else (f"{word}x", *value[1:])
 
 
 @pytest.mark.parametrize(

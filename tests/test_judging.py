@@ -101,7 +101,9 @@ def test_a_file_of_ones_own_is_judged_whole_in_a_file_of_its_own(
     assert sorted(result["metrics"]["examples"] for result in found.values()) == [2, 4, 24, 40]
     # The classes are the run's: the same rows give the same numbers whatever others the file has.
     name = next(name for name, result in found.items() if result["metrics"]["examples"] == 4)
-    assert found[name]["metrics"] == whole and found[name]["data"][0]["data"] == str(one)
+    intervals = {f"{metric}_interval": bounds for metric, bounds in found[name]["intervals"].items()}
+    assert found[name]["metrics"] | intervals == whole and set(intervals) == {"accuracy_interval", "f1_interval"}
+    assert found[name]["data"][0]["data"] == str(one)
     page = write_report([run], tmp_path / "page").read_text()
     assert f"{one} (4 rows, fingerprint {found[name]['data'][0]['fingerprint']})" in page and "Examples 40" in page
 
