@@ -122,7 +122,7 @@ class Case(NamedTuple):
     def parts(self) -> list[tuple[Any, Any]]:
         """(What makes arrays, the objective) of each member of a mixture, or of the objective itself."""
         if isinstance(self.objective, ObjectiveMixture):
-            return [(Padded(member, self.objective.shapes), member) for member, _, _ in self.objective.parts]
+            return [(Padded(part.objective, self.objective.shapes), part.objective) for part in self.objective.parts]
         return [(self.objective, self.objective)]
 
 

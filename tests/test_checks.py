@@ -39,8 +39,8 @@ GIVEN: dict[str, dict[str, Any]] = {
     "task": {"members": MEMBERS["task"]},
 }
 # Numbers without a range of their own: seeds; a distance that buckets limit and a size that the corpus limits; columns,
-# which are counted from either end; a threshold of logits; and two that nothing limits yet, the base of rotary positions
-# and the window of banded attention.
+# which are counted from either end; a threshold of logits; and two that nothing limits yet, the base of rotary
+# positions and the window of banded attention.
 ANY_NUMBER = {
     "model.attention_window", "model.rotary_base", "model.relative_max_distance", "tokenizer.vocab_size",
     "data.subset_seed", "generation.seed", "data.word_column", "data.tag_column", "task.null_threshold",

@@ -367,7 +367,7 @@ def test_a_mixture_has_members_of_these_kinds(tmp_path: Path) -> None:
     member = {"name": "parallel", "path": str(tmp_path / "a"), "languages": ["en", "de"]}
     ((source, _),) = SourceMixture(members=(member,)).sources()
     assert source == Parallel(path=str(tmp_path / "a"), languages=("en", "de"))
-    with pytest.raises(UserError, match=r"languages: 3 is not a list of texts"):
+    with pytest.raises(UserError, match=r"languages: 3 is not text"):
         SourceMixture(members=(member | {"languages": 3},))
 
 

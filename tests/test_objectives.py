@@ -104,7 +104,7 @@ def test_the_same_rng_gives_the_same_arrays(case):
 def test_members_the_step_and_the_data_read(case):
     objective = case.objective
     assert set(objective.coefficients) == {"tokens", *objective.heads}
-    assert objective.predicts_tokens and 0 <= objective.label_smoothing < 1 and objective.z_loss >= 0
+    assert objective.predicts_tokens and 0 <= objective.token_smoothing < 1 and objective.z_loss >= 0
     for _, part in case.parts:
         settings = part.row_settings
         assert settings["rows"] == part.rows in ("windows", "packed", "segment_pairs", "pairs")

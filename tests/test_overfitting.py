@@ -2,7 +2,6 @@
 labels learns nothing of others."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -20,9 +19,9 @@ from jaxformer.tasks.classification import Classification, MultiLabel, MultipleC
 from jaxformer.tokenizers import Vocabulary
 from jaxformer.training import TrainState, init_state, losses_of, make_eval_step, make_train_step
 
-# Of one layer, and wide enough to learn noise by heart.
+# Of one layer, with parameters that begin large enough to learn fast.
 MODELS = {
-    family: dataclasses.replace(CONFIGS[name], num_layers=1, d_model=32)
+    family: dataclasses.replace(CONFIGS[name], num_layers=1, d_model=32, initialization="transformer")
     for family, name in {"decoder_only": "gpt", "encoder_only": "bert", "encoder_decoder": "t5"}.items()
 }
 LABELS = {"classification": ("x", "y", "z"), "multi_label": ("x", "y", "z"), "regression": (), "multiple_choice": ()}
@@ -86,10 +85,8 @@ PAIRS = [(kind, family) for kind in KINDS for family in MODELS]
 @pytest.mark.parametrize(
     ("kind", "family"),
     sampled(
-        PAIRS, lambda kind, family: (kind, family),
-        daily=[
-            ("classification", "encoder_decoder"), ("multi_label", "encoder_only"), ("multiple_choice", "decoder_only"),
-        ],
+        PAIRS, lambda kind, family: kind,
+        daily=[("multi_label", "encoder_only"), ("multiple_choice", "decoder_only")],
     ),
 )  # fmt: skip
 def test_a_handful_is_learnt_by_heart_and_noise_says_nothing_of_others(kind: str, family: str) -> None:
@@ -109,9 +106,8 @@ def test_a_handful_is_learnt_by_heart_and_noise_says_nothing_of_others(kind: str
         return jax.lax.fori_loop(0, STEPS, update, init_state(model, optimizer, jax.random.key(0))).params
 
     metric, learnt, noise = SCORES[kind]
-    for shuffled in (False, True):
-        rows = examples(kind, 0, shuffled)
-        judged = functools.partial(score, task, model, judge, trained(batch(task, rows)), metric=metric)
-        assert judged(rows) >= learnt, shuffled
-        held_out = judged(examples(kind, 1, False))
-        assert held_out < noise if shuffled else held_out > noise, (shuffled, held_out)
+    rows = examples(kind, 0, False)
+    assert score(task, model, judge, trained(batch(task, rows)), rows, metric) >= learnt
+    params = trained(batch(task, examples(kind, 0, True)))
+    others = [score(task, model, judge, params, examples(kind, seed, False), metric) for seed in (1, 2, 3)]
+    assert np.mean(others) < noise, others

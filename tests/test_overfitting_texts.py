@@ -77,7 +77,7 @@ def batch(task: Any, rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     ("kind", "system"),
     sampled(
-        [(kind, system) for kind in KINDS for system in SYSTEMS], lambda kind, system: (kind, system),
+        [(kind, system) for kind in KINDS for system in SYSTEMS], lambda kind, system: kind,
         daily=[("text", "bart")],
     ),
 )  # fmt: skip

@@ -143,7 +143,8 @@ def test_fine_tuning_from_a_run_beats_chance_and_can_be_used(
     metrics = json.loads(capsys.readouterr().out)
     assert metrics["accuracy"] > 0.8 and metrics["f1"] > 0.8
     stored = json.loads((workdir / "results" / "evaluate-validation.json").read_text())
-    assert stored["metrics"] == metrics and stored["step"] == 100
+    intervals = {f"{name}_interval": bounds for name, bounds in stored["intervals"].items()}
+    assert stored["metrics"] | intervals == metrics and stored["step"] == 100
     run = jaxformer.load(workdir)
     assert run.labels == tuple(sorted(TOPICS)) and run.step == 100
     if family == "t5":
