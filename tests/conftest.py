@@ -46,7 +46,7 @@ VERSIONS = (
 )  # fmt: skip
 # Files that take longest, the longest first: each process begins with its share, so that none ends with a long one.
 LONG = (
-    "runs", "processes", "strategies", "models", "experiments", "launch_preemption", "demo", "slurm", "compatibility",
+    "experiments", "runs", "processes", "strategies", "models", "launch_preemption", "demo", "slurm", "compatibility",
     "distillation", "launch_tpu_vm", "interop", "storage", "reference", "memory", "checkpoint", "docs", "install",
 )  # fmt: skip
 

@@ -546,9 +546,13 @@ def published() -> list[tuple[str, ...]]:
     return [tuple(cell.strip().replace("`", "") for cell in row.strip("|").split("|")) for row in rows]
 
 
+LARGE = ("arXiv", "SST-2", "CommonsenseQA", "English novels")  # which take seconds to read
+
+
 @pytest.mark.reference
 @pytest.mark.parametrize(
-    ("keys", "fields", "kind", "rows", "labels"), [row[1:] for row in published()], ids=[row[0] for row in published()]
+    ("keys", "fields", "kind", "rows", "labels"),
+    [pytest.param(*row[1:], id=row[0], marks=pytest.mark.slow if row[0] in LARGE else ()) for row in published()],
 )
 def test_a_published_data_set_loads_by_one_line(
     keys: str, fields: str, kind: str, rows: str, labels: str, reference_data: Path

@@ -43,7 +43,13 @@ def test_the_dry_run_of_a_manifest_can_be_pasted(
         assert said == f"{len(SECRET)} $(you) & me train --config=gpt:smoke --workdir=gs://b/job\n"
 
 
-@pytest.mark.parametrize("accelerator", [["--accelerator=v4-16", "--slices=2"], ["--accelerator=h100:8", "--hosts=4"]])
+@pytest.mark.parametrize(
+    "accelerator",
+    [
+        ["--accelerator=v4-16", "--slices=2"],
+        pytest.param(["--accelerator=h100:8", "--hosts=4"], marks=pytest.mark.slow),
+    ],
+)
 def test_a_jobset_is_applied_followed_and_deleted(accelerator: list[str], cloud: clouds.Cloud, launch: Launch) -> None:
     cloud.settings["check_manifests"] = True
     stub(cloud, 'echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES: $HF_TOKEN $WHO $*"')

@@ -133,6 +133,7 @@ def test_a_stuck_step_is_reported_once_with_its_stack(tmp_path: Path) -> None:
     assert len(notes) == 2
 
 
+@pytest.mark.slow
 def test_a_profile_of_a_few_steps_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     corpus = make_corpus(tmp_path)
     keys = {"training.num_steps": 10, "footprint.enabled": False, "evaluation.max_examples": 8}

@@ -8,6 +8,7 @@ more than four standard deviations. Draws without replacement vary less than tha
 import math
 
 import numpy as np
+import pytest
 from cases import END, MASK, SENTINELS, SIZE, WORDS, generator, row_of, store_of, vocabulary
 
 from jaxformer.data.rows import build_rows
@@ -91,6 +92,7 @@ def test_half_of_the_pairs_are_random_and_all_of_a_single_sentence():
     assert 0.5 < index["label"].mean() < 0.6
 
 
+@pytest.mark.slow
 def test_a_tenth_of_the_documents_are_cut_into_short_sequences():
     """Sentences of one token make chunks of exactly the target length, which B shows where it follows A."""
     longest, documents, passes = 7, 40, 2600

@@ -78,7 +78,6 @@ def batch(task: Any, rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     ("kind", "system"),
     sampled(
         [(kind, system) for kind in KINDS for system in SYSTEMS], lambda kind, system: kind,
-        daily=[("text", "bart")],
     ),
 )  # fmt: skip
 def test_a_handful_is_learnt_by_heart_and_noise_says_nothing_of_others(kind: str, system: str) -> None:
