@@ -187,9 +187,7 @@ def _resolve(experiment: Mapping[str, Any], overrides: str | Sequence[str], name
         given["task"] = renamed(given["task"])
     _override(given, overrides, stored)
     if given.get("model", {}).get("preset") == INIT_FROM:
-        given["model"] = _model_of(str(given.get("init_from", ""))) | {
-            key: value for key, value in given["model"].items() if key != "preset"
-        }
+        given["model"] = _model_of(str(given.get("init_from", "")), given["model"], name)
     if ("objective" in given) == ("task" in given):
         raise UserError(f"{name}: a config has either an 'objective' (pretraining) or a 'task' (supervised)")
 
@@ -309,14 +307,21 @@ def _defaults(section: str, choice: Any) -> dict[str, Any]:
     return {name: field.default for name, field in _fields(room[choice]).items()}
 
 
-def _model_of(run: str) -> dict[str, Any]:
-    """Return the model of the run that this one starts from, as its config has it. Raises UserError for none."""
+def _model_of(run: str, keys: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the model of the run that this one starts from, with the experiment's own keys. Raises UserError where
+    there is none, and where the experiment is for another family."""
     if not run:
         raise UserError(
             f"model.preset: '{INIT_FROM}' is the model of the run that this one starts from, and none is named; "
             "give --config.init_from=RUN, or a size in the config's argument"
         )
-    return dict(read_record(named(run)[0])["config"]["model"])
+    model = dict(read_record(named(run)[0])["config"]["model"])
+    if (wanted := keys.get("family", model["family"])) != model["family"]:
+        raise UserError(
+            f"init_from: {run} is a model of {model['family']} ({model['preset']}), but --config={name} is for models "
+            f"of {wanted}; name its family there, or another run"
+        )
+    return model | {key: value for key, value in keys.items() if key != "preset"}
 
 
 def _select(section: str, keys: dict[str, Any]) -> str:

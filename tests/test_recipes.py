@@ -48,6 +48,14 @@ def test_a_recipe_refuses_a_family_it_does_not_know(recipe: str) -> None:
             configs.load(f"{recipe}:nobody,smoke")
 
 
+def test_a_run_of_another_family_is_refused(pretrained: Path) -> None:
+    for recipe in ("finetune/classify:gpt", "finetune/glue:bart", "finetune/summarize:t5"):
+        with pytest.raises(
+            UserError, match=rf"init_from: .*bert is a model of encoder_only .*--config={recipe} is for"
+        ):
+            configs.load(recipe, [f"init_from={pretrained}"])
+
+
 def test_without_a_run_to_start_from_there_is_no_model() -> None:
     with pytest.raises(UserError, match="model.preset: 'init_from' is the model of the run .* give --config.init_from"):
         configs.load("finetune/classify:bert")

@@ -15,6 +15,8 @@ FAMILIES = {
     "t5": t5,
 }
 DECODERS, ENCODERS = ("gpt", "gpt2", "gpt3"), ("bert", "distilbert")
+KINDS = dict.fromkeys(FAMILIES, "encoder_decoder") | dict.fromkeys(DECODERS, "decoder_only")
+KINDS |= dict.fromkeys(ENCODERS, "encoder_only")
 
 # The share of the steps that warms up is that of each paper's code.
 RATES: dict[str, dict] = {
@@ -46,7 +48,7 @@ def begin(arg: str, default: str, families: tuple[str, ...]) -> tuple[ConfigDict
     if "distillation" in config:
         del config.distillation
     if not words:
-        config.model = {"preset": "init_from"}
+        config.model = {"preset": "init_from", "family": KINDS[family]}
     config.training.update({"phases": (), "accumulation_steps": 1, "logits_chunk": 0})
     config.evaluation.max_examples = 0
     config.checkpoint.update({"init_heads": "fresh", "init_skip": (), "init_new": ()})
