@@ -98,3 +98,19 @@ def test_a_share_of_the_steps_warms_up() -> None:
         assert found[warmup:] == pytest.approx([1 - n / steps for n in range(warmup, steps)])
     with pytest.raises(UserError, match="optimizer.warmup_share: the warm-up is given in steps, too"):
         rates(20, **{"optimizer.warmup_steps": 3})
+
+
+def commands() -> list[str]:
+    """The commands of docs/fine-tuning.md that train from a BERT, each on one line."""
+    text = (Path(__file__).resolve().parents[1] / "docs" / "fine-tuning.md").read_text().replace("\\\n", " ")
+    lines = [line.split("  #")[0].strip() for line in text.splitlines() if line.startswith("    jaxformer train")]
+    return [line for line in lines if "finetune/" in line and ":bert" in line]
+
+
+@pytest.mark.parametrize("command", commands(), ids=lambda command: command.split()[2])
+def test_the_documented_commands_resolve(command: str, pretrained: Path) -> None:
+    spec, *keys = [word.removeprefix("--config") for word in command.split() if word.startswith("--config")]
+    given = [key.removeprefix(".") for key in keys]
+    assert any(key.startswith("init_from=runs/") for key in given)
+    config = configs.load(spec.removeprefix("="), [*given, f"init_from={pretrained}", "task.sequence_length=64"])
+    assert config.task.labelled and config.training.num_steps in (2000, 240)
