@@ -30,7 +30,7 @@ Schedule = Callable[[int], float]
 class Optimizer:
     """What all optimizers share.
 
-    `schedule`, with n updates done, w = warmup_steps (or `warmup_share` of N), N = decay_steps (0: the run length), f =
+    `schedule`, with n updates done, w = warmup_steps (0: `warmup_share` of N), N = decay_steps (0: the run length), f =
     final_fraction and a decay that goes from the peak to f times the peak at N and stays there; all but the last two
     warm up as n / w:
 
@@ -46,7 +46,7 @@ class Optimizer:
     learning_rate: float = 1e-4
     schedule: str = "linear"
     warmup_steps: int = 0
-    warmup_share: float = 0.0  # instead of warmup_steps: a share of the steps, however many they are
+    warmup_share: float = 0.0  # where warmup_steps is 0: a share of the steps, however many they are
     decay_steps: int = 0
     final_fraction: float = 0.0
     clip_norm: float = 1.0
@@ -57,10 +57,6 @@ class Optimizer:
             check_range(f"optimizer.{key}", getattr(self, key), at_least=0)
         check_range("optimizer.final_fraction", self.final_fraction, at_least=0, at_most=1)
         check_range("optimizer.warmup_share", self.warmup_share, at_least=0, below=1)
-        if self.warmup_steps and self.warmup_share:
-            raise UserError(
-                "optimizer.warmup_share: the warm-up is given in steps, too; set optimizer.warmup_steps to 0"
-            )
 
 
 @dataclass(frozen=True)
