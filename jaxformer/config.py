@@ -308,8 +308,7 @@ def _defaults(section: str, choice: Any) -> dict[str, Any]:
 
 
 def _model_of(run: str, keys: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return the model of the run that this one starts from, with the experiment's own keys. Raises UserError where
-    there is none, and where the experiment is for another family."""
+    """Return the model of the run that this one starts from, with the experiment's keys; it must be of their family."""
     if not run:
         raise UserError(
             f"model.preset: '{INIT_FROM}' is the model of the run that this one starts from, and none is named; "
