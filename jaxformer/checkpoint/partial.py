@@ -11,11 +11,13 @@ import numpy as np
 from rich.console import Group
 from rich.text import Text
 
-from jaxformer.checkpoint.digest import PARAMS, Digest, Shape, read_digest
+from jaxformer.checkpoint.digest import PARAMS, Shape, read_digest, stored_shapes
 from jaxformer.checkpoint.reading import difference, read_arrays, verified
 from jaxformer.errors import UserError
 from jaxformer.tables import table
 from jaxformer.trees import flatten, mask, unflatten
+
+HEADS = ("vocabulary", "row_heads", "token_heads")  # the parts of a model that depend on what it learns
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def restore_params(
     """
     folder = verified(path)
     digest = read_digest(folder)
-    shapes = _parameters(digest)
+    shapes = {name.removeprefix(PARAMS): shape for name, (shape, _) in digest.arrays.items() if name.startswith(PARAMS)}
     wanted = flatten(target)
     stored = _side(shapes, skip, "checkpoint.init_skip")
     model = _side({path: tuple(leaf.shape) for path, leaf in wanted.items()}, new, "checkpoint.init_new")
@@ -122,13 +124,10 @@ def restore_params(
     return unflatten(params), RestoreTable(folder, digest.step, restored, stored.taken(), model.taken())
 
 
-HEADS = ("vocabulary", "row_heads", "token_heads")  # the parts of a model that depend on what it learns
-
-
 def fresh_heads(path: Path, target: dict[str, Any], same_task: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the patterns (`skip`, `new`) of heads that a checkpoint and the tree of `target` do not share: whatever is
     in one of them only, has other shapes, or, unless both are of the `same_task`, is called "label"."""
-    stored = _parameters(read_digest(verified(path)))
+    stored = {name: shape for name, (shape, _) in stored_shapes(path).items()}
     wanted = {name: tuple(leaf.shape) for name, leaf in flatten(target).items()}
 
     def differing(one: dict[str, Shape], other: dict[str, Shape]) -> tuple[str, ...]:
@@ -140,10 +139,6 @@ def fresh_heads(path: Path, target: dict[str, Any], same_task: bool) -> tuple[tu
         )
 
     return differing(stored, wanted), differing(wanted, stored)
-
-
-def _parameters(digest: Digest) -> dict[str, Shape]:
-    return {name.removeprefix(PARAMS): shape for name, (shape, _) in digest.arrays.items() if name.startswith(PARAMS)}
 
 
 def _side(shapes: dict[str, Shape], patterns: tuple[str, ...], where: str) -> _Side:

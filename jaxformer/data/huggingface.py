@@ -6,33 +6,20 @@ import functools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from jaxformer.data.fields import with_names
-from jaxformer.data.records import EVERY, Contents, Record, Source, digest, first_line
-from jaxformer.errors import UserError, suggest
+from jaxformer.data.records import EVERY, Contents, NamedSplits, Record, digest, first_line
+from jaxformer.errors import UserError
 from jaxformer.storage import content_digest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HuggingFace(Source):
+class HuggingFace(NamedSplits):
     """A dataset of the `datasets` library: `dataset` is a folder that its `save_to_disk` wrote, or a name of the hub,
     of which `config` chooses a variant. Classes are called by their names."""
 
-    dataset: str
     config: str = ""
-    train_split: str = "train"
-    validation_split: str = ""  # "": a share of the training split
-    test_split: str = ""
-    TEST: ClassVar[str] = "test_split"
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return ("train", "validation", "test") if self.test_split else ("train", "validation")
-
-    @property
-    def shares(self) -> bool:
-        return not self.validation_split
 
     def stored(self, part: str, labelled: bool) -> Iterator[tuple[str, Record]]:
         name, rows = self._part(part)
@@ -57,10 +44,7 @@ class HuggingFace(Source):
 
     def _part(self, part: str) -> tuple[str, Any]:
         part = "train" if part == EVERY or (part == "validation" and self.shares) else part
-        name = {"train": self.train_split, "validation": self.validation_split, "test": self.test_split}[part]
-        if name not in self._loaded:
-            there = ", ".join(self._loaded)
-            raise UserError(f"data: {self.dataset} has no split '{name}'{suggest(name, self._loaded)}; it has {there}")
+        name = self.named_split(part, self._loaded)
         return name, self._loaded[name]
 
     @functools.cached_property

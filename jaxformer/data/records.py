@@ -5,8 +5,8 @@ import dataclasses
 import functools
 import itertools
 import random
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, ClassVar
 
 from jaxformer.data.fields import Malformed, Record, has, is_list, raw_record, text_of, value_of, words_of
 from jaxformer.data.kinds import (
@@ -22,9 +22,21 @@ from jaxformer.data.kinds import (
 from jaxformer.data.labels import Label, Labels, check_labels, in_order, name_of
 from jaxformer.data.left_out import LeftOut, count
 from jaxformer.data.splits import EVERY, PLACES, Contents, Read, Records, Rows, digest, first_line, hash_of, tried
+from jaxformer.errors import UserError, suggest
 from jaxformer.objectives import CLASS_KINDS
 
-__all__ = ["EVERY", "PLACES", "Contents", "Malformed", "Record", "Rows", "Source", "digest", "first_line"]
+__all__ = [
+    "EVERY",
+    "PLACES",
+    "Contents",
+    "Malformed",
+    "NamedSplits",
+    "Record",
+    "Rows",
+    "Source",
+    "digest",
+    "first_line",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -227,6 +239,34 @@ class Source(Records):
             by_class[-1 if example["label"] is None else example["label"]].append(example)
         in_turn = itertools.chain.from_iterable(itertools.zip_longest(*(by_class[key] for key in sorted(by_class))))
         return [example for example in in_turn if example is not None][: self.max_examples]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NamedSplits(Source):
+    """A source whose `dataset` has splits with names of its own."""
+
+    dataset: str
+    train_split: str = "train"
+    validation_split: str = ""  # "": a share of the training split
+    test_split: str = ""
+    TEST: ClassVar[str] = "test_split"
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return ("train", "validation", "test") if self.test_split else ("train", "validation")
+
+    @property
+    def shares(self) -> bool:
+        return not self.validation_split
+
+    def named_split(self, part: str, there: Collection[str]) -> str:
+        """Return what the data set calls a part. Raises UserError for a split that is not `there`."""
+        name = {"train": self.train_split, "validation": self.validation_split, "test": self.test_split}[part]
+        if name not in there:
+            raise UserError(
+                f"data: {self.dataset} has no split '{name}'{suggest(name, there)}; it has {', '.join(there)}"
+            )
+        return name
 
 
 def texts_of(

@@ -11,7 +11,7 @@ import io
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from jaxformer.checks import check_choice, check_kind, check_range, read_members
 from jaxformer.data.columns import CSV, CoNLL
@@ -19,40 +19,22 @@ from jaxformer.data.fields import with_names
 from jaxformer.data.files import JSONLines, Parquet, Text
 from jaxformer.data.huggingface import HuggingFace
 from jaxformer.data.parallel import Parallel
-from jaxformer.data.records import Contents, Record, Source, digest, first_line
+from jaxformer.data.records import Contents, NamedSplits, Record, Source, digest, first_line
 from jaxformer.data.sealed import Damaged, Note, seal, told, unsealed
 from jaxformer.data.squad import SQuAD
-from jaxformer.errors import UserError, suggest
+from jaxformer.errors import UserError
 from jaxformer.storage import cache_folder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TFDS(Source):
+class TFDS(NamedSplits):
     """A TFDS dataset already prepared as ArrayRecord (`dataset`: NAME[/CONFIG][:VERSION]), read without TensorFlow."""
 
-    dataset: str
     data_dir: str = ""
-    train_split: str = "train"
-    validation_split: str = ""  # "": a share of the training split
-    test_split: str = ""
-    TEST: ClassVar[str] = "test_split"
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return ("train", "validation", "test") if self.test_split else ("train", "validation")
-
-    @property
-    def shares(self) -> bool:
-        return not self.validation_split
 
     def stored(self, part: str, labelled: bool) -> Iterator[tuple[str, Record]]:
-        name = {"train": self.train_split, "validation": self.validation_split, "test": self.test_split}[part]
         builder = self._builder()
-        if name not in builder.info.splits:
-            splits = builder.info.splits
-            raise UserError(
-                f"data: {self.dataset} has no split '{name}'{suggest(name, splits)}; it has {', '.join(splits)}"
-            )
+        name = self.named_split(part, builder.info.splits)
         for number, record in enumerate(_rows(builder, name)):
             yield f"{self.dataset} {name}[{number}]", with_names(record, builder.info.features)
 

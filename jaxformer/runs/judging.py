@@ -173,4 +173,4 @@ def answer_lines(found: Sequence[tuple[Member, int, Evaluation]]) -> Iterator[st
     for member, _, evaluation in found:
         for number, (truth, answer) in enumerate(zip(evaluation.truths, evaluation.answers, strict=True)):
             where = {"member": member.name} if len(found) > 1 else {}
-            yield json.dumps(where | {"example": number, "truth": truth} | answer, ensure_ascii=False)
+            yield json.dumps(where | {"index": number, "truth": truth} | answer, ensure_ascii=False)
