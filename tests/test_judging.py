@@ -74,7 +74,14 @@ def test_training_says_how_many_rows_there_are_and_are_judged(trained: tuple[Pat
 
 
 def test_evaluate_takes_all_rows_unless_it_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert evaluated(run, capsys)["examples"] == 24
+    found = evaluated(run, capsys)
+    assert found["examples"] == 24
+    lines = (run / "results" / "evaluate-validation.answers.jsonl").read_text().splitlines()
+    answers = [json.loads(line) for line in lines]
+    assert [answer["index"] for answer in answers] == list(range(24))
+    assert [answer["truth"] for answer in answers] == [0] * 10 + [1] * 9 + [2] * 5  # the rows 9, 10 and 11, in order
+    right = [("9", "10", "11")[answer["truth"]] == answer["label"] for answer in answers]
+    assert sum(right) / 24 == pytest.approx(found["accuracy"])
     assert evaluated(run, capsys, "--split=test")["examples"] == 4
     assert evaluated(run, capsys, "--split=train")["examples"] == 70
     found = results(run)

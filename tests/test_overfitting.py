@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from by_heart import batch, mixed_up, trainer
 from sampling import sampled
 from test_tasks import SPECIAL, decode, encode
 from tiny import CONFIGS, head_shapes
@@ -17,7 +18,7 @@ from jaxformer.models.model import Model
 from jaxformer.tasks import measure
 from jaxformer.tasks.classification import Classification, MultiLabel, MultipleChoice, Regression
 from jaxformer.tokenizers import Vocabulary
-from jaxformer.training import TrainState, init_state, losses_of, make_eval_step, make_train_step
+from jaxformer.training import losses_of, make_eval_step
 
 # Of one layer, with parameters that begin large enough to learn fast.
 MODELS = {
@@ -62,14 +63,8 @@ def examples(kind: str, seed: int, shuffled: bool) -> list[dict[str, Any]]:
             row["label"] = 2.5 * label if kind == "regression" else label
         rows.append(row)
     if shuffled:
-        order = rng.permutation(COUNT)
-        return [row | {"label": rows[other]["label"]} for row, other in zip(rows, order, strict=True)]
+        return mixed_up(rows, rng)
     return rows
-
-
-def batch(task: Any, rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    arrays = [task(row, np.random.default_rng(0)) for row in rows]
-    return {name: np.stack([one[name] for one in arrays]) for name in arrays[0]}
 
 
 def score(task: Any, model: Model, judge: Any, params: Any, rows: list[dict[str, Any]], metric: str) -> float:
@@ -95,15 +90,8 @@ def test_a_handful_is_learnt_by_heart_and_noise_says_nothing_of_others(kind: str
     task = KINDS[kind].for_model(MODELS[family]).bind(words, LABELS[kind], encode, decode)
     model = Model(MODELS[family], Execution(unroll=1), head_shapes(task.heads), predicts_tokens=False)
     optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, STEPS))
-    step = make_train_step(model, losses_of(task), optimizer)
+    trained = trainer(task, model, optimizer, STEPS)
     judge = jax.jit(make_eval_step(model, losses_of(task)))
-
-    @jax.jit
-    def trained(arrays: dict[str, jax.Array]) -> Any:
-        def update(_: Any, state: TrainState) -> TrainState:
-            return step(state, arrays, jax.random.key(1), LEARNING_RATE)[0]
-
-        return jax.lax.fori_loop(0, STEPS, update, init_state(model, optimizer, jax.random.key(0))).params
 
     metric, learnt, noise = SCORES[kind]
     rows = examples(kind, 0, False)

@@ -5,10 +5,10 @@ import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
-import jax
 import numpy as np
 import optax
 import pytest
+from by_heart import batch, mixed_up, trainer
 from sampling import sampled
 from test_source_encoder import BART
 from tiny import CONFIGS
@@ -19,7 +19,6 @@ from jaxformer.models.model import Model
 from jaxformer.tasks import measure
 from jaxformer.tasks.text_to_text import TextToText
 from jaxformer.tokenizers import Vocabulary
-from jaxformer.training import TrainState, init_state, losses_of, make_train_step
 
 SYSTEMS = {
     "t5": CONFIGS["t5"],
@@ -64,14 +63,8 @@ def examples(labels: tuple[Any, ...], seed: int, shuffled: bool) -> list[dict[st
         text[number % 4] = FIRST + number % 3
         rows.append({"text": text, "label": labels[number % 3], "window": 0})
     if shuffled:
-        order = rng.permutation(COUNT)
-        return [row | {"label": rows[other]["label"]} for row, other in zip(rows, order, strict=True)]
+        return mixed_up(rows, rng)
     return rows
-
-
-def batch(task: Any, rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    arrays = [task(row, np.random.default_rng(0)) for row in rows]
-    return {name: np.stack([one[name] for one in arrays]) for name in arrays[0]}
 
 
 @pytest.mark.parametrize(
@@ -87,16 +80,9 @@ def test_a_handful_is_learnt_by_heart_and_noise_says_nothing_of_others(kind: str
     names = ("x", "y", "z") if kind == "class" else ()
     task = task.for_model(config).bind(vocabulary(config.decoder_start), names, encode, decode)
     model, optimizer = Model(config, Execution(unroll=1)), optax.adamw(RATE)
-    step = make_train_step(model, losses_of(task), optimizer)
+    trained = trainer(task, model, optimizer, STEPS)
     writable = np.arange(SIZE) > 0
     tokenizer: Any = SimpleNamespace(vocabulary=task.vocabulary, writable=writable, decode=decode)
-
-    @jax.jit
-    def trained(arrays: dict[str, jax.Array]) -> Any:
-        def update(_: Any, state: TrainState) -> TrainState:
-            return step(state, arrays, jax.random.key(1), RATE)[0]
-
-        return jax.lax.fori_loop(0, STEPS, update, init_state(model, optimizer, jax.random.key(0))).params
 
     def judged(params: Any, rows: list[dict[str, Any]]) -> float:
         answers = task.answers(rows, task.read(outputs_of(model, task, params, batch(task, rows), {}, tokenizer), rows))

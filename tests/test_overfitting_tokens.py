@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 import pytest
+from by_heart import Rows, batch, trainer
 from labelled import byte_bpe, example_of, wordpiece
 from sampling import sampled
 from tiny import CONFIGS, head_shapes
@@ -17,7 +17,7 @@ from jaxformer.evaluation.held_out import evaluate
 from jaxformer.models.model import Model
 from jaxformer.tasks.answering import QuestionAnswering
 from jaxformer.tasks.tagging import TokenClassification
-from jaxformer.training import TrainState, init_state, losses_of, make_eval_step, make_train_step
+from jaxformer.training import losses_of, make_eval_step
 
 WORDS = {"PER": ["Anna", "Berg"], "LOC": ["York", "Zürich"], "": ["lives", "old", "snow", "café"]}
 TAGS = ("O", "B-PER", "I-PER", "B-LOC")
@@ -27,7 +27,6 @@ KINDS: dict[str, Any] = {
     "tags": TokenClassification(sequence_length=12, head_dropout=0.0),
 }
 STEPS, LEARNING_RATE, COUNT = 200, 3e-3, 12
-Rows = list[dict[str, Any]]
 
 
 def examples(kind: str, tokenizer: Any, draw: random.Random, mixed_up: bool) -> Rows:
@@ -56,26 +55,22 @@ def training(task: Any, system: str, tokenizer: Any) -> tuple[Callable[[Rows], A
         dataclasses.replace(CONFIGS[system], vocab_size=tokenizer.vocab_size, num_layers=1),
         heads=head_shapes(task.heads), predicts_tokens=False,
     )  # fmt: skip
-    losses, optimizer = losses_of(task), optax.adam(LEARNING_RATE)
-    step, eval_step = make_train_step(model, losses, optimizer), jax.jit(make_eval_step(model, losses))
-
-    def batch(rows: Rows) -> dict[str, np.ndarray]:
-        arrays = [task(row, np.random.default_rng(0)) for row in rows]
-        return {name: np.stack([one[name] for one in arrays]) for name in arrays[0]}
-
-    @jax.jit
-    def trained(arrays: dict[str, jax.Array]) -> Any:
-        def update(_: Any, state: TrainState) -> TrainState:
-            return step(state, arrays, jax.random.key(1), LEARNING_RATE)[0]
-
-        return jax.lax.fori_loop(0, STEPS, update, init_state(model, optimizer, jax.random.key(0))).params
+    optimizer = optax.adam(LEARNING_RATE)
+    trained, eval_step = trainer(task, model, optimizer, STEPS), jax.jit(make_eval_step(model, losses_of(task)))
 
     def judge(params: Any, rows: Rows) -> dict[str, float]:
         return evaluate(
-            model, task, eval_step, params, [batch(rows)], place=lambda arrays: arrays, tokenizer=tokenizer, rows=rows
+            model,
+            task,
+            eval_step,
+            params,
+            [batch(task, rows)],
+            place=lambda arrays: arrays,
+            tokenizer=tokenizer,
+            rows=rows,
         ).metrics
 
-    return lambda rows: trained(batch(rows)), judge
+    return lambda rows: trained(batch(task, rows)), judge
 
 
 PAIRS = [(kind, family) for kind in KINDS for family in ("encoder_only", "encoder_decoder")]

@@ -43,7 +43,10 @@ def get_config(arg: str = "bert,sst2") -> ConfigDict:
         raise ValueError(f"'{arg}': give one of the tasks {', '.join(TASKS)}")
     (name,) = chosen
     rest = [family, *(word for word in words if word != name)]
-    config, family, words = common.begin(",".join(rest), "bert", FAMILIES)
+    try:
+        config, family, words = common.begin(",".join(rest), "bert", FAMILIES)
+    except ValueError as error:
+        raise ValueError(f"{error}; the tasks are {', '.join(TASKS)}") from error
     examples, fields, metrics = TASKS[name]
     kind = "regression" if name == "stsb" else "classification"
     config.task = {"name": kind, "text_fields": fields, "metrics": metrics, "sequence_length": 128}
