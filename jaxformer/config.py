@@ -28,7 +28,7 @@ from jaxformer.devices import ShardingConfig
 from jaxformer.errors import UserError, suggest
 from jaxformer.evaluation import EvaluationConfig
 from jaxformer.footprint import FootprintConfig
-from jaxformer.generation import GenerationConfig
+from jaxformer.generation import GenerationConfig, with_open_length
 from jaxformer.models import PRESETS, TransformerConfig
 from jaxformer.objectives import OBJECTIVES, Supervision
 from jaxformer.storage import read_record
@@ -55,6 +55,7 @@ SECTIONS: dict[str, Any] = {
 }
 # What not every config has.
 OPTIONAL = ("objective", "task", "distillation")
+FORMER = {"task": renamed, "generation": with_open_length}  # sections of before, as they are written today
 SCALARS: dict[str, Any] = {"seed": int, "init_from": str}
 # The selector is a key of the section, beside the dataclass's fields.
 INIT_FROM = "init_from"  # for model.preset: the model of the run that this one starts from
@@ -183,8 +184,7 @@ def _resolve(experiment: Mapping[str, Any], overrides: str | Sequence[str], name
             raise UserError(f"{name}: '{key}' is not a section of a config{suggest(key, known)}")
         if key in SECTIONS and not isinstance(value, Mapping):
             raise UserError(f"{name}: '{key}' is a section of keys, not a value")
-    if "task" in given:
-        given["task"] = renamed(given["task"])
+    given |= {key: current(given[key]) for key, current in FORMER.items() if key in given}
     _override(given, overrides, stored)
     if given.get("model", {}).get("preset") == INIT_FROM:
         given["model"] = _model_of(str(given.get("init_from", "")), given["model"], name)

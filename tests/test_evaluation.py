@@ -13,7 +13,7 @@ from tiny import CONFIGS, batch_of
 from jaxformer.errors import UserError
 from jaxformer.evaluation import held_out as evaluation
 from jaxformer.evaluation.held_out import EvaluationConfig, combined, evaluate
-from jaxformer.generation.decoding import GenerationConfig
+from jaxformer.generation import Answer, GenerationConfig, TokenRules
 from jaxformer.models.model import Model
 from jaxformer.objectives import Head
 from jaxformer.tasks.classification import Classification
@@ -219,11 +219,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """Let the model write what `answers` says, and note what it was asked."""
     note: dict[str, Any] = {"answers": []}
 
-    def generate(model: Any, params: Any, prompts: Any, config: GenerationConfig, **given: Any) -> list[np.ndarray]:
-        note.update(prompts=[prompt.tolist() for prompt in prompts], config=config, **given)
-        return [np.array(answer, np.int32) for answer in note["answers"]]
+    def generate(
+        model: Any, weights: Any, prompts: Any, config: GenerationConfig, rules: TokenRules, min_width: int
+    ) -> list[list[Answer]]:
+        note.update(prompts=[prompt.tolist() for prompt in prompts], config=config, rules=rules, min_width=min_width)
+        return [[Answer(np.array(answer, np.int32), 0.0, True)] for answer in note["answers"]]
 
     monkeypatch.setattr(evaluation, "generate", generate)
+    monkeypatch.setattr(evaluation, "decoding_weights", lambda model, params: params)
     yield note
 
 
@@ -239,7 +242,7 @@ def test_text_to_text_is_judged_by_the_text(asked: dict[str, Any]) -> None:
     # Every row is read without its padding and answered in as many tokens as targets have, from the pad id.
     assert asked["prompts"][0] == [2, 2] and asked["prompts"][3] == [5, 5, 5, 5, 5]
     assert asked["config"] == GenerationConfig(max_new_tokens=4)
-    assert (asked["end_id"], asked["start_id"], asked["min_width"]) == (END, PAD, 6)
+    assert (*asked["rules"][:2], asked["min_width"]) == (END, PAD, 6)
 
 
 def test_a_label_that_the_tokenizer_rewrites_is_still_that_label(asked: dict[str, Any]) -> None:

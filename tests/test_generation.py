@@ -14,11 +14,13 @@ import pytest
 from cases import carrier
 from runs import make_run
 from sampling import sampled
-from tiny import CONFIGS, batch_of
+from tiny import CONFIGS
 
 import jaxformer
 from jaxformer.errors import UserError
-from jaxformer.generation.decoding import GenerationConfig, _compiled, generate
+from jaxformer.generation import GenerationConfig, TokenRules, decoding_weights, generate
+from jaxformer.generation.decoding import programs
+from jaxformer.generation.writing import arguments, prompt_batch
 from jaxformer.models.config import TransformerConfig
 from jaxformer.models.model import Model, Params
 from jaxformer.objectives.causal_lm import CausalLM
@@ -134,9 +136,9 @@ def continued(
     name: str, prompts: list[Ids], end_id: int = NO_END, start_id: int = START, min_width: int = 1, **config: Any
 ) -> list[list[int]]:
     model, params = built(name)
-    generation = GenerationConfig(max_new_tokens=NEW, **config)
-    answers = generate(model, params, prompts, generation, end_id=end_id, start_id=start_id, min_width=min_width)
-    return [answer.tolist() for answer in answers]
+    generation, rules = GenerationConfig(max_new_tokens=NEW, **config), TokenRules(end_id, start_id)
+    answers = generate(model, decoding_weights(model, params), prompts, generation, rules, min_width=min_width)
+    return [answer.ids.tolist() for (answer,) in answers]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -160,10 +162,11 @@ def operations(jaxpr: Any) -> Iterator[Any]:
 def test_the_loop_takes_no_weights_out_of_a_stack(name: str) -> None:
     """It would copy all of them at every token, which makes small batches several times slower."""
     model, params = built(name)
-    run = jax.make_jaxpr(_compiled(model, NEW, False))
-    program = run(
-        params, batch_of(name if name == "t5" else "gpt", rows=6), jax.random.key(0), 1.0, NO_END, np.ones(11, bool)
-    )
+    prompts, given = prompts_of(*[3] * 6), arguments(model, GenerationConfig(), TokenRules(), prompts_of(*[3] * 6), NEW)
+    compiled, weights = programs(model, NEW, False, ()), decoding_weights(model, params)
+    batch = prompt_batch(model, prompts, 32, START)
+    state = jax.eval_shape(compiled.begin, weights, batch, given)
+    program = jax.make_jaxpr(compiled.advance)(weights, batch["positions"][:, -1], state, given, NEW)
     (loop,) = (operation for operation in operations(program.jaxpr) if operation.primitive.name == "while")
     read = {
         variable.aval.shape
@@ -214,7 +217,8 @@ def forgetful() -> tuple[Model, Params, Ids]:
 def drawn_ids(**config: Any) -> Ids:
     model, params, _ = forgetful()
     generation = GenerationConfig(max_new_tokens=NEW, **config)
-    return np.array(generate(model, params, prompts_of(1) * 300, generation, end_id=NO_END))
+    answers = generate(model, decoding_weights(model, params), prompts_of(1) * 300, generation, TokenRules(NO_END))
+    return np.array([answer.ids for (answer,) in answers])
 
 
 def test_sampling_follows_the_seed() -> None:
@@ -265,8 +269,11 @@ def test_ids_without_a_token_are_never_written(name: str, temperature: float) ->
     writable = np.array([False, True, True, False, True, True])
     prompts = [np.array([1, 2, 4], np.int32), np.array([5, 5], np.int32)] * 8
     config = GenerationConfig(max_new_tokens=NEW, temperature=temperature)
-    free = generate(model, params, prompts, config, end_id=NO_END)
-    answers = generate(model, params, prompts, config, end_id=NO_END, writable=writable)
+    weights = decoding_weights(model, params)
+    free, answers = (
+        [answer.ids for (answer,) in generate(model, weights, prompts, config, TokenRules(NO_END, writable=allowed))]
+        for allowed in (None, writable)
+    )
     assert {len(answer) for answer in answers} == {NEW}
     assert set(np.concatenate(answers).tolist()) <= {1, 2, 4, 5}
     assert not set(np.concatenate(free).tolist()) <= {1, 2, 4, 5}
@@ -278,7 +285,7 @@ def test_no_prompts_give_no_answers() -> None:
 
 def refused(config: TransformerConfig, prompts: list[Ids], **generation: Any) -> str:
     with pytest.raises(UserError) as caught:
-        generate(Model(config), {}, prompts, GenerationConfig(**generation), end_id=NO_END)
+        generate(Model(config), {}, prompts, GenerationConfig(**generation), TokenRules(NO_END))
     return str(caught.value)
 
 
@@ -290,16 +297,16 @@ def test_what_cannot_be_generated_is_refused() -> None:
     for config in (tiny("gpt"), learned):
         assert "prompt: 33 tokens exceed model.max_length 32" in refused(config, prompts_of(33, 1), max_new_tokens=1)
     too_many = "new tokens: 33 tokens exceed model.max_length 32; shorten the prompt or lower generation.max_new_tokens"
-    assert too_many in refused(tiny("gpt"), prompts_of(1, 25), max_new_tokens=8)
+    assert too_many in refused(tiny("gpt"), prompts_of(1, 26), max_new_tokens=8)
     assert too_many in refused(learned, prompts_of(1), max_new_tokens=33)
-    with pytest.raises(UserError, match=r"generation.max_new_tokens: 0 must be at least 1"):
-        GenerationConfig(max_new_tokens=0)
+    with pytest.raises(UserError, match=r"generation.max_new_tokens: -1 must be at least 0"):
+        GenerationConfig(max_new_tokens=-1)
     with pytest.raises(UserError, match=r"generation.temperature: -1.0 must be at least 0"):
         GenerationConfig(temperature=-1.0)
 
 
 def test_a_row_may_fill_the_position_table() -> None:
-    prompts = prompts_of(*[32 - NEW] * 6)
+    prompts = prompts_of(*[33 - NEW] * 6)  # nothing is read behind the last token
     assert continued("learned", prompts) == [greedy_by_recomputing("learned", prompt) for prompt in prompts]
 
 
@@ -307,7 +314,7 @@ def test_a_mask_in_a_prompt_is_one_where_masks_are_filled(tmp_path: Path, monkey
     config = ByteBPE(vocab_size=300, special="bart")
     tokenizer, rows = train_tokenizer(config, ["The lock is free. <mask> </s>"] * 3), []
     monkeypatch.setattr(
-        "jaxformer.runs.loading.generate", lambda _, __, prompts, *___, **____: rows.extend(prompts) or prompts
+        "jaxformer.runs.loading.generate", lambda _, __, prompts, *___, **____: rows.extend(prompts) or [[]]
     )
     run = dataclasses.replace(jaxformer.load(make_run("bart", tmp_path / "run")), tokenizer=tokenizer)
     members = [{"name": "text_infilling", "weight": 1}, {"name": "prefix_lm", "weight": 1}]
@@ -325,7 +332,7 @@ def test_a_prompt_ends_as_what_was_read_in_training_did(
 ) -> None:
     run, rows = jaxformer.load(make_run("gpt2", tmp_path / "run")), []
     monkeypatch.setattr(
-        "jaxformer.runs.loading.generate", lambda _, __, prompts, *___, **____: rows.extend(prompts) or prompts
+        "jaxformer.runs.loading.generate", lambda _, __, prompts, *___, **____: rows.extend(prompts) or [[]]
     )
     carried = objective.for_model(carrier("decoder_only", "prefix"))
     dataclasses.replace(run, config=dataclasses.replace(run.config, objective=carried)).generate(["Open the file."])

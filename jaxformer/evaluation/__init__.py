@@ -7,11 +7,23 @@ What must not: run directories: what is judged comes as a model, parameters and 
 from jaxformer.evaluation.held_out import (
     Evaluation,
     EvaluationConfig,
+    before_stops,
     combined,
     confidence,
     evaluate,
     not_finite,
     outputs_of,
+    token_rules,
 )
 
-__all__ = ["Evaluation", "EvaluationConfig", "combined", "confidence", "evaluate", "not_finite", "outputs_of"]
+__all__ = [
+    "Evaluation",
+    "EvaluationConfig",
+    "before_stops",
+    "combined",
+    "confidence",
+    "evaluate",
+    "not_finite",
+    "outputs_of",
+    "token_rules",
+]

@@ -9,7 +9,15 @@ import numpy as np
 
 from jaxformer.checks import check_choice, check_range
 from jaxformer.devices import gathered
-from jaxformer.generation import GenerationConfig, generate
+from jaxformer.errors import UserError
+from jaxformer.generation import (
+    GenerationConfig,
+    TokenRules,
+    choice_table,
+    decoding_weights,
+    generate,
+    stop_table,
+)
 from jaxformer.models import Model, Params
 from jaxformer.objectives import Example, Supervision
 from jaxformer.tasks import intervals, measure
@@ -58,11 +66,13 @@ def evaluate(
 
     "loss" is the training loss without dropout; "perplexity" and "token_accuracy" belong to predicted tokens;
     "HEAD_loss" and "HEAD_accuracy" to further heads; a task adds the metrics it names, judged from the answers that it
-    reads from its heads or, of a text-to-text task, from the text that the model writes, as `generation` says and at
-    most as long as a target. `rows` are those that the batches were made of, in their order, which a task reads.
+    reads from its heads or, of a text-to-text task, from the text that the model writes, as `generation` says (which
+    may leave open how long it is: as a target at most). `rows` are those that the batches were made of, in their order,
+    which a task reads.
     """
     totals: dict[str, np.ndarray] = {}
     task, found = supervision.answering, list[Any]()
+    weights = decoding_weights(model, params) if task is not None and supervision.decodes else params
     for batch in batches:
         placed = place(batch)
         sums, predictions = eval_step(params, placed)
@@ -70,7 +80,7 @@ def evaluate(
             totals[name] = totals.get(name, np.zeros(3)) + np.array([float(value) for value in values])
         if task is not None:
             outputs = outputs_of(
-                model, supervision, params, {name: placed[name] for name in batch}, predictions, tokenizer, generation
+                model, supervision, weights, {name: placed[name] for name in batch}, predictions, tokenizer, generation
             )
             count = min(len(next(iter(outputs.values()))), len(rows) - len(found))
             real = {name: values[:count] for name, values in outputs.items()}
@@ -94,14 +104,15 @@ def confidence(supervision: Supervision, found: Evaluation, seed: int) -> dict[s
 
 
 def outputs_of(
-    model: Model, supervision: Supervision, params: Params, placed: Mapping[str, Any], predictions: Mapping[str, Any],
+    model: Model, supervision: Supervision, weights: Params, placed: Mapping[str, Any], predictions: Mapping[str, Any],
     tokenizer: Tokenizer, generation: GenerationConfig | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return what a task reads of a batch: the logits of its heads, [B, …], or the texts "written"."""
+    """Return what a task reads of a batch: the logits of its heads, [B, …], or the texts "written", with `weights` that
+    are `decoding_weights(model, params)`."""
     if supervision.decodes:
         whole = {name: gathered(array) for name, array in placed.items()}  # every process writes every answer
         length = supervision.answering.target_length if supervision.answering is not None else 0
-        return {"written": _written(model, params, whole, tokenizer, generation or GenerationConfig(), length)}
+        return {"written": _written(model, weights, whole, tokenizer, generation or GenerationConfig(), length)}
     return {head: np.asarray(gathered(predictions[head]), np.float32) for head in supervision.heads}
 
 
@@ -144,27 +155,42 @@ def combined(parts: Sequence[tuple[str, float, Mapping[str, float]]]) -> dict[st
     return metrics | {f"{name}/{key}": value for name, _, found in judged for key, value in found.items()}
 
 
+def token_rules(model: Model, tokenizer: Tokenizer, config: GenerationConfig) -> TokenRules:
+    """Return what a tokenizer says about writing. Raises UserError for a choice that it cannot spell."""
+    vocabulary = tokenizer.vocabulary
+    end_id = vocabulary.special.get("end", -1)  # GPT's own vocabulary has no end: it writes on
+    start_id = vocabulary.id(model.config.decoder_start) if model.config.family == "encoder_decoder" else 0
+    spelled = [tokenizer.encode(choice) for choice in config.choices]
+    for choice, ids in zip(config.choices, spelled, strict=True):
+        if not len(ids) or not tokenizer.writable[ids].all():
+            raise UserError(f"generation.choices: the tokenizer has no tokens for {choice!r}")
+    return TokenRules(
+        end_id,
+        start_id,
+        tokenizer.writable,
+        stop_table(config.stop, tokenizer.pieces) if config.stop else None,
+        choice_table(spelled, tokenizer.vocab_size, end_id) if spelled else None,
+    )
+
+
+def before_stops(text: str, stops: Sequence[str]) -> str:
+    """Return a text up to the first of the texts that end it."""
+    return text[: min((text.find(stop) for stop in stops if stop in text), default=len(text))]
+
+
 def _written(
-    model: Model, params: Params, batch: HostBatch, tokenizer: Tokenizer, generation: GenerationConfig,
+    model: Model, weights: Params, batch: HostBatch, tokenizer: Tokenizer, generation: GenerationConfig,
     target_length: int,
 ) -> list[str]:  # fmt: skip
-    """Return the text that the model writes for each row of a batch."""
+    """Return the text that the model writes for each row of a batch: the best one, of several."""
     # Every row is generated, padding too, so that all batches have one shape.
     if model.config.family == "decoder_only":
         prompts = [row[:length] for row, length in zip(batch["inputs"], batch["prefix_length"], strict=True)]
-        new, width = target_length, batch["inputs"].shape[1] - target_length + 1
+        width = batch["inputs"].shape[1] - target_length + 1
     else:
         rows = zip(batch["encoder_inputs"], batch["encoder_segment_ids"], strict=True)
         prompts = [inputs[segments > 0] for inputs, segments in rows]
-        new, width = max(target_length, batch["targets"].shape[1]), batch["encoder_inputs"].shape[1]
-    answers = generate(
-        model,
-        params,
-        prompts,
-        dataclasses.replace(generation, max_new_tokens=new),
-        end_id=tokenizer.vocabulary.id("end"),
-        start_id=tokenizer.vocabulary.id(model.config.decoder_start),
-        min_width=width,
-        writable=tokenizer.writable,
-    )
-    return [tokenizer.decode(ids).strip() for ids in answers]
+        target_length, width = max(target_length, batch["targets"].shape[1]), batch["encoder_inputs"].shape[1]
+    config = dataclasses.replace(generation, max_new_tokens=generation.max_new_tokens or target_length)
+    answers = generate(model, weights, prompts, config, token_rules(model, tokenizer, config), min_width=width)
+    return [before_stops(tokenizer.decode(best[0].ids), config.stop).strip() if best else "" for best in answers]

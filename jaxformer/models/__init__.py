@@ -9,9 +9,10 @@ from jaxformer.models.attention import IMPLEMENTATIONS
 from jaxformer.models.config import FAMILIES, Execution, TransformerConfig
 from jaxformer.models.model import Model, Params, count_parameters
 from jaxformer.models.presets import PRESETS, SYSTEMS
-from jaxformer.models.stack import REMAT_POLICIES
+from jaxformer.models.stack import REMAT_POLICIES, Beams
 
 __all__ = [
+    "Beams",
     "Execution",
     "FAMILIES",
     "IMPLEMENTATIONS",

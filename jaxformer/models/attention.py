@@ -21,7 +21,8 @@ def visibility_mask(
     key_segments_BS: jax.Array,
     *,
     visibility: str,
-    first_query: int | jax.Array = 0,
+    query_places_T: jax.Array | None = None,
+    key_places_S: jax.Array | None = None,
     window: int | None = None,
     prefix_length_B: jax.Array | None = None,
 ) -> jax.Array:
@@ -29,12 +30,12 @@ def visibility_mask(
 
     Attention stays inside a segment. `causal` sees keys at or before the query's own place in the row, `prefix` also
     every key before `prefix_length`, `full` everything. `window` keeps the nearest `window` keys on each visible side.
-    Padding (segment 0) sees padding, so that no softmax is empty; the loss gives it no weight. Query t stands at place
-    `first_query + t` of the keys' row (generation over a cache).
+    Padding (segment 0) sees padding, so that no softmax is empty; the loss gives it no weight. Queries and keys stand
+    at the places 0, 1, … of one row unless their places are given (generation over a cache).
     """
     mask_BTS = query_segments_BT[:, :, None] == key_segments_BS[:, None, :]
-    query_T1 = first_query + jnp.arange(query_segments_BT.shape[1])[:, None]
-    key_1S = jnp.arange(key_segments_BS.shape[1])[None, :]
+    query_T1 = _places(query_places_T, query_segments_BT)[:, None]
+    key_1S = _places(key_places_S, key_segments_BS)[None, :]
     if visibility != "full":
         past_BTS = (key_1S <= query_T1)[None]
         if visibility == "prefix" and prefix_length_B is not None:
@@ -43,6 +44,10 @@ def visibility_mask(
     if window is not None:
         mask_BTS = mask_BTS & (jnp.abs(query_T1 - key_1S) < window)[None]
     return mask_BTS[:, None]
+
+
+def _places(places_N: jax.Array | None, segments_BN: jax.Array) -> jax.Array:
+    return jnp.arange(segments_BN.shape[1]) if places_N is None else places_N
 
 
 def attend(

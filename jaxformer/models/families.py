@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxformer.models.config import Execution, TransformerConfig
 from jaxformer.models.heads import HeadShape, RowHeads, TokenHeads, TokenTable, VocabularyHead
-from jaxformer.models.stack import Cache, Stack
+from jaxformer.models.stack import Beams, Cache, Stack
 
 Batch = Mapping[str, Any]
 
@@ -118,9 +118,10 @@ class DecoderOnly(Family):
         return self.decoder.start(segment_ids_BS, prefix_length_B=batch.get("prefix_length"))
 
     def decode(
-        self, cache: Cache, inputs: jax.Array, positions: jax.Array, segment_ids: jax.Array, index: jax.Array | int
-    ) -> tuple[jax.Array, Cache]:
-        return self.decoder.decode(self.embedding(inputs), positions, segment_ids, cache, index)
+        self, cache: Cache, inputs: jax.Array, positions: jax.Array, segment_ids: jax.Array, index: jax.Array | int,
+        beams: Beams | None = None,
+    ) -> tuple[jax.Array, Cache]:  # fmt: skip
+        return self.decoder.decode(self.embedding(inputs), positions, segment_ids, cache, index, beams)
 
 
 class EncoderOnly(Family):
@@ -184,9 +185,10 @@ class EncoderDecoder(Family):
         )
 
     def decode(
-        self, cache: Cache, inputs: jax.Array, positions: jax.Array, segment_ids: jax.Array, index: jax.Array | int
-    ) -> tuple[jax.Array, Cache]:
-        return self.decoder.decode(self.embedding(inputs), positions, segment_ids, cache, index)
+        self, cache: Cache, inputs: jax.Array, positions: jax.Array, segment_ids: jax.Array, index: jax.Array | int,
+        beams: Beams | None = None,
+    ) -> tuple[jax.Array, Cache]:  # fmt: skip
+        return self.decoder.decode(self.embedding(inputs), positions, segment_ids, cache, index, beams)
 
 
 FAMILIES: dict[str, type[Family]] = {

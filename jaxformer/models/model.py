@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxformer.models.config import Execution, TransformerConfig
 from jaxformer.models.families import FAMILIES, Batch, Family
 from jaxformer.models.heads import HeadShape
-from jaxformer.models.stack import Cache, layer_of
+from jaxformer.models.stack import Beams, Cache, layer_of
 
 Params = dict[str, Any]
 
@@ -85,10 +85,13 @@ class Model:
         positions: jax.Array,
         segment_ids: jax.Array,
         index: jax.Array | int,
+        beams: Beams | None = None,
     ) -> tuple[jax.Array, Cache]:
-        """Return the hidden states [B, T, D] of `inputs` [B, T], which stand at places index.. of the cached row, and
-        the cache with them."""
-        return self.module.apply({"params": unstacked}, cache, inputs, positions, segment_ids, index, method="decode")
+        """Return the hidden states [B, T, D] of `inputs` [B, T], whose entries in the cache are those from `index` on,
+        and the cache with them. They are T tokens of each row, or one token of each of T `beams`."""
+        return self.module.apply(
+            {"params": unstacked}, cache, inputs, positions, segment_ids, index, beams, method="decode"
+        )
 
 
 def example_batch(model: Model) -> dict[str, jax.Array]:

@@ -32,6 +32,15 @@ class Cache(NamedTuple):
     context_segment_ids_BS: jax.Array | None = None
 
 
+class Beams(NamedTuple):
+    """T continuations of each row of a cache, which stand at one place of it: they share what is before they part, and
+    each reads its own entries behind that."""
+
+    place: jax.Array  # at which they stand
+    places_S: jax.Array  # of the cache's entries, T of them for each place at which they stood
+    seen_BTS: jax.Array  # bool: the entries of each one's own past, itself included
+
+
 def layer_of(layers: Any, number: int) -> Any:
     """Return one layer's part of a tree whose arrays have a leading layer axis."""
     return jax.tree.map(lambda leaf: leaf[number], layers)
@@ -138,15 +147,17 @@ class Stack(nn.Module):
         segment_ids_BT: jax.Array,
         cache: Cache,
         index: jax.Array | int,
+        beams: Beams | None = None,
     ) -> tuple[jax.Array, Cache]:
-        """Return the final hidden states [B, T, D] of a row that begins at place `index` of the cache's, and the cache
-        with it; the layers are unstacked (`Model.unstacked`)."""
+        """Return the final hidden states [B, T, D] of a row, or of T beams, whose entries begin at `index` in the
+        cache, and the cache with them; the layers are unstacked (`Model.unstacked`)."""
         x_BTD = self._embedded(x_BTD, positions_BT, None)
         reads = self._reads(
             positions_BT,
             segment_ids_BT,
             cache.segment_ids_BS,
             index=index,
+            beams=beams,
             prefix_length_B=cache.prefix_length_B,
             context_segment_ids_BS=cache.context_segment_ids_BS,
         )
@@ -179,27 +190,34 @@ class Stack(nn.Module):
         key_segments_BS: jax.Array,
         *,
         index: jax.Array | int = 0,
+        beams: Beams | None = None,
         prefix_length_B: jax.Array | None = None,
         context_BSD: jax.Array | None = None,
         context_segment_ids_BS: jax.Array | None = None,
     ) -> dict[bool, Reads]:
         """Return what banded layers (True) and dense ones (False) read, whichever the model has."""
         config = self.config
+        places_T, places_S = index + jnp.arange(segment_ids_BT.shape[1]), jnp.arange(key_segments_BS.shape[1])
+        if beams is not None:
+            places_T, places_S = jnp.full(segment_ids_BT.shape[1], beams.place), beams.places_S
         masks = {
             banded: visibility_mask(
                 segment_ids_BT,
                 key_segments_BS,
                 visibility=self.visibility,
-                first_query=index,
+                query_places_T=places_T,
+                key_places_S=places_S,
                 window=config.attention_window if banded else None,
                 prefix_length_B=prefix_length_B,
             )
             for banded in set(config.banded_layers)
         }
+        if beams is not None:
+            masks = {banded: mask_B1TS & beams.seen_BTS[:, None] for banded, mask_B1TS in masks.items()}
         context_mask_B1TS, rotation = None, None
         if self.cross:
             context_mask_B1TS = visibility_mask(segment_ids_BT, context_segment_ids_BS, visibility="full")
-        bias_1HTS = self._position_bias(segment_ids_BT.shape[1], key_segments_BS.shape[1], index)
+        bias_1HTS = self._position_bias(places_T, places_S)
         if config.position == "rotary":
             rotation = rotations(positions_BT, config.head_dim, config.rotary_base)
         return {
@@ -207,12 +225,12 @@ class Stack(nn.Module):
             for banded, mask_B1TS in masks.items()
         }
 
-    def _position_bias(self, num_queries: int, num_keys: int, index: jax.Array | int) -> jax.Array | None:
+    def _position_bias(self, places_T: jax.Array, places_S: jax.Array) -> jax.Array | None:
         """Return T5's position bias [1, H, T, S]: one table per stack, added to the logits of every layer."""
         config = self.config
         if config.position != "relative":
             return None
-        relative_TS = jnp.arange(num_keys)[None, :] - (index + jnp.arange(num_queries)[:, None])
+        relative_TS = places_S[None, :] - places_T[:, None]
         buckets_TS = relative_buckets(
             relative_TS,
             bidirectional=self.visibility != "causal",  # of a prefix, too (T5, section 3.2.1)

@@ -15,7 +15,8 @@ from jaxformer.checks import several
 from jaxformer.config import Config
 from jaxformer.devices import prepare_process
 from jaxformer.errors import UserError
-from jaxformer.generation import GenerationConfig, generate, require_generator
+from jaxformer.evaluation import before_stops, token_rules
+from jaxformer.generation import Answer, GenerationConfig, decoding_weights, generate, require_generator
 from jaxformer.models import Model, Params
 from jaxformer.objectives import Supervision
 from jaxformer.runs.embedding import vectors
@@ -104,29 +105,59 @@ class LoadedRun:
     labels: tuple[str, ...]
     step: int
 
-    def generate(self, prompts: str | Sequence[str], generation: GenerationConfig | None = None) -> list[str]:
-        """Return what the model writes after each prompt (or, for an encoder-decoder, in answer to it): a list also of
-        one prompt, given as a string."""
+    @functools.cached_property
+    def weights(self) -> Params:
+        """The parameters as decoding reads them."""
+        return decoding_weights(self.model, self.params)
+
+    def generate(
+        self, prompts: str | Sequence[str], generation: GenerationConfig | None = None, **changes: Any
+    ) -> list[Any]:
+        """Return the text that the model writes after each prompt (or, an encoder-decoder, in answer to it): a list,
+        also of one prompt, given as a string; with `num_answers` above 1 a list of texts for each.
+
+        Answers are written as the run's config says, or `generation`, with `changes` of its fields:
+        `run.generate("Once", temperature=0.8)`. Raises UserError for what cannot be written.
+        """
+        found = [[each["text"] for each in each_of] for each_of in self.answers(prompts, generation, **changes)]
+        config = dataclasses.replace(generation or self.config.generation, **changes)
+        return found if config.num_answers > 1 else [texts[0] if texts else "" for texts in found]
+
+    def answers(
+        self, prompts: str | Sequence[str], generation: GenerationConfig | None = None, *, first: int = 0,
+        **changes: Any,
+    ) -> list[list[dict[str, Any]]]:  # fmt: skip
+        """Return the answers to each prompt: "text", "score" (the logarithm of its probability, after beams with the
+        penalty of its length), "tokens" (how many were written) and whether it "ended" by itself.
+
+        What is drawn for a prompt follows from the seed and its number, `first` and so on.
+        """
+        config = dataclasses.replace(generation or self.config.generation, **changes)
         require_generator(self.model.config.family)
-        vocabulary, reads = self.tokenizer.vocabulary, self.model.config.family == "encoder_decoder"
+        rows = [self.prompt_ids(prompt) for prompt in several(prompts)]
+        rules, numbers = token_rules(self.model, self.tokenizer, config), range(first, first + len(rows))
+        answers = generate(self.model, self.weights, rows, config, rules, numbers=numbers)
+        return [
+            [self.answer_text(row, answer, config) for answer in each] for row, each in zip(rows, answers, strict=True)
+        ]
+
+    def prompt_ids(self, prompt: str) -> np.ndarray:
+        """Return what the model reads of a prompt, int32."""
+        reads = self.model.config.family == "encoder_decoder"
         # What an encoder reads has the tokens around it that it had in training, and masks if it learnt to fill them.
         found = "mask" if reads and self.config.supervision.fills_masks else ""
-        rows = [self.tokenizer.encode(prompt, special=reads, reads=found) for prompt in several(prompts)]
+        row = self.tokenizer.encode(prompt, special=reads, reads=found)
         if not reads and self.config.supervision.delimited:
             # A single stack that learnt to read one text and write another: this token ended what it read.
-            rows = [np.append(row, vocabulary.id("end")).astype(np.int32) for row in rows]
-        answers = generate(
-            self.model,
-            self.params,
-            rows,
-            generation or self.config.generation,
-            end_id=vocabulary.special.get("end", -1),  # GPT's own vocabulary has no end: it writes on
-            start_id=vocabulary.id(self.model.config.decoder_start),
-            writable=self.tokenizer.writable,
-        )
-        if reads:
-            return [self.tokenizer.decode(ids) for ids in answers]
-        return [self._continuation(row, ids) for row, ids in zip(rows, answers, strict=True)]
+            row = np.append(row, self.tokenizer.vocabulary.id("end")).astype(np.int32)
+        return row
+
+    def answer_text(self, row: np.ndarray, answer: Answer, config: GenerationConfig) -> dict[str, Any]:
+        """Return an answer to a prompt's ids as JSON holds it."""
+        continues = self.model.config.family == "decoder_only"
+        text = self._continuation(row, answer.ids) if continues else self.tokenizer.decode(answer.ids)
+        text = before_stops(text, config.stop)
+        return {"text": text, "score": answer.score, "tokens": len(answer.ids), "ended": answer.ended}
 
     def overridden(self, overrides: str | Sequence[str]) -> "LoadedRun":
         """Return the run with other keys of its config, `section.key=value`: what it reads and how, not what it is.

@@ -148,7 +148,7 @@ def _batch(rows: Sequence[Mapping[str, np.ndarray]], task: Supervision, size: in
 def _outputs(run: "LoadedRun", task: Supervision, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Return what the model says of a batch: the logits of its heads, or what it writes."""
     if task.decodes:
-        return outputs_of(run.model, task, run.params, batch, {}, run.tokenizer, run.config.generation)
+        return outputs_of(run.model, task, run.weights, batch, {}, run.tokenizer, run.config.generation)
     read = {name: array for name, array in batch.items() if not name.endswith(("targets", "weights"))}
     return {name: np.asarray(logits) for name, logits in _compiled(run.model)(run.params, read).items()}
 

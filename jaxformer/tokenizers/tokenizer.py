@@ -153,6 +153,14 @@ class Tokenizer:
         """Return the text of ids."""
         return self.backend.decode([int(number) for number in ids], skip_special_tokens=skip_special)
 
+    @functools.cached_property
+    def pieces(self) -> list[str]:
+        """The text that each id adds to one that it follows, "" of special tokens; half a character is no text."""
+        first = next(number for number in range(self.vocab_size) if self.backend.decode([number]).strip().isalpha())
+        before = self.backend.decode([first])
+        both = self.backend.decode_batch([[first, number] for number in range(self.vocab_size)])
+        return [text.removeprefix(before) for text in both]
+
     def tokens(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """Return each id's spelling in the vocabulary."""
         return [self.backend.id_to_token(int(number)) for number in ids]
