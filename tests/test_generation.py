@@ -18,7 +18,16 @@ from tiny import CONFIGS
 
 import jaxformer
 from jaxformer.errors import UserError
-from jaxformer.generation import GenerationConfig, TokenRules, decoding_weights, generate
+from jaxformer.generation import (
+    Answer,
+    GenerationConfig,
+    TokenRules,
+    choice_table,
+    decoding_weights,
+    generate,
+    stop_table,
+    stream,
+)
 from jaxformer.generation.decoding import programs
 from jaxformer.generation.writing import arguments, prompt_batch
 from jaxformer.models.config import TransformerConfig
@@ -194,6 +203,64 @@ def test_the_end_stops_its_row_and_no_other(name: str) -> None:
         expected = [answer[: answer.index(end)] if end in answer else answer for answer in free]
         assert continued(name, PROMPTS, end_id=end) == expected
     assert continued(name, PROMPTS[:1] * 6, end_id=free[0][0]) == [[]] * 6
+
+
+@pytest.mark.parametrize("name", ["learned", "t5"])
+def test_stops_and_choices_end_their_row(name: str) -> None:
+    """Of ids that spell letters: a stop over the border of two tokens, and choices that are no likely answer."""
+    model, params = built(name)
+    pieces, free = [chr(97 + number) for number in range(31)], continued(name, PROMPTS)
+    stop = "".join(pieces[token] for token in free[0][2:4])
+    stops, weights = stop_table([stop], pieces), decoding_weights(model, params)
+
+    def answers(rules: TokenRules) -> list[Answer]:
+        return [one for (one,) in generate(model, weights, PROMPTS, GenerationConfig(max_new_tokens=NEW), rules)]
+
+    for answer, whole in zip(answers(TokenRules(NO_END, START, stops=stops)), free, strict=True):
+        text = "".join(pieces[token] for token in whole)
+        length = text.find(stop) + len(stop) if stop in text else NEW
+        assert answer.ids.tolist() == whole[:length] and answer.ended == (stop in text)
+    choices = [np.array(ids, np.int32) for ids in ([20, 21], [22, 23, 24], [22, 25])]
+    found = answers(TokenRules(NO_END, START, choices=choice_table(choices, 31, NO_END)))
+    assert {tuple(answer.ids.tolist()) for answer in found} <= {tuple(choice.tolist()) for choice in choices}
+    assert all(answer.ended for answer in found)
+
+
+@pytest.mark.parametrize("name", ["learned", "t5"])
+def test_scores_are_the_probabilities_of_what_is_written(name: str) -> None:
+    model, params = built(name)
+    end = continued(name, PROMPTS)[0][3]
+    config = GenerationConfig(max_new_tokens=NEW)
+    answers = generate(model, decoding_weights(model, params), PROMPTS, config, TokenRules(end, START))
+    for prompt, (answer,) in zip(PROMPTS, answers, strict=True):
+        row = [*answer.ids.tolist(), *([end] if answer.ended else [])]
+        total = 0.0
+        for place, token in enumerate(row):
+            logits = logits_after(name)(prompt, np.array(row[:place], np.int32)).astype(np.float64)
+            total += logits[token] - np.log(np.exp(logits).sum())
+        assert answer.score == pytest.approx(total, rel=1e-4, abs=1e-4)
+    assert {answer.ended for (answer,) in answers} == {True, False}
+
+
+def test_each_answer_may_have_its_own_longest() -> None:
+    """The Transformer writes at most 50 tokens more than it reads (section 6.1)."""
+    free = continued("t5", PROMPTS)
+    assert continued("t5", PROMPTS, extra_length=2) == [
+        answer[: len(prompt) + 2] for prompt, answer in zip(PROMPTS, free, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_text_comes_in_pieces(beams: int) -> None:
+    model, params = built("learned")
+    config = GenerationConfig(max_new_tokens=NEW, num_beams=beams)
+    given = model, decoding_weights(model, params), PROMPTS, config, TokenRules(NO_END)
+    parts = list(stream(*given, every=3))
+    assert len(parts) == 3
+    last = [answer.ids.tolist() for (answer,) in parts[-1]]
+    assert last == [answer.ids.tolist() for (answer,) in generate(*given)]
+    if beams == 1:  # beams have no answer before the last one
+        assert [answer.ids.tolist() for (answer,) in parts[0]] == [row[:3] for row in last]
 
 
 def test_an_answer_depends_on_its_start() -> None:
