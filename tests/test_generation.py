@@ -171,7 +171,8 @@ def operations(jaxpr: Any) -> Iterator[Any]:
 def test_the_loop_takes_no_weights_out_of_a_stack(name: str) -> None:
     """It would copy all of them at every token, which makes small batches several times slower."""
     model, params = built(name)
-    prompts, given = prompts_of(*[3] * 6), arguments(model, GenerationConfig(), TokenRules(), prompts_of(*[3] * 6), NEW)
+    prompts = prompts_of(*[3] * 6)
+    given = arguments(model, GenerationConfig(), TokenRules(), np.full(6, NEW, np.int32))
     compiled, weights = programs(model, NEW, False, ()), decoding_weights(model, params)
     batch = prompt_batch(model, prompts, 32, START)
     state = jax.eval_shape(compiled.begin, weights, batch, given)
@@ -359,13 +360,14 @@ def refused(config: TransformerConfig, prompts: list[Ids], **generation: Any) ->
 def test_what_cannot_be_generated_is_refused() -> None:
     assert "encoder_only" in refused(tiny("bert"), prompts_of(3))
     for name in ("gpt", "t5"):
-        assert "the prompt is empty" in refused(tiny(name), prompts_of(3, 0))
+        assert "prompt 1 is empty" in refused(tiny(name), prompts_of(3, 0))
     learned = tiny("transformer", position="learned")
     for config in (tiny("gpt"), learned):
-        assert "prompt: 33 tokens exceed model.max_length 32" in refused(config, prompts_of(33, 1), max_new_tokens=1)
-    too_many = "new tokens: 33 tokens exceed model.max_length 32; shorten the prompt or lower generation.max_new_tokens"
-    assert too_many in refused(tiny("gpt"), prompts_of(1, 26), max_new_tokens=8)
-    assert too_many in refused(learned, prompts_of(1), max_new_tokens=33)
+        assert "prompt 0: 33 tokens exceed model.max_length 32" in refused(config, prompts_of(33, 1), max_new_tokens=1)
+    said = refused(tiny("gpt"), prompts_of(1, 26), max_new_tokens=8)
+    assert "prompt 1: generation.max_new_tokens 8, but model.max_length 32 has room for 7 behind 26" in said
+    said = refused(learned, prompts_of(1), max_new_tokens=33)
+    assert "the prompt: generation.max_new_tokens 33, but model.max_length 32 has room for 32;" in said
     with pytest.raises(UserError, match=r"generation.max_new_tokens: -1 must be at least 0"):
         GenerationConfig(max_new_tokens=-1)
     with pytest.raises(UserError, match=r"generation.temperature: -1.0 must be at least 0"):
@@ -375,6 +377,14 @@ def test_what_cannot_be_generated_is_refused() -> None:
 def test_a_row_may_fill_the_position_table() -> None:
     prompts = prompts_of(*[33 - NEW] * 6)  # nothing is read behind the last token
     assert continued("learned", prompts) == [greedy_by_recomputing("learned", prompt) for prompt in prompts]
+
+
+def test_an_open_length_is_what_fits_each_prompt() -> None:
+    model, params = built("learned")
+    prompts = prompts_of(31, 1, 12)
+    answers = generate(model, decoding_weights(model, params), prompts, GenerationConfig(), TokenRules(NO_END))
+    assert [len(answer.ids) for (answer,) in answers] == [2, 32, 21]
+    assert answers[0][0].ids.tolist() == greedy_by_recomputing("learned", prompts[0], 2)
 
 
 def test_a_mask_in_a_prompt_is_one_where_masks_are_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

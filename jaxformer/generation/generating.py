@@ -11,7 +11,16 @@ from jaxformer.errors import UserError
 from jaxformer.generation import beams, decoding
 from jaxformer.generation.config import GenerationConfig
 from jaxformer.generation.logits import logit_functions
-from jaxformer.generation.writing import Answer, Batch, TokenRules, arguments, bucket, new_tokens, prompt_batch
+from jaxformer.generation.writing import (
+    Answer,
+    Batch,
+    TokenRules,
+    arguments,
+    bucket,
+    longest_answers,
+    new_tokens,
+    prompt_batch,
+)
 from jaxformer.models import Model, Params
 
 
@@ -70,16 +79,17 @@ def stream(
 ) -> Iterator[list[list[Answer]]]:
     """Yield what `generate` returns as far as it is written, after `every` further tokens (0: once, whole)."""
     _check(model, prompts, config)
+    limits = longest_answers(model, config, prompts)
     if not prompts:
         yield []
         return
     longest = max(len(prompt) for prompt in prompts)
-    num_new = new_tokens(model, config, longest)
+    num_new = new_tokens(config)
     searches = config.num_beams > 1
     repeats = 1 if searches else config.num_answers
     rows = [np.asarray(prompt) for prompt in prompts for _ in range(repeats)]
     batch = prompt_batch(model, rows, bucket(max(longest, min_width)), rules.start_id)
-    given = arguments(model, config, rules, rows, num_new)
+    given = arguments(model, config, rules, np.repeat(limits, repeats))
     samples = config.temperature > 0 and not searches
     if samples:
         chosen = np.arange(len(prompts)) if numbers is None else np.asarray(numbers)

@@ -46,26 +46,38 @@ class TokenRules(NamedTuple):
     choices: np.ndarray | None = None
 
 
-def new_tokens(model: Model, config: GenerationConfig, longest: int) -> int:
-    """Return the most tokens that an answer may have. Where the config leaves it open, it is what fits.
+def new_tokens(config: GenerationConfig) -> int:
+    """Return the most tokens that any answer may have."""
+    return config.max_new_tokens or max(DEFAULT_NEW_TOKENS, config.min_new_tokens)
 
-    Raises UserError for what has no place in a table of learned positions.
+
+def longest_answers(model: Model, config: GenerationConfig, prompts: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the most tokens that the answer to each prompt may have, int32 [B]. Where the config leaves it open, it is
+    what fits.
+
+    Raises UserError, naming the prompt, for one that has no place in a table of learned positions.
     """
-    limit = model.config.max_length if model.config.position == "learned" else None
-    reads = model.config.family == "encoder_decoder"
-    wanted = config.max_new_tokens or max(DEFAULT_NEW_TOKENS, config.min_new_tokens)
-    if limit is None:
-        return wanted
-    if longest > limit:
-        raise UserError(f"prompt: {longest} tokens exceed model.max_length {limit}; shorten it")
-    room = limit if reads else limit - longest + 1  # nothing is read behind the last token
-    if wanted > room and config.max_new_tokens:
-        needed = wanted if reads else longest + wanted - 1
-        raise UserError(
-            f"prompt and new tokens: {needed} tokens exceed model.max_length {limit}; shorten the prompt or lower "
-            "generation.max_new_tokens"
-        )
-    return min(wanted, room)
+    most = np.full(len(prompts), new_tokens(config), np.int32)
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    if model.config.position == "learned":
+        limit, reads = model.config.max_length, model.config.family == "encoder_decoder"
+        # Nothing is read behind the last token.
+        room = np.full(len(prompts), limit) if reads else limit - lengths + 1
+        for number, length in enumerate(lengths.tolist()):
+            which = f"prompt {number}" if len(prompts) > 1 else "the prompt"
+            if length > limit:
+                raise UserError(f"{which}: {length} tokens exceed model.max_length {limit}; shorten it")
+            if config.max_new_tokens and most[number] > room[number]:
+                asked = f"generation.max_new_tokens {config.max_new_tokens}"
+                behind = "" if reads else f" behind {length} of a prompt"
+                raise UserError(
+                    f"{which}: {asked}, but model.max_length {limit} has room for {room[number]}{behind}; shorten the "
+                    "prompt, or lower it (0: as many as fit)"
+                )
+        most = np.minimum(most, room)
+    if config.extra_length >= 0:
+        most = np.maximum(np.minimum(most, lengths + config.extra_length), 1)
+    return most.astype(np.int32)
 
 
 def bucket(length: int) -> int:
@@ -104,15 +116,12 @@ def _padded(rows: Sequence[np.ndarray], width: int, left: bool) -> tuple[np.ndar
     return padded, segments
 
 
-def arguments(
-    model: Model, config: GenerationConfig, rules: TokenRules, prompts: Sequence[np.ndarray], new: int
-) -> Batch:
-    """Return the numbers that a compiled program takes, whose change compiles nothing."""
-    extra = config.extra_length
-    limits = [new if extra < 0 else max(min(new, len(prompt) + extra), 1) for prompt in prompts]
+def arguments(model: Model, config: GenerationConfig, rules: TokenRules, limit_B: np.ndarray) -> Batch:
+    """Return the numbers that a compiled program takes, whose change compiles nothing; `limit_B` are the most tokens of
+    each row's answer."""
     allowed = np.ones(model.config.vocab_size, bool) if rules.writable is None else rules.writable
     given = {
-        "limit_B": np.array(limits, np.int32),
+        "limit_B": limit_B,
         "end_id": np.int32(rules.end_id),
         "allowed_V": allowed,
         "values": {name: np.float32(getattr(config, name)) for name in VALUES} | {"end": np.int32(rules.end_id)},
