@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from sampling import sampled
 from test_generation import PROMPTS, START, built, logits_after, prompts_of
 
 from jaxformer.errors import UserError
@@ -43,22 +44,28 @@ def by_hand(name: str, prompt: np.ndarray, end_id: int, alpha: float, early: boo
     return [([token for token in tokens if token != end_id], score) for tokens, score in answers]
 
 
-@pytest.mark.parametrize("name", ["learned", "banded", "relative", "prefix", "transformer", "t5"])
-def test_beams_find_what_a_search_by_hand_finds(name: str) -> None:
-    end = searched(name, PROMPTS, -1)[0][0].ids[1]
-    for alpha, early in ((0.6, False), (0.0, True)):
-        found = searched(name, PROMPTS, int(end), length_alpha=alpha, early_stopping=early)
-        for prompt, answers in zip(PROMPTS, found, strict=True):
-            expected = by_hand(name, prompt, int(end), alpha, early)
-            assert [answer.ids.tolist() for answer in answers] == [tokens for tokens, _ in expected]
-            np.testing.assert_allclose(
-                [answer.score for answer in answers], [score for _, score in expected], rtol=1e-4
-            )
+@pytest.mark.parametrize(
+    ("name", "alpha", "early"),
+    # Each way to end, with and without an encoder, and what a cache may hold: bands, relative places, a whole prompt.
+    sampled(
+        itertools.product(("learned", "banded", "relative", "prefix", "transformer", "t5"), (0.6, 0.0), (False, True)),
+        path=lambda name, alpha, early: early,
+        daily=[("learned", 0.6, False), ("banded", 0.6, False), ("prefix", 0.6, False), ("t5", 0.0, True)],
+    ),
+)
+def test_beams_find_what_a_search_by_hand_finds(name: str, alpha: float, early: bool) -> None:
+    end = int(searched(name, PROMPTS, -1, early_stopping=early)[0][0].ids[1])
+    found = searched(name, PROMPTS, end, length_alpha=alpha, early_stopping=early)
+    for prompt, answers in zip(PROMPTS, found, strict=True):
+        expected = by_hand(name, prompt, end, alpha, early)
+        assert [answer.ids.tolist() for answer in answers] == [tokens for tokens, _ in expected]
+        scores = [answer.score for answer in answers]
+        np.testing.assert_allclose(scores, [score for _, score in expected], rtol=1e-4)
 
 
 def test_one_prompt_is_searched_as_among_others() -> None:
-    together = searched("t5", PROMPTS, 1)
-    alone = searched("t5", [PROMPTS[3]] * 6, 1)[0]
+    together = searched("t5", PROMPTS, 1, early_stopping=True)
+    alone = searched("t5", [PROMPTS[3]] * 6, 1, early_stopping=True)[0]
     assert [answer.ids.tolist() for answer in alone] == [answer.ids.tolist() for answer in together[3]]
 
 
