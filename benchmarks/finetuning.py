@@ -12,6 +12,7 @@ import collections
 import datetime
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shlex
@@ -145,7 +146,7 @@ def measured(name: str, task: Task, data: Path, pretrained: Path, output: Path) 
         "metric": task.metric,
         "value": result["metrics"][task.metric],
         "interval": result["intervals"].get(task.metric),
-        "baseline": baseline[task.metric],
+        "baseline": baseline[task.metric] if math.isfinite(baseline[task.metric]) else None,
         "baseline_is": task.baseline,
         "examples": result["metrics"]["examples"],
         "step": result["step"],
@@ -169,7 +170,8 @@ def page(results: dict[str, Any]) -> str:
     for name, found in results.items():
         low, high = found["interval"] or (float("nan"),) * 2
         reached = f"{found['value']:.3g} ({low:.3g} to {high:.3g})"
-        baseline = f"{found['baseline']:.3g} ({found['baseline_is']})"
+        known = "not defined" if found["baseline"] is None else f"{found['baseline']:.3g}"
+        baseline = f"{known} ({found['baseline_is']})"
         cells = (name, found["metric"], reached, baseline, f"{found['examples']:,}", f"{found['train_seconds']} s")
         lines.append(f"| {' | '.join(cells)} |")
     commands = [f"# {name}, {found['date']}\n{found['command']}" for name, found in results.items()]
