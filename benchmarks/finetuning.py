@@ -24,6 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib.pyplot as plt
+
 from jaxformer.tasks import measure
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results" / "finetuning.json"
@@ -54,18 +56,18 @@ def table(folder: str, train: str = "train.tsv", held_out: str = "dev.tsv") -> t
     return (*names, "data.quoting=none")
 
 
-def steps(number: int, length: int, batch_size: int = 32) -> tuple[str, ...]:
+def steps(number: int, length: int, batch_size: int = 32, rate: float = 3e-4) -> tuple[str, ...]:
     every = number // 4
     return (
         f"training.num_steps={number}", f"training.eval_every={every}", f"checkpoint.every={every}",
-        f"training.batch_size={batch_size}", f"task.sequence_length={length}", "optimizer.learning_rate=3e-4",
+        f"training.batch_size={batch_size}", f"task.sequence_length={length}", f"optimizer.learning_rate={rate}",
     )  # fmt: skip
 
 
 # fmt: off
 TASKS = {
     "SST-2": Task("glue:bert,sst2", "accuracy", "majority",
-                  (*table("glue/SST-2", "train.tsv.xz"), *steps(3000, 64))),
+                  (*table("glue/SST-2", "train.tsv.xz"), *steps(1600, 64))),
     "CoLA": Task("glue:bert,cola", "matthews", "majority",
                  (*table("glue/CoLA"), "data.header=false", "data.label_field=2", "task.text_fields=4",
                   *steps(1600, 32))),
@@ -89,8 +91,8 @@ TASKS = {
     "Multi30k, English to German": Task(
         "translate:transformer,smoke", "bleu", "copy",
         ("data.name=parallel", "data.path=multi30k/train", "data.validation_path=multi30k/val", "data.test_path=",
-         "data.languages=en,de", "tokenizer.vocab_size=4096", "model.vocab_size=4096", "task.target_length=64",
-         *steps(2400, 64), "checkpoint.keep=5")),
+         "data.languages=en,de", "tokenizer.vocab_size=4096", "model.vocab_size=4096", "task.target_length=40",
+         *steps(1000, 40, 64, 2e-3), "checkpoint.keep_last=5")),
 }
 # fmt: on
 
@@ -163,6 +165,25 @@ def measured(name: str, task: Task, data: Path, pretrained: Path, output: Path) 
     }
 
 
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Draw what was reached, with its interval, beside what is reached without a model."""
+    figure, axes = plt.subplots(figsize=(8, 0.45 * len(results) + 1), layout="constrained")
+    scales = [100 if found["metric"] == "bleu" else 1 for found in results.values()]  # BLEU counts to 100
+    for place, (found, scale) in enumerate(zip(results.values(), scales, strict=True)):
+        low, high = (bound / scale for bound in found["interval"])
+        axes.plot([low, high], [place, place], color="C0", linewidth=2)
+        axes.plot(found["value"] / scale, place, "o", color="C0", label="reached, with its 95 % interval")
+        if found["baseline"] is not None:
+            axes.plot(found["baseline"] / scale, place, "x", color="0.4", label="without a model")
+    titles = [f"{name} ({found['metric'].replace('_', ' ')})" for name, found in results.items()]
+    axes.set(yticks=range(len(results)), yticklabels=titles, xlabel="metric (BLEU: of 100)", xlim=(-0.05, 1))
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    handles = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+    axes.legend(handles.values(), handles.keys(), loc="lower right")
+    figure.savefig(path, dpi=120)
+
+
 def page(results: dict[str, Any]) -> str:
     """Return the table that results make, and their commands."""
     columns = ("data", "metric", "reached (95 % interval)", "without a model", "examples", "training")
@@ -196,7 +217,8 @@ def main() -> None:
             print(name, results[name]["value"], results[name]["baseline"], results[name]["train_seconds"], flush=True)
             RESULTS.parent.mkdir(exist_ok=True)
             RESULTS.write_text(json.dumps({each: results[each] for each in TASKS if each in results}, indent=1) + "\n")
-    PAGE.write_text(INTRODUCTION + page(results))
+    draw(results, PAGE.with_suffix(".png"))
+    PAGE.write_text(f"{INTRODUCTION}![What was reached]({PAGE.stem}.png)\n\n{page(results)}", encoding="utf-8")
 
 
 if __name__ == "__main__":
