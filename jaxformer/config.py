@@ -397,11 +397,9 @@ def _literal(text: str) -> Any:
 
 def _check(config: Config) -> None:
     """Refuse what cannot work, with the reason."""
-    model = config.model
-    if model.position == "learned" and config.longest_row > model.max_length:
-        raise UserError(
-            f"model.max_length: {model.max_length} positions, but rows are {config.longest_row} tokens long"
-        )
+    model, longest = config.model, config.longest_row
+    if model.position == "learned" and longest > model.max_length:
+        raise UserError(f"model.max_length: {model.max_length} positions, but rows are {longest} tokens long")
     if config.distillation is not None:
         if config.objective is None:
             raise UserError("distillation: a student is taught on an objective, not on a task; leave one of them out")
@@ -412,6 +410,8 @@ def _check(config: Config) -> None:
         raise UserError(
             "training.patience: it counts evaluations, of which there is one alone, at the end; set training.eval_every"
         )
+    if config.evaluation.parameters == "ema" and not training.ema_decay:
+        raise UserError("evaluation.parameters: ema is the average that training.ema_decay keeps; set that, too")
     schedule(config.optimizer, training.num_steps)  # refuses a warm-up that leaves no step to decay in
     if training.attention != "einsum" and model.attention_dropout > 0:
         raise UserError(

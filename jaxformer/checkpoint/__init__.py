@@ -1,20 +1,25 @@
 """Checkpoints: asynchronous saves with a digest, verified restores, and partial restores for fine-tuning.
 
 What lives here: a run's own checkpoints (`manager`), what makes one sound (`digest`), which one is meant (`naming`),
-reading them (`reading`), and taking over another run's parameters, strictly (`partial`).
+reading them (`reading`), which parameters of which ones (`source`), and taking over another run's, strictly
+(`partial`).
 What may come in: other ways to keep and to select.
 What must not: what a run is beyond its arrays and their step."""
 
 from jaxformer.checkpoint.digest import content_of, finished_steps, stored_shapes
 from jaxformer.checkpoint.manager import CheckpointConfig, Checkpoints, save_params
-from jaxformer.checkpoint.naming import check_may_train, checkpoint_of, named
+from jaxformer.checkpoint.naming import NEWEST, Which, check_may_train, checkpoint_of, named, source_of
 from jaxformer.checkpoint.partial import RestoreTable, fresh_heads, restore_params
-from jaxformer.checkpoint.reading import read_params_in_groups
+from jaxformer.checkpoint.source import ROOTS, Source, read_params_in_groups
 
 __all__ = [
     "CheckpointConfig",
     "Checkpoints",
+    "NEWEST",
+    "ROOTS",
     "RestoreTable",
+    "Source",
+    "Which",
     "content_of",
     "check_may_train",
     "checkpoint_of",
@@ -24,5 +29,6 @@ __all__ = [
     "read_params_in_groups",
     "restore_params",
     "save_params",
+    "source_of",
     "stored_shapes",
 ]

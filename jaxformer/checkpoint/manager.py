@@ -28,6 +28,7 @@ from jaxformer.checkpoint.digest import (
     write_digest,
 )
 from jaxformer.checkpoint.reading import quiet_orbax, restore_state
+from jaxformer.checkpoint.source import ROOTS
 from jaxformer.checks import check_choice, check_range, several
 from jaxformer.devices import agreed, let_speak, meet
 from jaxformer.errors import UserError, disk_errors
@@ -63,6 +64,7 @@ class CheckpointConfig:
     init_skip: tuple[str, ...] = ()
     init_new: tuple[str, ...] = ()
     init_heads: str = "named"
+    init_parameters: str = "trained"  # or ema: that run's moving average of them
 
     def __post_init__(self) -> None:
         for key in ("init_skip", "init_new"):
@@ -71,6 +73,7 @@ class CheckpointConfig:
             check_range(f"checkpoint.{key}", getattr(self, key), at_least=0)
         check_choice("checkpoint.best_mode", self.best_mode, ("min", "max", ""))
         check_choice("checkpoint.init_heads", self.init_heads, ("named", "fresh"))
+        check_choice("checkpoint.init_parameters", self.init_parameters, ROOTS)
 
     def judged_by(self, metrics: Sequence[str]) -> Self:
         """Return a copy that says which checkpoint is the best, where it did not yet; `metrics` are the task's."""

@@ -3,13 +3,28 @@ one where a config or the command line names a run; RUN alone is its latest."""
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 from jaxformer.checkpoint.digest import best_step, finished_steps, locate
+from jaxformer.checkpoint.source import ROOTS, Source
+from jaxformer.checks import check_choice, check_range
 from jaxformer.errors import UserError
 from jaxformer.storage import absolute, folders_in, is_remote, is_run, location, read_record
 
 LATEST, BEST = "latest", "best"
 _CHECKPOINTS = "checkpoints"
+
+
+class Which(NamedTuple):
+    """Which parameters of a run are meant: of its checkpoint of `step` ("": its latest), or the mean of the `average`
+    last ones up to it; and which kind, "trained" or "ema" ("": what the run's config has judged)."""
+
+    step: str | int = ""
+    average: int = 1
+    parameters: str = ""
+
+
+NEWEST = Which()
 
 
 def named(text: str | os.PathLike[str], step: str | int = "") -> tuple[Path, str]:
@@ -64,6 +79,30 @@ def checkpoint_of(text: str | os.PathLike[str], step: str | int = "") -> Path:
     if int(wanted) not in steps:
         raise UserError(f"{run} has no checkpoint of step {wanted}; {there}")
     return directory / str(int(wanted))
+
+
+def source_of(text: str | os.PathLike[str], which: Which) -> Source:
+    """Return where the parameters that are meant are read; `text` names the run, or one of its checkpoints.
+
+    Raises:
+      UserError: as `checkpoint_of`; there are fewer checkpoints, or there is no such kind.
+    """
+    step, average, kind = which
+    kind = kind or "trained"
+    check_choice("--parameters", kind, ROOTS)
+    check_range("--average", average, at_least=1)
+    last = checkpoint_of(text, step)
+    if average == 1:
+        return Source((last,), kind)
+    run, steps = named(text, step)[0], [one for one in finished_steps(last.parent) if one <= int(last.name)]
+    if len(steps) < average:
+        kept = read_record(run)["config"].get("checkpoint", {}).get("keep_last", "not known")
+        raise UserError(
+            f"--average={average}: {run} has {len(steps)} checkpoint{'s' * (len(steps) > 1)} up to step {last.name} "
+            f"({', '.join(map(str, steps))}); how many are kept, checkpoint.keep_last says (here {kept}; 0: all), and "
+            "how often one is saved, checkpoint.every"
+        )
+    return Source(tuple(last.parent / str(one) for one in steps[-average:]), kind)
 
 
 def check_may_train(workdir: Path) -> None:

@@ -1,7 +1,6 @@
 """Taking over parameters from another run, strictly: whatever is on one side only must be named."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ import numpy as np
 from rich.console import Group
 from rich.text import Text
 
-from jaxformer.checkpoint.digest import PARAMS, Shape, read_digest, stored_shapes
-from jaxformer.checkpoint.reading import difference, read_arrays, verified
+from jaxformer.checkpoint.digest import Shape, read_digest, stored_shapes
+from jaxformer.checkpoint.reading import difference
+from jaxformer.checkpoint.source import Source, opened, read_params
 from jaxformer.errors import UserError
 from jaxformer.tables import table
 from jaxformer.trees import flatten, mask, unflatten
@@ -24,7 +24,7 @@ HEADS = ("vocabulary", "row_heads", "token_heads")  # the parts of a model that 
 class RestoreTable:
     """What `restore_params` did: {path: shape} of each kind; of a partly taken stack, the shape of that part."""
 
-    source: Path
+    source: Source
     step: int
     restored: dict[str, Shape]
     skipped: dict[str, Shape]
@@ -79,12 +79,13 @@ class _Side:
 
 
 def restore_params(
-    path: Path,
+    path: Path | Source,
     target: dict[str, Any],
     skip: tuple[str, ...] = (),
     new: tuple[str, ...] = (),
 ) -> tuple[dict[str, Any], RestoreTable]:
-    """Restore parameters from a checkpoint, or from the newest one of a run, into the tree of `target`.
+    """Restore parameters from a checkpoint, or from the newest one of a run, or as a source says, into the tree of
+    `target`.
 
     `target` holds arrays, or shapes as long as nothing is new. Restored arrays get its dtypes and shardings (none: the
     first device); new ones are returned as they are in `target`.
@@ -97,31 +98,27 @@ def restore_params(
       UserError: something is left over on one side (with the difference in two columns), a pattern selects nothing,
         there is no checkpoint, or it is damaged.
     """
-    folder = verified(path)
-    digest = read_digest(folder)
-    shapes = {name.removeprefix(PARAMS): shape for name, (shape, _) in digest.arrays.items() if name.startswith(PARAMS)}
+    source, shapes = opened(path)
+    newest = source.checkpoints[-1]
     wanted = flatten(target)
     stored = _side(shapes, skip, "checkpoint.init_skip")
     model = _side({path: tuple(leaf.shape) for path, leaf in wanted.items()}, new, "checkpoint.init_new")
     restored = stored.left()
     if restored != model.left():
         raise UserError(
-            f"the parameters in {folder} are not the model's; name what is left over by patterns in "
+            f"the parameters in {newest} are not the model's; name what is left over by patterns in "
             f"checkpoint.init_skip (left) and checkpoint.init_new (right)\n{difference(restored, model.left())}"
         )
     reading = {
         path: jax.ShapeDtypeStruct(shapes[path], wanted[path].dtype, sharding=getattr(wanted[path], "sharding", None))
         for path in restored
     }
-    found: Mapping[str, Any] = {}
-    if reading:
-        root = PARAMS.rstrip("/")
-        found = flatten(read_arrays(folder, {root: unflatten(reading)}, partial=True)[root])
+    found = read_params(source, reading) if reading else {}
     params = {
         path: _merge(found[path], stored.rows(path), leaf, model.rows(path)) if path in found else leaf
         for path, leaf in wanted.items()
     }
-    return unflatten(params), RestoreTable(folder, digest.step, restored, stored.taken(), model.taken())
+    return unflatten(params), RestoreTable(source, read_digest(newest).step, restored, stored.taken(), model.taken())
 
 
 def fresh_heads(path: Path, target: dict[str, Any], same_task: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:

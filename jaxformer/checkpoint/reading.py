@@ -3,18 +3,16 @@
 import itertools
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxformer.checkpoint.digest import PARAMS, Shape, array_paths, find_damage, finished_steps, locate, read_digest
+from jaxformer.checkpoint.digest import Shape, array_paths, find_damage, finished_steps, locate, read_digest
 from jaxformer.devices import agreed, is_first, let_speak, meet
 from jaxformer.errors import UserError
-from jaxformer.trees import flatten, unflatten
 
 _MOST_ROWS = 30  # of a difference shown in an error
 
@@ -34,25 +32,6 @@ def verified(path: Path) -> Path:
             hint += f" (as {folder.parent.parent}@{others[-1]})"
         raise UserError(f"the checkpoint {folder} is damaged: {damage}; {hint}")
     return folder
-
-
-def read_params_in_groups(
-    path: Path, groups: Sequence[tuple[str, ...]]
-) -> Iterator[tuple[tuple[str, ...], dict[str, np.ndarray]]]:
-    """Yield, for each group of parameter paths, the group and {path: array}: no more than a group is in memory.
-
-    `path` names a checkpoint, or a run for its newest one. Raises UserError if it is damaged or lacks a parameter.
-    """
-    folder = verified(path)
-    stored = read_digest(folder).arrays
-    for group in groups:
-        missing = [name for name in group if PARAMS + name not in stored]
-        if missing:
-            raise UserError(f"the checkpoint {folder} has no parameter {missing[0]}; its config is another model's")
-        shapes = {name: jax.ShapeDtypeStruct(stored[PARAMS + name][0], np.float32) for name in group}
-        root = PARAMS.rstrip("/")
-        arrays = flatten(read_arrays(folder, {root: unflatten(shapes)}, partial=True)[root])
-        yield group, {name: np.asarray(array) for name, array in arrays.items()}
 
 
 def restore_state(folder: Path, target: Any) -> Any:

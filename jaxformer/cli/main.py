@@ -147,6 +147,17 @@ def _parser() -> argparse.ArgumentParser:
         verb.set_defaults(run=run, takes_overrides=overrides)
         return verb
 
+    def choose_parameters(verb: argparse.ArgumentParser) -> None:
+        """Add what says which parameters of a run a verb reads."""
+        verb.add_argument("--step", default="", metavar="N|best|latest", help=STEP)
+        verb.add_argument(
+            "--average", type=int, default=1, metavar="N", help="the mean of the last N checkpoints (up to --step)"
+        )
+        verb.add_argument(
+            "--parameters", default="", choices=("trained", "ema"),
+            help="ema: their moving average (default: evaluation.parameters of the run's config)",
+        )  # fmt: skip
+
     def group(name: str, text: str, example: str, metavar: str) -> Any:
         """Add a verb that has actions of its own, and return where they are added."""
         verb = choices.add_parser(
@@ -173,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
         "evaluate", verbs.evaluate, "judge a run on held-out data", "evaluate --workdir=runs/bert-smoke", overrides=True
     )
     evaluate.add_argument("--workdir", required=True, metavar="DIR", help="the run directory")
-    evaluate.add_argument("--step", default="", metavar="N|best|latest", help=STEP)
+    choose_parameters(evaluate)
     evaluate.add_argument(
         "--split", default="validation", choices=("validation", "test", "train"), help="default: validation"
     )
@@ -184,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
         "generate", verbs.generate, "continue a prompt, or answer it", 'generate --workdir=runs/gpt-smoke "Return the"'
     )
     generate.add_argument("--workdir", required=True, metavar="DIR", help="the run directory")
-    generate.add_argument("--step", default="", metavar="N|best|latest", help=STEP)
+    choose_parameters(generate)
     generate.add_argument("prompts", nargs="*", metavar="PROMPT", help="prompts (default: one per line of stdin)")
     generate.add_argument("--temperature", type=float, help="0 takes the likeliest token; above 0 samples")
     generate.add_argument("--max-new-tokens", type=int, help="longest answer, in tokens")
@@ -203,7 +214,7 @@ def _parser() -> argparse.ArgumentParser:
     for verb in (predict, embed):
         verb.add_argument("texts", nargs="*", metavar="TEXT", help="texts (default: --input, or standard input)")
         verb.add_argument("--workdir", required=True, metavar="DIR", help="the run directory")
-        verb.add_argument("--step", default="", metavar="N|best|latest", help=STEP)
+        choose_parameters(verb)
         verb.add_argument(
             "--input",
             default="",
@@ -253,7 +264,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("out", metavar="OUT", help="the new folder")
     export.add_argument("--workdir", required=True, metavar="DIR", help="the run directory")
     export.add_argument("--allow-config-change", action="store_true", help=CHANGED)
-    export.add_argument("--step", default="", metavar="N|best|latest", help=STEP)
+    choose_parameters(export)
     export.add_argument("--format", default="huggingface", choices=("huggingface",), help="default: huggingface")
 
     actions = group("tokenizer", "train and try tokenizers", "tokenizer show --tokenizer=runs/bert-smoke", "ACTION")

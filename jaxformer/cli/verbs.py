@@ -39,17 +39,17 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer.checkpoint import Which
+    from jaxformer.devices import is_first
     from jaxformer.runs import Display, evaluate_run
 
+    which = Which(args.step, args.average, args.parameters)
     with Display() as display:
         result = evaluate_run(
-            location(args.workdir),
-            args.split,
-            overrides,
-            display,
-            step=args.step,
-            allow_change=args.allow_config_change,
+            location(args.workdir), args.split, overrides, display, which=which, allow_change=args.allow_config_change
         )
+    if not is_first():
+        return 0
     if args.json:
         bounds = {f"{name}_interval": list(pair) for name, pair in result.intervals.items()}
         print(json.dumps(finite(result.metrics | bounds)))
@@ -61,12 +61,20 @@ def evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+def _loaded(args: argparse.Namespace) -> Any:
+    """Return the run that is meant, with the parameters that are."""
+    from jaxformer.runs import load
+
+    return load(
+        args.workdir, args.step, average=args.average, parameters=args.parameters,
+        allow_change=args.allow_config_change,
+    )  # fmt: skip
+
+
 def generate(args: argparse.Namespace, overrides: list[str]) -> int:
     import dataclasses
 
-    from jaxformer.runs import load
-
-    run = load(args.workdir, args.step, allow_change=args.allow_config_change)
+    run = _loaded(args)
     given = {"temperature": args.temperature, "max_new_tokens": args.max_new_tokens, "seed": args.seed}
     generation = dataclasses.replace(run.config.generation, **{k: v for k, v in given.items() if v is not None})
     prompts = args.prompts or [line.rstrip("\n") for line in sys.stdin]
@@ -77,23 +85,23 @@ def generate(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def predict(args: argparse.Namespace, overrides: list[str]) -> int:
-    from jaxformer.runs import Display, answering, given, load, task_of
+    from jaxformer.runs import Display, answering, given, task_of
 
     path = _output(args) if args.output else None
     output = answering.Output(path, args.overwrite, args.skip_malformed, args.format == "official")
-    run = load(args.workdir, args.step, allow_change=args.allow_config_change)
+    run = _loaded(args)
     run = run.overridden(_reading(overrides, args.input))
     task = task_of(run, args.task)
     with Display() as display, given.given(args.texts, args.input, run.config.data, task.fields) as rows:
-        answering.predict(run, task, rows, output, answering.facts_of(args.workdir, run, args.step), display)
+        answering.predict(run, task, rows, output, answering.facts_of(run), display)
     return 0
 
 
 def embed(args: argparse.Namespace, overrides: list[str]) -> int:
-    from jaxformer.runs import Display, answering, given, load
+    from jaxformer.runs import Display, answering, given
 
     output = answering.Output(_output(args), args.overwrite)
-    run = load(args.workdir, args.step, allow_change=args.allow_config_change)
+    run = _loaded(args)
     run = run.overridden(_reading(overrides, args.input))
     field = args.field or answering.field_of(run)
     with Display() as display, given.given(args.texts, args.input, run.config.data, [field]) as rows:
@@ -140,9 +148,11 @@ def import_weights(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def export_weights(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxformer.checkpoint import Which
     from jaxformer.interop import export_run
 
-    name = export_run(location(args.workdir), location(args.out), step=args.step, allow_change=args.allow_config_change)
+    which = Which(args.step, args.average, args.parameters)
+    name = export_run(location(args.workdir), location(args.out), which=which, allow_change=args.allow_config_change)
     print(f"{args.out}: {name}.from_pretrained loads it")
     return 0
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxformer.checkpoint import ROOTS
 from jaxformer.checks import check_choice, check_range
 from jaxformer.devices import gathered
 from jaxformer.errors import UserError
@@ -28,14 +29,20 @@ HostBatch = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """During training `max_examples` rows (0: all) of `split` are judged, `batch_size` at a time (0: a micro-batch)."""
+    """During training `max_examples` rows (0: all) of `split` are judged, `batch_size` at a time (0: a micro-batch).
+
+    `parameters` are those that were "trained", or "ema", their moving average (training.ema_decay): what is judged, and
+    what is read of a checkpoint afterwards where nothing else is said.
+    """
 
     max_examples: int = 0
     batch_size: int = 0
     split: str = "validation"
+    parameters: str = "trained"
 
     def __post_init__(self) -> None:
         check_choice("evaluation.split", self.split, ("validation", "test"))
+        check_choice("evaluation.parameters", self.parameters, ROOTS)
         for key in ("max_examples", "batch_size"):
             check_range(f"evaluation.{key}", getattr(self, key), at_least=0)
 

@@ -3,6 +3,7 @@
 from pathlib import Path, PurePath
 from typing import Any
 
+from jaxformer.checkpoint import Source
 from jaxformer.models import count_parameters
 from jaxformer.report import read_run
 from jaxformer.runs import StoredRun
@@ -13,8 +14,8 @@ _FAMILIES = {
 }  # fmt: skip
 
 
-def model_card(workdir: Path, run: StoredRun, loader: str, step: int) -> str:
-    """Return the README.md of an export of the checkpoint of `step`, from what the run directory holds; nothing is
+def model_card(workdir: Path, run: StoredRun, loader: str, source: Source) -> str:
+    """Return the README.md of an export of the parameters of `source`, from what the run directory holds; nothing is
     claimed that it does not say."""
     found, config = read_run(workdir), run.config.to_dict()
     model = config["model"]
@@ -31,11 +32,11 @@ def model_card(workdir: Path, run: StoredRun, loader: str, step: int) -> str:
         f'model = {loader}.from_pretrained("PATH")', 'tokenizer = AutoTokenizer.from_pretrained("PATH")', "```", "",
         "## Training", "", f"Config: `{found.record['name']}`.", "",
         "| | |", "| --- | --- |",
-        *(f"| {name} | {value} |" for name, value in _training(found, config, step).items()),
+        *(f"| {name} | {value} |" for name, value in _training(found, config, source).items()),
     ]  # fmt: skip
     if run.labels:
         lines += ["", "## Labels", "", ", ".join(f"{n}: {label}" for n, label in enumerate(run.labels)) + "."]
-    evaluations = {name: result for name, result in found.results.items() if _is_of(result, step)}
+    evaluations = {name: result for name, result in found.results.items() if _is_of(result, source)}
     rows = [
         f"| {name} | {metric_name} | {metric(value)} |"
         for name, result in evaluations.items()
@@ -48,21 +49,27 @@ def model_card(workdir: Path, run: StoredRun, loader: str, step: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _is_of(result: Any, step: int) -> bool:
-    """Whether this is what an evaluation of the checkpoint has found."""
-    return isinstance(result, dict) and result.get("step", step) == step
+def _is_of(result: Any, source: Source) -> bool:
+    """Whether this is what an evaluation of these parameters has found."""
+    step = int(source.checkpoints[-1].name)
+    same = isinstance(result, dict) and result.get("step", step) == step
+    return same and {key: result[key] for key in ("average", "parameters") if key in result} == source.facts
 
 
-def _training(found: Any, config: dict[str, Any], step: int) -> dict[str, Any]:
+def _training(found: Any, config: dict[str, Any], source: Source) -> dict[str, Any]:
     """Return what is known of the training; of imported weights that is nothing."""
     last = max((line.get("step", 0) for line in found.metrics), default=0)
     if not last:
         return {"weights": "imported; their own card says how they were trained"}
+    step, of = int(source.checkpoints[-1].name), source.facts
+    averaged = f"the mean of those of steps {', '.join(map(str, of['average']))}" if "average" in of else ""
+    kept = "the moving average of what was trained" if "parameters" in of else ""
     emissions, kind = found.emissions, "task" if config.get("task") else "objective"
     return {
         kind: config[kind]["name"],
         "data": config["data"]["name"],
-        **({"checkpoint": f"step {step:,}"} if step != last else {}),
+        **({"checkpoint": averaged or f"step {step:,}"} if averaged or step != last else {}),
+        **({"parameters": kept} if kept else {}),
         "steps": f"{last:,} of batch size {config['training']['batch_size']}",
         "optimizer": f"{config['optimizer']['name']}, learning rate {config['optimizer']['learning_rate']:g}",
         "started from": PurePath(config["init_from"]).name or "scratch",  # where it lies here tells nobody else

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxformer.checkpoint import checkpoint_of, named, read_params_in_groups
+from jaxformer.checkpoint import NEWEST, Source, Which, named, read_params_in_groups, source_of
 from jaxformer.interop.card import model_card
 from jaxformer.interop.configs import find_layout, write_config
 from jaxformer.interop.folders import check_new, whole_or_not_at_all
@@ -30,10 +30,10 @@ _SPECIAL = {
 
 @store_errors()
 def export_run(
-    workdir: Path, out: Path, *, step: str | int = "", allow_change: bool = False, shard_bytes: int = SHARD_BYTES
+    workdir: Path, out: Path, *, which: Which = NEWEST, allow_change: bool = False, shard_bytes: int = SHARD_BYTES
 ) -> str:
-    """Write a run's newest checkpoint, or that of `step` (see `jaxformer.load`), as a Hugging Face folder and return
-    the name of the class that loads it.
+    """Write a run's newest checkpoint, or the parameters that are meant (see `jaxformer.load`), as a Hugging Face
+    folder and return the name of the class that loads it.
 
     Rows beyond `vocab_size` are left out. Arrays are read one stack at a time, and together only where they share a
     tensor there. Raises UserError for a model that no class there computes, and, unless `allow_change`, for a tokenizer
@@ -41,29 +41,27 @@ def export_run(
     """
     check_new(out, "OUT")
     run = stored_run(workdir, allow_change)  # first: it says what the folder is, where it is no run
-    folder = checkpoint_of(workdir, step)
+    source = source_of(workdir, which._replace(parameters=which.parameters or run.config.evaluation.parameters))
     model = run.model
     classes = standing(model)
     layout = find_layout(model.config, classes)
     loader = layout.classes[classes]
     said = write_task(run, layout, classes)
     with whole_or_not_at_all(out) as temporary:
-        write_tensors(layout, model, classes, folder, temporary, shard_bytes)
+        write_tensors(layout, model, classes, source, temporary, shard_bytes)
         theirs = {"architectures": [loader.name]} | write_config(layout, model.config) | _ids(run, layout)
         theirs |= {"dtype": "float32", **loader.required, **said}
         _write_json(temporary / "config.json", theirs)
         run.tokenizer.save(temporary / "tokenizer.json")
         _write_json(temporary / "tokenizer_config.json", _tokenizer_config(run.tokenizer, model))
-        (temporary / "README.md").write_text(
-            model_card(named(workdir)[0], run, loader.name, int(folder.name)), encoding="utf-8"
-        )
+        (temporary / "README.md").write_text(model_card(named(workdir)[0], run, loader.name, source), encoding="utf-8")
     return loader.name
 
 
 def write_tensors(
-    layout: Layout, model: Model, classes: tuple[str, ...], checkpoint: Path, folder: Path, shard_bytes: int
+    layout: Layout, model: Model, classes: tuple[str, ...], source: Source, folder: Path, shard_bytes: int
 ) -> None:
-    """Write all arrays of a checkpoint, those that share one of their tensors together. `classes` stand on the body."""
+    """Write all arrays of a model, those that share one of their tensors together. `classes` stand on the body."""
     config = model.config
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(model.shapes).items()}
     groups: dict[str, list[Piece]] = {}
@@ -91,7 +89,7 @@ def write_tensors(
             array = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=ours[0].axis)
             yield name, array.reshape((theirs | buffers)[name])
 
-    for paths, arrays in read_params_in_groups(checkpoint, list(together)):
+    for paths, arrays in read_params_in_groups(source, list(together)):
         writer.write(tensors(together[paths], arrays))
 
 

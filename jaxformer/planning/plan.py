@@ -75,6 +75,8 @@ def make_plan(
         "parameters": sum(entry["bytes_per_device"] for entry in parameters),
         "optimizer": optimizer_bytes(config, model, shapes, placed, sizes),
     }
+    if config.training.ema_decay:
+        bytes_["ema"] = bytes_["parameters"]
     bytes_["gradients"] = bytes_["parameters"]
     if teacher is not None:
         teacher = dataclasses.replace(teacher, execution=model.execution)

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxformer import config as configs
-from jaxformer.checkpoint import checkpoint_of, content_of
 from jaxformer.data import IDS, PLACES, Malformed, Record, unlabelled
 from jaxformer.errors import Interrupted, UserError, disk_errors
 from jaxformer.objectives import Supervision
@@ -158,11 +157,11 @@ def _going_on(file: AnswerFile, total: int) -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def facts_of(workdir: str, run: LoadedRun, step: str) -> dict[str, Any]:
-    """Return what answers depend on, beside the rows: the checkpoint, the tokenizer, how it answers and reads."""
+def facts_of(run: LoadedRun) -> dict[str, Any]:
+    """Return what answers depend on, beside the rows: the parameters, the tokenizer, how it answers and reads."""
     settings = {key: value for key, value in run.config.to_dict().items() if key in ("task", "generation", "data")}
     flat = {key: value for key, value in configs.flat(settings).items() if key not in {f"data.{key}" for key in PLACES}}
-    known = {"checkpoint": content_of(checkpoint_of(workdir, step)), "tokenizer": run.tokenizer.fingerprint, **flat}
+    known = {"checkpoint": run.source.content, "tokenizer": run.tokenizer.fingerprint, **flat}
     found: dict[str, Any] = json.loads(json.dumps(known, default=str))  # as it is read back
     return found
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxformer.checkpoint import named
+from jaxformer.checkpoint import NEWEST, Which, named
 from jaxformer.checks import several
 from jaxformer.config import Config
 from jaxformer.data import (
@@ -23,13 +23,14 @@ from jaxformer.data import (
     left_out_of,
     prepare,
 )
-from jaxformer.devices import own_rows, place
+from jaxformer.devices import check_same, connect, first_alone, is_first, meet, own_rows, place, prepare_process
 from jaxformer.evaluation import Evaluation, combined, confidence, evaluate, not_finite
 from jaxformer.models import Model, Params
 from jaxformer.runs.data import Data, check_batch, label_names
+from jaxformer.runs.devices_here import mesh_here
 from jaxformer.runs.fingerprints import check_data
-from jaxformer.runs.judged_data import described, judged_data, with_rows
-from jaxformer.runs.loading import bind, load
+from jaxformer.runs.judged_data import Judged, described, judged_data, with_rows
+from jaxformer.runs.loading import LoadedRun, bind, overridden, stored_run, with_parameters
 from jaxformer.runs.progress import Display
 from jaxformer.storage import read_record, store_errors, write_json, write_lines
 from jaxformer.tables import counted
@@ -110,23 +111,50 @@ class Result(NamedTuple):
 @store_errors()
 def evaluate_run(
     workdir: Path, split: str, overrides: str | Sequence[str] = (), display: Display | None = None, *,
-    step: str | int = "", allow_change: bool = False,
+    which: Which = NEWEST, allow_change: bool = False,
 ) -> Result:  # fmt: skip
-    """Judge a run's checkpoint (the newest, or that of `step`, see `load`) on a split of its data, or on all rows of
-    the data that the overrides name. All rows are judged unless the overrides limit them.
+    """Judge parameters of a run (those of its newest checkpoint, or what `which` says) on a split of its data, or on
+    all rows of the data that the overrides name. All rows are judged unless the overrides limit them.
 
-    The result goes to `results/evaluate-SPLIT.json`, which names the step and the data with what of it was left out or
-    cut, which `display` says; that of other data than the run's own to `results/evaluate-SPLIT-NAME-FINGERPRINT.json`,
-    and that of a step which was asked for has `-step-STEP` behind its name. A task's answers stand beside it, one
-    example a line, in `….answers.jsonl`. Raises UserError for a split that there is
-    not, for labels that the run has not learnt, and, unless `allow_change`, where the run's own data changed.
+    All processes share the rows, on the devices that `mesh_here` finds, and return the same; the first one writes. The
+    result goes to `results/evaluate-SPLIT.json`, which names the step and the data with what of it was left out or cut,
+    which `display` says; that of other data than the run's own to `results/evaluate-SPLIT-NAME-FINGERPRINT.json`, that
+    of a step which was asked for has `-step-STEP` behind its name, that of an average `-average-N`, of the moving
+    average `-ema`. A task's answers stand beside it, one example a line, in `….answers.jsonl`. Raises UserError for a
+    split that there is not, for labels that the run has not learnt, and, unless `allow_change`, where the run's own
+    data changed.
     """
-    (workdir, chosen), run = named(workdir, step), load(workdir, step, allow_change=allow_change)
-    display = display or Display(quiet=True)
+    prepare_process()
+    connect()
+    display = display if display is not None and is_first() else Display(quiet=True)
+    (workdir, chosen), stored, given = named(workdir, which.step), stored_run(workdir, allow_change), several(overrides)
     # A limit is for evaluations during training; here it is taken from the overrides alone.
-    config = run.overridden(["evaluation.max_examples=0", *several(overrides)]).config
-    check_data(workdir, config, run.config, allow_change)
-    judged = judged_data(config, run.config, split, read_record(workdir))
+    config, mesh = mesh_here(overridden(stored.config, ["evaluation.max_examples=0", *given]), given, display.note)
+    run = with_parameters(stored._replace(config=config), workdir, which._replace(step=chosen), mesh)
+    data, judged = first_alone(lambda: _held_out(run, stored.config, split, workdir, allow_change, display))
+    check_same("the data", str([[len(member.rows) for member in data.held_out], judged.facts]))
+    for line in [*counted(data.left_out), *[described(fact, judged.part) for fact in judged.facts]]:
+        display.note(line)
+    eval_step = jax.jit(make_eval_step(run.model, losses_of(data.supervision)))
+    found = evaluations(config, data, run.model, eval_step, run.params, mesh)
+    result = Result(summary(found), bounds(found, config.seed))
+    if is_first():
+        name = judged.name + (f"-step-{run.step}" if chosen != "latest" else "") + run.source.name
+        facts = {"step": run.step, **run.source.facts, "split": split, "data": judged.facts}
+        _write(workdir / "results" / name, facts, result, found, data)
+    meet()
+    if odd := not_finite(result.metrics):
+        display.note(f"{workdir}: this evaluation is not finite ({', '.join(odd)}); in the results these are null")
+    return result
+
+
+def _held_out(
+    run: LoadedRun, trained: Config, split: str, workdir: Path, allow_change: bool, display: Display
+) -> tuple[Data, Judged]:
+    """Return what is judged, and the facts of it, given the run as it was `trained`."""
+    config = run.config
+    check_data(workdir, config, trained, allow_change)
+    judged = judged_data(config, trained, split, read_record(workdir))
     labels = run.labels or label_names(config)  # imported weights that write their labels know none before
     supervision = bind(config, run.tokenizer, labels)
     held_out = prepare(
@@ -134,27 +162,22 @@ def evaluate_run(
         note=display.note,
     )  # fmt: skip
     left_out = {"files": left_out_files(config.data), judged.part: left_out_of(held_out)}
-    facts = with_rows(judged, held_out)
-    for line in [*counted(left_out), *[described(fact, judged.part) for fact in facts]]:
-        display.note(line)
-    data = Data(run.tokenizer, labels, supervision, [], held_out)
-    eval_step = jax.jit(make_eval_step(run.model, losses_of(supervision)))
-    found = evaluations(config, data, run.model, eval_step, run.params)
-    result = Result(summary(found), bounds(found, config.seed))
-    metrics = result.metrics
-    stored = {"step": run.step, "split": split, "data": facts, "metrics": metrics, "left_out": left_out}
-    if supervision.labelled:
-        stored["intervals"] = result.intervals
-        for part in supervision.parts:
+    data = Data(run.tokenizer, labels, supervision, [], held_out, left_out=left_out)
+    return data, judged._replace(facts=with_rows(judged, held_out))
+
+
+def _write(
+    path: Path, facts: dict[str, Any], result: Result, found: Sequence[tuple[Member, int, Evaluation]], data: Data
+) -> None:
+    """Write what an evaluation found and, of a task, the answers beside it."""
+    content = facts | {"metrics": result.metrics, "left_out": data.left_out}
+    if data.supervision.labelled:
+        content["intervals"] = result.intervals
+        for part in data.supervision.parts:
             own = [one for member, _, one in found if learnt_from(member) is part.objective]
-            stored |= signatures(part.objective.metrics, [truth for one in own for truth in one.truths])
-    name = judged.name + (f"-step-{run.step}" if chosen != "latest" else "")
-    write_json(workdir / "results" / f"{name}.json", stored)
-    if supervision.labelled:
-        write_lines(workdir / "results" / f"{name}.answers.jsonl", answer_lines(found))
-    if odd := not_finite(metrics):
-        display.note(f"{workdir}: this evaluation is not finite ({', '.join(odd)}); in the results these are null")
-    return result
+            content |= signatures(part.objective.metrics, [truth for one in own for truth in one.truths])
+        write_lines(path.with_name(f"{path.name}.answers.jsonl"), answer_lines(found))
+    write_json(path.with_name(f"{path.name}.json"), content)
 
 
 def bounds(found: Sequence[tuple[Member, int, Evaluation]], seed: int) -> dict[str, tuple[float, float]]:

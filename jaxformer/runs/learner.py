@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from jaxformer.config import Config
 from jaxformer.devices import activations_mesh, place
-from jaxformer.models import Model, Params, count_parameters
+from jaxformer.models import Model, count_parameters
 from jaxformer.objectives import Supervision
 from jaxformer.runs.data import Data, check_batch
 from jaxformer.runs.judging import judge
@@ -26,6 +26,7 @@ from jaxformer.training import (
     TrainState,
     compiled_steps,
     losses_of,
+    parameters_of,
     schedule,
     step_flops,
     without_schedule,
@@ -81,8 +82,10 @@ class Learner:
         rate, taught = self.learning_rate(number - 1), () if self.teacher is None else (self.teacher.params,)
         return self.steps(phase).train_step(state, place(self.mesh, batch), self.rngs[1], rate, *taught)
 
-    def judge(self, params: Params) -> dict[str, float]:
-        """Return the metrics of parameters on the held-out rows; none where there are no such rows."""
+    def judge(self, state: TrainState) -> dict[str, float]:
+        """Return the metrics of a state's parameters, or of their moving average where that is what is judged, on the
+        held-out rows; none where there are no such rows."""
+        params = parameters_of(state, self.config.evaluation.parameters)
         return judge(self.config, self.data, self.model, self.last.eval_step, params, self.mesh)
 
 
@@ -109,5 +112,6 @@ def step_settings(
         accumulation_steps=phase.accumulation_steps,
         strategy=config.sharding.strategy,
         skips=config.training.skip_non_finite > 0,
+        ema_decay=config.training.ema_decay,
         teaching=teaching,
     )

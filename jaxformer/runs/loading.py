@@ -10,10 +10,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxformer import config as configs
-from jaxformer.checkpoint import checkpoint_of, named, restore_params
+from jaxformer.checkpoint import Source, Which, named, restore_params, source_of
 from jaxformer.checks import several
 from jaxformer.config import Config
-from jaxformer.devices import prepare_process
+from jaxformer.devices import activations_mesh, param_shardings, placed, prepare_process
 from jaxformer.errors import UserError
 from jaxformer.evaluation import before_stops, token_rules
 from jaxformer.generation import Answer, GenerationConfig, decoding_weights, generate, require_generator
@@ -94,6 +94,15 @@ def stored_run(workdir: str | Path, allow_change: bool = False) -> StoredRun:
     return StoredRun(build_model(config, bind(config, tokenizer, labels)), tokenizer, config, labels)
 
 
+def overridden(config: Config, overrides: str | Sequence[str]) -> Config:
+    """Return a trained run's config with other keys. Raises UserError for a key that there is not, and for another
+    model."""
+    found = configs.resolve(config.to_dict(), overrides, name=config.name, stored=True, defined=config.defined)
+    if found.model != config.model:
+        raise UserError("--config.model: a trained model cannot be changed; leave these overrides out")
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class LoadedRun:
     """A trained model, ready to use: `model.apply(params, batch)`, `generate(texts)`."""
@@ -104,6 +113,7 @@ class LoadedRun:
     config: Config
     labels: tuple[str, ...]
     step: int
+    source: Source  # of the parameters
 
     @functools.cached_property
     def weights(self) -> Params:
@@ -164,12 +174,7 @@ class LoadedRun:
 
         Raises UserError for a key that there is not, and for another model.
         """
-        config = configs.resolve(
-            self.config.to_dict(), overrides, name=self.config.name, stored=True, defined=self.config.defined
-        )
-        if config.model != self.config.model:
-            raise UserError("--config.model: a trained model cannot be changed; leave these overrides out")
-        return dataclasses.replace(self, config=config)
+        return dataclasses.replace(self, config=overridden(self.config, overrides))
 
     @functools.cached_property
     def supervision(self) -> Supervision:
@@ -207,13 +212,28 @@ class LoadedRun:
 
 
 @store_errors()
-def load(run: str | Path, step: str | int = "", *, allow_change: bool = False) -> LoadedRun:
+def load(
+    run: str | Path, step: str | int = "", *, average: int = 1, parameters: str = "", allow_change: bool = False
+) -> LoadedRun:
     """Load a run directory: a checkpoint, the tokenizer and the config.
 
-    `step` is "latest" (if nothing else is said), "best" or a number; RUN@best and the like say it too. Raises UserError
-    for anything missing or damaged, and, unless `allow_change`, for a tokenizer that is not the one that the run was
-    trained with.
+    `step` is "latest" (if nothing else is said), "best" or a number; RUN@best and the like say it too. `average` is of
+    how many checkpoints, that one and those before it, the mean is taken. `parameters` are those that were "trained" or
+    "ema", their moving average ("": evaluation.parameters of the run's config). Raises UserError for anything missing
+    or damaged, and, unless `allow_change`, for a tokenizer that is not the one that the run was trained with.
     """
-    model, tokenizer, config, labels = stored_run(run, allow_change)
-    params, table = restore_params(checkpoint_of(run, step), model.shapes)
-    return LoadedRun(model, params, tokenizer, config, labels, table.step)
+    return with_parameters(stored_run(run, allow_change), run, Which(step, average, parameters))
+
+
+def with_parameters(run: StoredRun, where: str | Path, which: Which, mesh: Mesh | None = None) -> LoadedRun:
+    """Return a run with the parameters that are meant, read where they live: on the first device or, split as its
+    config says, on a mesh."""
+    model, config = run.model, run.config
+    source = source_of(where, which._replace(parameters=which.parameters or config.evaluation.parameters))
+    target = model.shapes
+    if mesh is not None:
+        supervision = bind(config, run.tokenizer, run.labels)
+        model = build_model(config, supervision, activations_mesh(config.sharding, mesh))
+        target = placed(target, param_shardings(mesh, target, model.config.head_dim))
+    params, table = restore_params(source, target)
+    return LoadedRun(model, params, run.tokenizer, config, run.labels, table.step, table.source)

@@ -137,7 +137,7 @@ def evaluate(run: OpenedRun, learner: Learner, watch: Instruments, state: TrainS
     training, best = run.config.training, run.config.checkpoint.best_metric
     with watch.meter.paused():
         step = int(state.step)
-        found = {f"eval/{name}": value for name, value in learner.judge(state.params).items()}
+        found = {f"eval/{name}": value for name, value in learner.judge(state).items()}
         if not found and learner.data.held_out:
             run.display.note(f"step {step}: the held-out rows predict nothing, so they give no loss; check their texts")
         if found and not watch.log.evaluated(step):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from jaxformer.checkpoint import checkpoint_of, fresh_heads, named, restore_params
+from jaxformer.checkpoint import Which, fresh_heads, named, restore_params, source_of
 from jaxformer.config import Config
 from jaxformer.devices import is_first, placed
 from jaxformer.models import Params
@@ -16,7 +16,7 @@ from jaxformer.runs.record import compare_with_base, write_record, write_segment
 from jaxformer.runs.teacher import begin_with_layers
 from jaxformer.storage import read_record
 from jaxformer.tasks import renamed
-from jaxformer.training import TrainState
+from jaxformer.training import TrainState, beginning_with
 
 
 def start_state(run: OpenedRun, learner: Learner) -> TrainState:
@@ -30,7 +30,7 @@ def start_state(run: OpenedRun, learner: Learner) -> TrainState:
     if state is None:
         state = learner.last.make_state(learner.rngs[0])
         params = _from_another(run, learner, state.params)
-        state = state if params is None else state._replace(params=params)
+        state = state if params is None else beginning_with(state, params)
     if is_first():
         _record(run, learner, int(state.step))
     run.staging.sync()  # config.json is there before the first checkpoint
@@ -62,9 +62,12 @@ def _from_another(run: OpenedRun, learner: Learner, fresh: Params) -> Params | N
     """Return the parameters that come from another run, or None where all are fresh."""
     config, teacher = run.config, learner.teacher
     if config.init_from:
-        source, skip, new = checkpoint_of(config.init_from), config.checkpoint.init_skip, config.checkpoint.init_new
+        source = source_of(config.init_from, Which(parameters=config.checkpoint.init_parameters))
+        skip, new = config.checkpoint.init_skip, config.checkpoint.init_new
         if config.checkpoint.init_heads == "fresh":
-            skipped, started = fresh_heads(source, fresh, same_task=_is_same_task(config, learner.data.labels))
+            skipped, started = fresh_heads(
+                source.checkpoints[0], fresh, same_task=_is_same_task(config, learner.data.labels)
+            )
             skip, new = (*skip, *skipped), (*new, *started)
         params, table = restore_params(source, fresh, skip=skip, new=new)
         run.display.note(table.render())

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxformer.devices import replicated, split, state_shardings
 from jaxformer.models import Model
+from jaxformer.training.moving_average import with_moving_average
 from jaxformer.training.optimizers import Optimizer, freeze, make_optimizer
 from jaxformer.training.step import Losses, Teaching, TrainState, init_state, make_eval_step, make_train_step
 
@@ -34,6 +35,7 @@ class StepSettings:
     accumulation_steps: int = 1
     strategy: str = "mesh"
     skips: bool = False
+    ema_decay: float = 0.0
     teaching: Teaching | None = None
 
 
@@ -45,6 +47,7 @@ def compiled_steps(model: Model, settings: StepSettings, mesh: Mesh) -> Steps:
     once.
     """
     update = freeze(make_optimizer(settings.optimizer, model.shapes), settings.trainable, model.shapes)
+    update = with_moving_average(update, settings.ema_decay)
     everywhere = replicated(mesh)
 
     def make_state(rng: jax.Array) -> TrainState:

@@ -42,6 +42,7 @@ class TrainingConfig:
     eval_every: int = 100  # 0: at the end only
     patience: int = 0  # evaluations in a row without a better checkpoint.best_metric after which the run ends; 0: none
     phases: tuple[dict, ...] = ()  # what the first steps do otherwise: see phases.py
+    ema_decay: float = 0.0  # of a moving average of the parameters, kept beside them: 0.999, say; 0: none
     skip_non_finite: int = 0  # steps in a row without a finite loss and gradient that change nothing; one more stops
     stuck_seconds: float = 600.0  # a step that takes longer is reported with every thread's stack; 0: never
 
@@ -50,6 +51,7 @@ class TrainingConfig:
             check_range(f"training.{key}", getattr(self, key), at_least=1)
         for key in ("unroll_layers", "logits_chunk", "eval_every", "patience", "skip_non_finite", "stuck_seconds"):
             check_range(f"training.{key}", getattr(self, key), at_least=0)
+        check_range("training.ema_decay", self.ema_decay, at_least=0, below=1)
         if self.batch_size % self.accumulation_steps:
             raise UserError(
                 f"training.batch_size: {self.batch_size} is no multiple of accumulation_steps {self.accumulation_steps}"
