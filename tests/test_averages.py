@@ -5,25 +5,25 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from runs import make_run, params_of
-from tiny import batch_of, model_of, supervision_of
 from training import SIZES, logged, make_corpus, pretraining
 
 import jaxformer
 from jaxformer import config as configs
-from jaxformer.checkpoint import Checkpoints, CheckpointConfig, save_params, source_of, Which, NEWEST, restore_params
+from jaxformer.checkpoint import Which, restore_params, save_params, source_of
+from jaxformer.checkpoint.digest import read_digest
 from jaxformer.checkpoint.source import read_params_in_groups
 from jaxformer.cli.main import main
 from jaxformer.devices import ShardingConfig, make_mesh, param_shardings, placed
 from jaxformer.errors import UserError
 from jaxformer.planning.plan import make_plan
+from jaxformer.storage import read_metrics
 from jaxformer.training.moving_average import beginning_with, parameters_of, with_moving_average
-from jaxformer.training.step import init_state, make_train_step
+from jaxformer.training.step import TrainState
 from jaxformer.trees import flatten, unflatten
 
 BIAS = "decoder/final_norm/bias"
@@ -70,8 +70,8 @@ def test_the_mean_of_the_last_checkpoints(steps: Any, step: str | int, average: 
 
 
 def test_a_mean_is_taken_in_parts_and_on_a_mesh(steps: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An array at a time, each split as its target is; of one that is copied to all devices one copy is summed."""
-    monkeypatch.setattr("jaxformer.checkpoint.source._GROUP_BYTES", 1)
+    """Some arrays at a time, each split as its target is; of one that is copied to all devices one copy is summed."""
+    monkeypatch.setattr("jaxformer.checkpoint.source._GROUP_BYTES", 12_000)
     path, saved = steps
     source, expected = source_of(path, Which(average=3)), mean(saved, 200, 300, 400)
     ((_, whole),) = read_params_in_groups(source, [tuple(expected)])
@@ -124,23 +124,132 @@ def test_an_export_takes_the_mean(steps: Any, tmp_path: Path) -> None:
 
 def test_the_moving_average_by_hand() -> None:
     """Three updates, from what training begins with; the decay warms up, (1 + n) / (10 + n), to its own value."""
-    model, supervision, decay = model_of("gpt3"), supervision_of("gpt3"), 0.24
-    plain = optax.with_extra_args_support(optax.adam(0.05))
-    averaging = with_moving_average(plain, decay)
+    plain = optax.with_extra_args_support(optax.sgd(1.0))
     assert with_moving_average(plain, 0.0) is plain
-    batch, rng = batch_of("gpt3", rows=4), jax.random.key(1)
-    without = init_state(model, plain, jax.random.key(0))
-    state = beginning_with(init_state(model, averaging, jax.random.key(0)), without.params)
-    expected = {path: np.asarray(leaf, np.float64) for path, leaf in flatten(without.params).items()}
-    step = jax.jit(make_train_step(model, supervision, plain))
-    with_average = jax.jit(make_train_step(model, supervision, averaging), donate_argnums=0)
-    without = jax.tree.map(jnp.copy, without)
-    for rate in (2 / 11, 3 / 12, 4 / 13):
-        state, without = with_average(state, batch, rng, 0.05)[0], step(without, batch, rng, 0.05)[0]
-        d = min(decay, rate)
-        for path, leaf in flatten(without.params).items():
-            expected[path] = d * expected[path] + (1 - d) * np.asarray(leaf, np.float64)
-            np.testing.assert_array_equal(flatten(state.params)[path], leaf, err_msg=path)  # training is the same
-    for path, leaf in flatten(parameters_of(state, "ema")).items():
-        np.testing.assert_allclose(leaf, expected[path], rtol=1e-5, atol=1e-6, err_msg=path)
-    assert parameters_of(state, "trained") is state.params
+    averaging = with_moving_average(plain, 0.24)
+    params = {"w": jnp.array([4.0, -8.0])}
+    state = TrainState(jnp.int32(0), params, averaging.init({"w": jnp.array([9.0, 9.0])}))
+    state = beginning_with(state, params)
+    for _ in range(3):
+        updates, opt_state = averaging.update({"w": jnp.array([1.0, 2.0])}, state.opt_state, state.params)
+        state = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
+    first = np.array([4.0, -8.0])
+    one = 2 / 11 * first + 9 / 11 * np.array([3.0, -10.0])
+    two = 0.24 * one + 0.76 * np.array([2.0, -12.0])  # and no longer 3 / 12
+    three = 0.24 * two + 0.76 * np.array([1.0, -14.0])
+    np.testing.assert_allclose(parameters_of(state, "ema")["w"], three, rtol=1e-6)
+    np.testing.assert_array_equal(parameters_of(state, "trained")["w"], [1.0, -14.0])
+    assert int(state.opt_state.num_updates) == 3
+
+
+KEYS = {f"model.{name}": size for name, size in (SIZES | {"num_layers": 1}).items()} | {
+    "training.num_steps": 3, "training.eval_every": 0, "training.ema_decay": 0.24, "evaluation.parameters": "ema",
+    "checkpoint.every": 1, "checkpoint.keep_last": 0, "footprint.enabled": False, "optimizer.warmup_steps": 1,
+    "sharding.data": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a corpus and the run `whole`, of three steps, which averages its parameters."""
+    folder = make_corpus(tmp_path_factory.mktemp("trained"))
+    assert main(pretraining("gpt", folder, folder / "whole", **KEYS)) == 0
+    return folder
+
+
+def read(run: Path, step: int, parameters: str = "ema") -> dict[str, np.ndarray]:
+    found = jaxformer.load(run, step, parameters=parameters).params
+    return {path: np.asarray(leaf) for path, leaf in flatten(found).items()}
+
+
+def test_a_run_averages_and_trains_as_before(trained: Path) -> None:
+    """What it averages is what it saves at every step; a run that does not average has the same parameters, and no
+    further array."""
+    run, plain = trained / "whole", trained / "plain"
+    for step, decay in ((2, 0.24), (3, 0.24)):
+        before, now, after = read(run, step - 1), read(run, step, "trained"), read(run, step)
+        for path, leaf in after.items():
+            expected = decay * before[path].astype(np.float64) + (1 - decay) * now[path].astype(np.float64)
+            np.testing.assert_allclose(leaf, expected, rtol=1e-5, atol=1e-7, err_msg=path)
+    assert_equal(jaxformer.load(run).params, read(run, 3))  # as the config has it judged
+    keys = KEYS | {"training.ema_decay": 0, "evaluation.parameters": "trained", "checkpoint.every": 0}
+    assert main(pretraining("gpt", trained, plain, **keys)) == 0
+    assert_equal(jaxformer.load(plain).params, read(run, 3, "trained"))
+    arrays = [read_digest(folder / "checkpoints" / "3").arrays for folder in (plain, run)]
+    assert not any("ema" in name or "inner" in name for name in arrays[0])
+    assert len(arrays[1]) == len(arrays[0]) + len(read(run, 3)) + 1
+
+
+def test_a_resumed_average_is_that_of_an_unbroken_run(trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained / "whole", tmp_path / "broken")
+    for step in (2, 3):
+        shutil.rmtree(run / "checkpoints" / str(step))
+    assert main(pretraining("gpt", trained, run, **KEYS)) == 0
+    for kind in ("ema", "trained"):
+        assert_equal(read(run, 3, kind), read(trained / "whole", 3, kind))
+    assert logged(run)[-1] == logged(trained / "whole")[-1]
+    command = pretraining("gpt", trained, run, **KEYS | {"training.ema_decay": 0.5})
+    assert main(command) == 2  # another decay is another run
+
+
+@pytest.mark.parametrize("kind", ["ema", "trained"])
+def test_a_run_may_start_from_the_average(kind: str, trained: Path, tmp_path: Path) -> None:
+    keys = KEYS | {
+        "init_from": trained / "whole",
+        "checkpoint.init_parameters": kind,
+        "training.num_steps": 1,
+        "optimizer.warmup_steps": 0,
+    }
+    assert main(pretraining("gpt", trained, tmp_path / "run", **keys, **{"optimizer.learning_rate": 1e-30})) == 0
+    for own in ("trained", "ema"):  # which begins as what the run begins with
+        for path, leaf in read(trained / "whole", 3, kind).items():
+            np.testing.assert_allclose(read(tmp_path / "run", 1, own)[path], leaf, rtol=1e-6, err_msg=path)
+
+
+def evaluated(run: Path, capsys: Any, *words: str) -> dict[str, float]:
+    capsys.readouterr()
+    assert main(["evaluate", f"--workdir={run}", "--json", "--config.evaluation.max_examples=13", *words]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_evaluations_of_averages_are_named_by_them(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(trained / "whole", tmp_path / "run")
+    judged = evaluated(run, capsys, "--config.evaluation.max_examples=16")
+    logged_loss = next(line["eval/loss"] for line in reversed(read_metrics(run)) if "eval/loss" in line)
+    assert judged["loss"] == pytest.approx(logged_loss, rel=1e-6)  # of the moving average, as in training
+    other = evaluated(run, capsys, "--parameters=trained")
+    assert evaluated(run, capsys, "--parameters=trained", "--average=2", "--step=3")["loss"] != other["loss"]
+    assert evaluated(run, capsys, "--average=2")["loss"] != judged["loss"]
+    found = {file.stem: json.loads(file.read_text()) for file in (run / "results").glob("*.json")}
+    assert {
+        name: {k: v for k, v in one.items() if k in ("step", "average", "parameters")} for name, one in found.items()
+    } == {
+        "evaluate-validation-ema": {"step": 3, "parameters": "ema"},
+        "evaluate-validation": {"step": 3},
+        "evaluate-validation-step-3-average-2": {"step": 3, "average": [2, 3]},
+        "evaluate-validation-average-2-ema": {"step": 3, "average": [2, 3], "parameters": "ema"},
+    }
+
+
+def test_any_devices_judge_alike(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Thirteen rows, of which some devices get none; the run was trained on two."""
+    run = shutil.copytree(trained / "whole", tmp_path / "run")
+    one = evaluated(run, capsys, "--config.sharding.data=1")
+    for keys in (("data=2",), ("data=1", "fsdp=2", "tensor=2"), ("data=3",), ("data=8", "strategy=pmap")):
+        found = evaluated(run, capsys, *(f"--config.sharding.{key}" for key in keys))
+        assert found["examples"] == one["examples"] == 13
+        assert found == pytest.approx(one, rel=1e-6), keys
+    assert main(["evaluate", f"--workdir={run}", "--config.sharding.fsdp=16"]) == 2
+    assert "need 16 devices" in capsys.readouterr().err
+    record = json.loads((run / "config.json").read_text())
+    record["config"]["sharding"] |= {"data": 1, "fsdp": 16}
+    (run / "config.json").write_text(json.dumps(record))
+    assert evaluated(run, capsys) == pytest.approx(one, rel=1e-6)  # trained on more than there are here
+
+
+def test_a_plan_counts_the_average() -> None:
+    with_one, without = (make_plan(configs.load("gpt:smoke", keys)) for keys in (["training.ema_decay=0.9"], []))
+    found, other = with_one["bytes_per_device"], without["bytes_per_device"]
+    assert found["ema"] == other["parameters"] == found["total"] - other["total"] and "ema" not in other

@@ -25,6 +25,7 @@ from jaxformer.report import (
     write_report,
     write_transfer_report,
 )
+from jaxformer.report.evaluations import evaluations_of
 from jaxformer.report.plots import BEST, COLOURS, MOST_COLOURED
 from jaxformer.report.transfer import sentences
 
@@ -180,6 +181,47 @@ def test_the_terminal_table_fits_and_says_what_it_leaves_out(tmp_path):
 
 
 # Page
+
+
+def test_evaluations_are_a_table_of_each_run(tmp_path):
+    """A row for each file, of a mixture for each member; of several steps and averages the oldest first."""
+    path = make_run(tmp_path / "run", task="classification")
+    results = {
+        "evaluate-validation": {
+            "step": 900, "split": "validation", "metrics": {"loss": 0.51, "accuracy": 0.875, "examples": 24},
+            "intervals": {"accuracy": [0.75, 0.95834]}, "data": [{"data": "a/rows.jsonl", "whole": False}],
+        },
+        "evaluate-validation-one-0123": {
+            "step": 100, "split": "validation", "metrics": {"loss": None, "examples": 4},
+            "data": [{"data": "a/<one>.jsonl", "whole": True, "rows": 4, "fingerprint": "f"}],
+        },
+        "evaluate-test-average-3-ema": {
+            "step": 900, "average": [700, 800, 900], "parameters": "ema", "split": "test",
+            "metrics": {"loss": 0.4, "cola/matthews": 0.5, "sst2/accuracy": 0.25, "examples": 8},
+            "intervals": {"sst2/accuracy": [0.125, 0.5]},
+        },
+        "predictions": {"answers": [1]},
+    }  # fmt: skip
+    (path / "results").mkdir()
+    for name, result in results.items():
+        (path / "results" / f"{name}.json").write_text(json.dumps(result))
+    table = evaluations_of(read_run(path))
+    assert table.run == "run" and table.headings == ("Loss", "Examples", "Matthews", "Accuracy")
+    shown = [(what, which, [cell.value for cell in cells]) for what, which, cells in table.rows]
+    assert shown == [
+        ("all of <one>.jsonl", "step 100", ["–", "4", "–", "–"]),
+        ("test", "mean of steps 700, 800, 900, moving average", ["0.4", "8", "–", "–"]),
+        ("test: cola", "mean of steps 700, 800, 900, moving average", ["–", "–", "0.5", "–"]),
+        ("test: sst2", "mean of steps 700, 800, 900, moving average", ["–", "–", "–", "0.25"]),
+        ("validation", "step 900", ["0.51", "24", "–", "0.875"]),
+    ]
+    assert [cells[3].interval for _, _, cells in table.rows] == ["", "", "", "0.125 to 0.5", "0.75 to 0.9583"]
+    page = write_report([path], tmp_path / "out").read_text(encoding="utf-8")
+    assert "<h2>Evaluations</h2>" in page and "all of &lt;one&gt;.jsonl" in page
+    assert "0.875<small>0.75 to 0.9583</small>" in page
+    plain = make_run(tmp_path / "plain")
+    assert evaluations_of(read_run(plain)) is None
+    assert "<h2>Evaluations</h2>" not in write_report([plain], tmp_path / "other").read_text(encoding="utf-8")
 
 
 def test_one_run_gives_a_page_that_stands_alone_and_its_plots(tmp_path):

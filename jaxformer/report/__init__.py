@@ -1,7 +1,7 @@
 """Run directories in; tables, pictures and pages out.
 
-What lives here: a run as its files tell it (`read`), the table of runs (`summary`), figures (`plots`), the page
-(`page`), and what a study of transfer shows (`transfer`).
+What lives here: a run as its files tell it (`read`), the table of runs (`summary`), what was found of each
+(`evaluations`), figures (`plots`), the page (`page`), and what a study of transfer shows (`transfer`).
 What may come in: further tables and figures of finished or running runs and studies.
 What must not: JAX, and anything that makes runs: a report is made where nothing can train."""
 

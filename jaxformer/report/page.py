@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from jaxformer.errors import disk_errors
 from jaxformer.footprint import overlap
+from jaxformer.report.evaluations import evaluations_of
 from jaxformer.report.plots import Plot, metric_name, plots_of
 from jaxformer.report.read import Run, find_runs
 from jaxformer.report.summary import columns, energy_scopes, summary_rows
@@ -71,6 +72,7 @@ def _render(runs: Sequence[Run], out: Path, title: str, study: Mapping[str, Any]
         tiles=_tiles(runs, rows),
         columns=[column for column in columns(rows) if column.heading not in ("Experiment", "Model")],
         origins=[" · ".join(str(row[key]) for key in ("experiment", "family", "preset") if row[key]) for row in rows],
+        evaluations=[found for found in map(evaluations_of, runs) if found is not None],
         groups=_groups(runs, out),
         details=[_detail(run, row) for run, row in zip(runs, rows, strict=True)],
         measured=_how_measured(runs),
