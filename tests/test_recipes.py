@@ -48,6 +48,28 @@ def test_a_recipe_refuses_a_family_it_does_not_know(recipe: str) -> None:
             configs.load(f"{recipe}:nobody,smoke")
 
 
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        ("translate:transformer,base", (4, "gnmt", 0.6, 50, 0, 0, 0)),
+        ("translate:t5,small", (4, "gnmt", 0.6, -1, 0, 0, 0)),
+        ("translate:bart,base", (5, "power", 1.0, -1, 0, 0, 0)),
+        ("summarize:bart,large", (4, "power", 2.0, -1, 55, 140, 3)),
+        ("summarize:bart,xsum,large", (6, "power", 1.0, -1, 10, 60, 3)),
+        ("summarize:bart,smoke", (4, "power", 2.0, -1, 0, 0, 3)),
+        ("summarize:t5,base", (4, "gnmt", 0.6, -1, 0, 0, 0)),
+        ("text_to_text:t5,en_ro,base", (4, "gnmt", 0.6, -1, 0, 0, 0)),
+        ("text_to_text:t5,cnn_dailymail,base", (4, "gnmt", 0.6, -1, 0, 0, 0)),
+        ("text_to_text:t5,cola,base", (1, "gnmt", 0.0, -1, 0, 0, 0)),
+        ("text_to_text:t5,all,base", (1, "gnmt", 0.0, -1, 0, 0, 0)),
+    ],
+)  # fmt: skip
+def test_translations_and_summaries_are_written_as_the_papers_do(recipe: str, expected: tuple) -> None:
+    keys = ("num_beams", "length_penalty", "length_alpha", "extra_length", "min_new_tokens", "max_new_tokens")
+    settings = configs.load(f"finetune/{recipe}").generation
+    assert tuple(getattr(settings, key) for key in (*keys, "no_repeat_ngram")) == expected
+
+
 def test_a_run_of_another_family_is_refused(pretrained: Path) -> None:
     for recipe in ("finetune/classify:gpt", "finetune/glue:bart", "finetune/summarize:t5"):
         with pytest.raises(

@@ -31,6 +31,8 @@ RATES |= {
     "distilbert": RATES["bert"],
     "transformer": RATES["t5"],  # not published: it is not fine-tuned
 }
+# How T5 writes translations and summaries (section 3.7); all else greedily.
+T5_BEAMS: dict[str, object] = {"num_beams": 4, "length_penalty": "gnmt", "length_alpha": 0.6}
 SHRUNK_RATES = {"t5": 1e-2, "bart": 5e-4, "transformer": 1e-3}  # of models of smoke or small size; others: 5e-4
 
 

@@ -117,6 +117,7 @@ MIXTURES = {
     "super_glue": ("boolq", "cb", "copa", "multirc", "rte", "wic"),
     "all": ("glue", "super_glue", "squad", "cnn_dailymail", "en_de", "en_fr", "en_ro"),
 }
+WITH_BEAMS = ("cnn_dailymail", "en_de", "en_fr", "en_ro")
 
 
 def get_config(arg: str = "t5,cola") -> ConfigDict:
@@ -144,6 +145,8 @@ def get_config(arg: str = "t5,cola") -> ConfigDict:
     else:
         config.task, config.data = _task(name), dict(TASKS[name][1])
         best, mode = f"eval/{TASKS[name][0]['metrics'][0]}", "max"
+    if name in WITH_BEAMS:
+        config.generation = dict(common.T5_BEAMS)
     common.train(config, "t5", words, examples=2**18, epochs=128, batch_size=128)  # the baseline's 2^18 steps
     config.training.eval_every = config.checkpoint.every = 5000
     config.checkpoint.update({"best_metric": best, "best_mode": mode})

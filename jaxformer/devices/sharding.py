@@ -281,6 +281,17 @@ def place(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
     }
 
 
+def num_shares(mesh: Mesh) -> int:
+    """Return among how many devices, or groups of them, the rows of a batch are shared out."""
+    return _batch_shares(mesh)[1]
+
+
+def place_whole(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Make global arrays of a batch of which every process has all rows; they must divide by `num_shares`."""
+    own = own_rows(mesh, len(next(iter(batch.values()))))
+    return place(mesh, {name: array[own] for name, array in batch.items()})
+
+
 def constrain(x: jax.Array, mesh: Mesh | None, kinds: Iterable[str]) -> jax.Array:
     """Ask for an activation to be split: "batch" over the batch axes, other kinds as parameters are, "" not at all.
 

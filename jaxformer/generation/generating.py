@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxformer.devices import gathered, num_shares, place_whole
 from jaxformer.errors import UserError
 from jaxformer.generation import beams, decoding
 from jaxformer.generation.config import GenerationConfig
@@ -59,8 +60,9 @@ def generate(
     `weights` are `decoding_weights(model, params)`. A decoder-only model goes on with a prompt; an encoder-decoder
     reads it and starts its answer from `rules.start_id`. What is drawn follows from the seed and the prompts' `numbers`
     (default: 0, 1, …), whatever stands beside them. Prompts are padded to at least `min_width`, so that batches of a
-    set share one compiled program. Raises UserError for encoder-only models, empty prompts, more beams than tokens, and
-    lengths beyond a table of learned positions.
+    set share one compiled program. The devices of a model's mesh share the rows; every process gives all of them and
+    gets all answers. Raises UserError for encoder-only models, empty prompts, more beams than tokens, and lengths
+    beyond a table of learned positions.
     """
     *_, answers = stream(model, weights, prompts, config, rules, numbers=numbers, min_width=min_width)
     return answers
@@ -88,21 +90,27 @@ def stream(
     searches = config.num_beams > 1
     repeats = 1 if searches else config.num_answers
     rows = [np.asarray(prompt) for prompt in prompts for _ in range(repeats)]
+    mesh, num_rows = model.execution.mesh, len(rows)
+    if mesh is not None:  # its devices share the rows; copies of the last one fill them up
+        rows += [rows[-1]] * (-num_rows % num_shares(mesh))
     batch = prompt_batch(model, rows, bucket(max(longest, min_width)), rules.start_id)
     given = arguments(model, config, rules, np.repeat(limits, repeats))
     samples = config.temperature > 0 and not searches
     if samples:
         chosen = np.arange(len(prompts)) if numbers is None else np.asarray(numbers)
+        drawn = (np.repeat(chosen, repeats), np.tile(np.arange(repeats), len(prompts)))
         given["keys_B"] = decoding.row_keys(
-            config.seed, np.repeat(chosen, repeats), np.tile(np.arange(repeats), len(prompts))
+            config.seed, *(np.pad(each, (0, len(rows) - num_rows), "edge") for each in drawn)
         )
     programs = _programs(model, config, num_new, samples)
+    if mesh is not None:
+        batch = place_whole(mesh, batch)
     for state in _written(programs, weights, batch, given, num_new, every):
         if searches:
-            yield beams.answers_of(state, config.num_answers, rules.end_id)
+            yield beams.answers_of(state, config.num_answers, rules.end_id)[:num_rows]
         else:
             flat = decoding.answers_of(state, num_new, rules.end_id)
-            yield [flat[first : first + repeats] for first in range(0, len(flat), repeats)]
+            yield [flat[first : first + repeats] for first in range(0, num_rows, repeats)]
 
 
 def _check(model: Model, prompts: Sequence[np.ndarray], config: GenerationConfig) -> None:
@@ -138,5 +146,5 @@ def _written(
         state = programs.advance(weights, positions_B, state, given, np.int32(min(until, num_new)))
         ended = state.done_B if hasattr(state, "done_B") else state.ended_B
         yield state
-        if every and bool(np.all(np.asarray(ended))):
+        if every and bool(np.all(gathered(ended))):
             return
