@@ -1,6 +1,7 @@
 """Evaluations on any number of devices and processes give the same numbers and answers, and lay parameters as told."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -32,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [
         {
             "text": f"Read the {words[n % 8]} and the {words[n * 3 % 7]}.",
-            "label": ("data", "files")[n % 2],
+            "label": ("data", "files", "concurrency")[n % 3],
             "to": words[n % 5],
         }
         for n in range(ROWS)
@@ -57,6 +58,12 @@ def evaluated(run: Path, capsys: Any, *words: str) -> tuple[dict[str, Any], list
     return json.loads(capsys.readouterr().out.splitlines()[-1]), lines
 
 
+def assert_alike(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert found.keys() == expected.keys()
+    for key, value in found.items():
+        assert value == pytest.approx(expected[key], rel=1e-6, abs=1e-9), key
+
+
 @pytest.mark.parametrize(("name", "keys"), [("writes", ("data=1", "fsdp=2", "tensor=2")), ("tells", ("data=3",))])
 def test_any_devices_judge_alike(
     name: str, keys: tuple[str, ...], folder: Path, capsys: pytest.CaptureFixture[str]
@@ -66,8 +73,7 @@ def test_any_devices_judge_alike(
     one, answers = evaluated(folder / name, capsys, "--config.sharding.data=1", *beams)
     assert one["examples"] == len(answers) == ROWS
     found, theirs = evaluated(folder / name, capsys, *(f"--config.sharding.{key}" for key in keys), *beams)
-    for key, value in found.items():
-        assert value == pytest.approx(one[key], rel=1e-6, abs=1e-9), key
+    assert_alike(found, one)
     if name == "writes":
         assert theirs == answers
     else:
@@ -80,7 +86,7 @@ def test_a_run_from_other_devices_is_judged_on_those_at_hand(folder: Path, tmp_p
     record = json.loads((run / "config.json").read_text())
     record["config"]["sharding"] |= {"data": 1, "fsdp": 16}
     (run / "config.json").write_text(json.dumps(record))
-    assert evaluated(run, capsys)[0] == pytest.approx(one, rel=1e-6)
+    assert_alike(evaluated(run, capsys)[0], one)
     assert main(["evaluate", f"--workdir={run}", "--config.sharding.fsdp=16"]) == 2
     assert "need 16 devices" in capsys.readouterr().err
 
@@ -117,14 +123,12 @@ def test_two_processes_judge_as_one_does(folder: Path, tmp_path: Path, capsys: p
         command = ["evaluate", f"--workdir={run}", "--json", *(f"--config.{key}" for key in keys)]
         one, answers = evaluated(run, capsys, "--config.sharding.data=1")
         words = [sys.executable, "-m", "jaxformer", "launch", "local", "--processes=2", "--", *command]
-        import os
-
         environment = {**os.environ, "XLA_FLAGS": xla_flags(1)}
         done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         printed = [line.removeprefix("[0] ") for line in done.stdout.splitlines() if "{" in line]
         assert len(printed) == 1, done.stdout
         found = json.loads(printed[0])
-        assert found == pytest.approx(one, rel=1e-6, abs=1e-9)
+        assert_alike(found, one)
         (file,) = (run / "results").glob("*.answers.jsonl")
         assert len(file.read_text().splitlines()) == len(answers)
