@@ -2,8 +2,9 @@
 
 The rule. Each case takes a path through the code, which its test tells by a function `path`; cases of equal paths run
 the same code with other numbers. Of every path one case runs: the one that is named for every day, or, in `.ci/run`,
-the one whose name has the smallest CRC-32, a draw that only a new case of the same path can change. What is left is
-marked `full`. So a new path is sampled by itself, and a new case of an old one costs CI nothing.
+the one that is named for CI (what costs least, or shares most with other tests), else the one whose name has the
+smallest CRC-32, a draw that only a new case of the same path can change. What is left is marked `full`. So a new path
+is sampled by itself, and a new case of an old one costs CI nothing.
 """
 
 import zlib
@@ -13,12 +14,14 @@ from typing import Any
 import pytest
 
 
-def sampled(cases: Iterable[Any], path: Callable[..., Any], daily: Collection[Any] = ()) -> list[Any]:
+def sampled(
+    cases: Iterable[Any], path: Callable[..., Any], daily: Collection[Any] = (), ci: Collection[Any] = ()
+) -> list[Any]:
     """Return pytest.param of each case (a value, or a tuple of several): no mark, `slow`, or `slow` and `full`."""
     cases = [case if isinstance(case, tuple) else (case,) for case in cases]
     chosen = {path(*case): case for case in sorted(cases, key=_draw, reverse=True)}
-    named = [case if isinstance(case, tuple) else (case,) for case in daily]
-    chosen |= {path(*case): case for case in named}
+    for_ci, named = ([case if isinstance(case, tuple) else (case,) for case in some] for some in (ci, daily))
+    chosen |= {path(*case): case for case in (*for_ci, *named)}
 
     def marks(case: tuple[Any, ...]) -> tuple[pytest.MarkDecorator, ...]:
         if case in named:

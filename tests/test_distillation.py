@@ -203,8 +203,7 @@ def test_a_student_begins_with_layers_of_its_teacher(name: str, teachers: Path) 
         np.testing.assert_array_equal(array, chosen, err_msg=path)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["bert", "t5"])
+@pytest.mark.parametrize("name", sampled(["bert", "t5"], path=lambda name: "learns and resumes"))
 def test_a_distillation_learns_resumes_and_leaves_its_teacher_alone(name: str, teachers: Path, tmp_path: Path) -> None:
     before = params_of(teachers / name)
     learns = ("optimizer.learning_rate=0.01", "optimizer.schedule=constant", "training.num_steps=12",

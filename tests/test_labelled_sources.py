@@ -1,4 +1,4 @@
-"""Sources of labelled data: CSV, SQuAD, CoNLL, parallel text, Hugging Face and TFDS datasets, and arrays of JSON."""
+"""Sources of labelled data: CSV, SQuAD, CoNLL, parallel text, TFDS datasets, and arrays of JSON."""
 
 import bz2
 import gzip
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from labelled import ALL, CONTEXT, OF_ROWS, refusal, write
 
 from jaxformer.config import load
 from jaxformer.data.columns import CSV, CoNLL
@@ -25,24 +26,9 @@ from jaxformer.data.sources import SOURCES, TFDS, SourceMixture
 from jaxformer.data.squad import SQuAD
 from jaxformer.errors import UserError
 
-ALL: dict[str, Any] = {"validation_share": 1e-12}  # nothing is held out
-
-
-def write(path: Path, content: str | bytes) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return str(path)
-
 
 def records(source: Source, split: str = "train") -> list[Any]:
     return [record for _, record in source.records(split, True)]
-
-
-def refusal(source: Source, *fields: str, kind: str = "class") -> str:
-    with pytest.raises(UserError) as caught:
-        list(source.examples("train", fields or ("text",), kind))
-    assert len(str(caught.value).splitlines()) == 1
-    return str(caught.value)
 
 
 # Columns.
@@ -176,8 +162,6 @@ def test_a_json_file_may_be_an_array_of_objects(indent: int | None, tmp_path: Pa
 
 
 # SQuAD.
-
-CONTEXT = "Ada met Al in Rome."
 
 
 def squad(path: Path, *questions: Any, **paragraph: Any) -> str:
@@ -412,18 +396,6 @@ def tiny_tasks(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-# (label_field, kind, fields, labels by idx)
-OF_ROWS: list[tuple[str, str, tuple[str, ...], list[Any]]] = [
-    ("label", "class", ("question",), [0, 1, 0]),
-    ("score", "number", ("question", "context"), [0.0, 0.5, 1.0]),
-    ("tags", "tags", ("tokens",), [[0, 1]] * 3),
-    ("answers", "span", ("question", "context"),
-     [{"text": [], "answer_start": []}, *[{"text": ["Al"], "answer_start": [8]}] * 2]),
-    ("pair.de", "text", ("pair.en",), [["Nummer 0"], ["Nummer 1"], ["Nummer 2"]]),
-    ("options[1]", "choice", ("question", "options[0]", "options[1]"), [1, 1, 1]),
-]  # fmt: skip
-
-
 @pytest.mark.parametrize(("label_field", "kind", "fields", "labels"), OF_ROWS)
 def test_tfds_gives_labels_of_every_kind(
     label_field: str, kind: str, fields: tuple[str, ...], labels: list[Any], tiny_tasks: str
@@ -435,88 +407,6 @@ def test_tfds_gives_labels_of_every_kind(
     assert source.label_names("class" if kind == "class" else "tags") if kind in ("class", "tags") else True
     if kind in ("class", "number"):
         assert list(source.examples("test", fields, kind)) == []
-
-
-# Hugging Face.
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    datasets = pytest.importorskip("datasets")
-    folder = tmp_path_factory.mktemp("saved")
-    rows = {
-        "idx": [0, 1, 2],
-        "question": ["Who?"] * 3,
-        "context": [CONTEXT] * 3,
-        "answers": [{"text": [], "answer_start": []}, *[{"text": ["Al"], "answer_start": [8]}] * 2],
-        "label": [0, 1, 0],
-        "score": [0.0, 0.5, 1.0],
-        "tokens": [["Ada", "met"]] * 3,
-        "tags": [[1, 0]] * 3,
-        "options": [["a", "b"]] * 3,
-        "pair": [{"en": f"{number}", "de": f"Nummer {number}"} for number in range(3)],
-    }
-    train = datasets.Dataset.from_dict(rows)
-    train = train.cast_column("label", datasets.ClassLabel(names=["no", "yes"]))
-    train = train.cast_column("tags", datasets.List(datasets.ClassLabel(names=["O", "B-PER"])))
-    test = train.map(lambda row: {"label": -1, "score": -1.0}, load_from_cache_file=False)
-    datasets.DatasetDict({"train": train, "test": test}).save_to_disk(folder / "both")
-    train.save_to_disk(folder / "alone")
-    return folder
-
-
-@pytest.mark.parametrize(("label_field", "kind", "fields", "labels"), OF_ROWS)
-def test_hugging_face_gives_labels_of_every_kind(
-    label_field: str, kind: str, fields: tuple[str, ...], labels: list[Any], saved: Path
-) -> None:
-    source = HuggingFace(dataset=str(saved / "both"), label_field=label_field, test_split="test", **ALL)
-    examples = list(source.examples("train", fields, kind))
-    assert [example["label"] for example in examples] == labels
-    assert [example["record"]["idx"] for example in examples] == [0, 1, 2]
-    names = {"class": ("no", "yes"), "tags": ("B-PER", "O")}
-    assert source.label_names(kind) == names.get(kind, ())
-    if kind in ("class", "number"):
-        assert list(source.examples("test", fields, kind)) == []
-
-
-def test_a_saved_dataset_has_splits_and_a_fingerprint_of_its_content(saved: Path, tmp_path: Path) -> None:
-    alone = HuggingFace(dataset=str(saved / "alone"), text_field="pair.de", validation_share=0.5)
-    both = HuggingFace(dataset=str(saved / "both"), text_field="pair.de", validation_split="test")
-    assert list(both.documents("train")) == list(both.documents("validation")) == [f"Nummer {n}" for n in range(3)]
-    train, validation = (list(alone.documents(split)) for split in ("train", "validation"))
-    assert sorted(train + validation) == [f"Nummer {n}" for n in range(3)] and train and validation
-    first = alone.fingerprint("train")
-    (saved / "alone").rename(tmp_path / "moved")
-    moved = HuggingFace(dataset=str(tmp_path / "moved"), text_field="pair.de", validation_share=0.5)
-    assert moved.fingerprint("train") == first != moved.fingerprint("validation")
-    (tmp_path / "moved").rename(saved / "alone")
-    for name, text in (("a", "one"), ("b", "two")):
-        type(alone._loaded["train"]).from_dict({"text": [text]}).save_to_disk(tmp_path / name)
-    assert len({HuggingFace(dataset=str(tmp_path / name)).fingerprint("train") for name in "ab"}) == 2
-    assert set(both.contents()["dataset"]) == {"train", "test"}
-    with pytest.raises(UserError, match="has no split 'tset'; did you mean 'test'.; it has train, test"):
-        list(HuggingFace(dataset=str(saved / "both"), test_split="tset").documents("test"))
-
-
-def test_a_dataset_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets")
-
-    def load(name: str, config: str | None) -> Any:
-        if name != "glue":
-            raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{name}' doesn't exist on the Hub\nmore lines")
-        return datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": [str(config)]})})
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    assert list(HuggingFace(dataset="glue", config="sst2", **ALL).documents("train")) == ["sst2"]
-    message = refusal(HuggingFace(dataset="glu"))
-    assert message == (
-        "data.dataset: glu is not saved on disk, and could not be loaded by that name (Dataset 'glu' doesn't exist on "
-        "the Hub)"
-    )
-    for folder in (str(tmp_path), f"{tmp_path}/nowhere", "./nowhere"):
-        assert f"data.dataset: {folder} is no folder that `save_to_disk`" in refusal(HuggingFace(dataset=folder))
-    write(tmp_path / "state.json", "{}")
-    assert f"data.dataset: {tmp_path} cannot be read" in refusal(HuggingFace(dataset=str(tmp_path)))
 
 
 def test_a_missing_extra_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,20 @@ from pathlib import Path
 import clouds
 import pytest
 from launching import Launch, output, status, until
+from sampling import sampled
 
 from jaxformer.launch.records import Record, jobs_folder
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code", "processes"),
+    # One process may be told what several are.
+    sampled(
+        [(signal.SIGTERM, 75, 1), (signal.SIGTERM, 75, 2), (signal.SIGINT, 130, 1), (signal.SIGINT, 130, 2)],
+        path=lambda number, code, processes: "SIGINT to one" if (code, processes) == (130, 1) else "SIGTERM",
+        ci=[(signal.SIGINT, 130, 2)],
+    ),
+)
 def test_a_signal_goes_on_to_all_local_processes(
     number: signal.Signals, code: int, processes: int, cloud: clouds.Cloud, launch: Launch, project: Path
 ) -> None:
@@ -39,8 +46,10 @@ def test_a_signal_goes_on_to_all_local_processes(
     assert status(launch, "job")["state"] == "stopped"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["stop", "delete", "SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(
+    "how",
+    sampled(["stop", "delete", "SIGINT", "SIGTERM"], path=lambda how: how.startswith("SIG"), ci=["delete"]),
+)
 def test_a_local_job_can_be_stopped_while_it_pauses(
     how: str, cloud: clouds.Cloud, launch: Launch, project: Path
 ) -> None:

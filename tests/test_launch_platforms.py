@@ -47,7 +47,7 @@ def test_the_dry_run_of_a_manifest_can_be_pasted(
     "accelerator",
     [
         ["--accelerator=v4-16", "--slices=2"],
-        pytest.param(["--accelerator=h100:8", "--hosts=4"], marks=pytest.mark.slow),
+        pytest.param(["--accelerator=h100:8", "--hosts=4"], marks=(pytest.mark.slow, pytest.mark.full)),
     ],
 )
 def test_a_jobset_is_applied_followed_and_deleted(accelerator: list[str], cloud: clouds.Cloud, launch: Launch) -> None:
@@ -95,7 +95,10 @@ def test_a_jobset_that_is_stopped_has_time_to_save(cloud: clouds.Cloud, launch: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "said"), [("permission", "ask the project's owner"), ("login", "log in")])
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [pytest.param("permission", "ask the project's owner", marks=pytest.mark.full), ("login", "log in")],
+)
 def test_a_cluster_that_refuses_is_said_so(kind: clouds.Kind, said: str, cloud: clouds.Cloud, launch: Launch) -> None:
     cloud.fail("kubectl", ["apply"], kind)
     assert said in output(launch(*GKE, "--accelerator=v4-16", *COMMAND), 2).splitlines()[-1]

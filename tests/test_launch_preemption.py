@@ -49,7 +49,8 @@ def pod_of(cloud: clouds.Cloud, index: int) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("queued", [[], ["--queued"]])
+# How a TPU is queued for again, test_launch_tpu_vm.py shows.
+@pytest.mark.parametrize("queued", [[], pytest.param(["--queued"], marks=pytest.mark.full)])
 def test_a_preempted_tpu_is_made_again_and_the_run_ends_as_an_unbroken_one(
     queued: list[str], whole: tuple[Path, Path], cloud: clouds.Cloud, launch: Launch, tmp_path: Path
 ) -> None:
@@ -72,7 +73,10 @@ def test_a_preempted_tpu_is_made_again_and_the_run_ends_as_an_unbroken_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("place", "warning"), [("gke-tpu", None), ("gke-gpus", 20.0), ("skypilot", None)])
+@pytest.mark.parametrize(
+    ("place", "warning"),
+    [pytest.param("gke-tpu", None, marks=pytest.mark.full), ("gke-gpus", 20.0), ("skypilot", None)],
+)
 def test_a_preempted_job_ends_as_an_unbroken_one(
     place: str, warning: float | None, whole: tuple[Path, Path], cloud: clouds.Cloud, launch: Launch, tmp_path: Path
 ) -> None:

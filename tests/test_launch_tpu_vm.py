@@ -86,7 +86,9 @@ def test_a_broken_connection_loses_and_repeats_nothing(reconnect: bool, cloud: c
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("quota", "ask for more quota"), ("permission", "ask the project's owner"), ("login", "log in"),
+        # Which line says what, test_clouds.py shows every day.
+        ("quota", "ask for more quota"), pytest.param("permission", "ask the project's owner", marks=pytest.mark.full),
+        pytest.param("login", "log in", marks=pytest.mark.full),
     ],
 )  # fmt: skip
 def test_what_the_user_must_mend_stops_the_launch(
@@ -283,7 +285,7 @@ def test_a_worker_that_fails_on_a_tpu_that_is_taken_does_not_stop_the_job(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [["--delete"], ["--slices=2", "--delete"]])
+@pytest.mark.parametrize("more", [pytest.param(["--delete"], marks=pytest.mark.full), ["--slices=2", "--delete"]])
 def test_the_dry_run_of_a_tpu_can_be_pasted(
     more: list[str], cloud: clouds.Cloud, launch: Launch, project: Path
 ) -> None:

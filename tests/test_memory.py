@@ -42,7 +42,14 @@ SPREAD = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param("adam", marks=pytest.mark.slow), "adafactor", "frozen"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("adam", marks=(pytest.mark.slow, pytest.mark.full)),
+        pytest.param("adafactor", marks=pytest.mark.slow),
+        "frozen",
+    ],
+)
 def test_bytes_are_those_of_real_arrays(name: str) -> None:
     spec, overrides = SPREAD[name]
     config = load(spec, [*overrides, "training.unroll_layers=1"])

@@ -85,7 +85,8 @@ def assert_equal_losses(ours: Path, theirs: Path) -> None:
 
 @pytest.mark.parametrize(
     ("family", "processes"),
-    sampled([("bert", 2), ("t5", 2), ("gpt", 4)], path=lambda family, processes: processes),
+    # The meshes below compare two processes of gpt, and test_strategies.py eight devices of every family.
+    sampled([("bert", 2), ("t5", 2), ("gpt", 4)], path=lambda family, processes: "rows", ci=[("gpt", 4)]),
 )
 def test_several_processes_agree_with_one(family: str, processes: int, runs: dict[tuple[str, int], Path]) -> None:
     assert_equal_losses(runs[family, processes], runs[family, 1])
@@ -96,7 +97,7 @@ def test_several_processes_agree_with_one(family: str, processes: int, runs: dic
     ("keys", "processes", "devices"),
     [
         ({"sharding.fsdp": 2, "sharding.tensor": 2, "sharding.slices": 2, "training.accumulation_steps": 2}, 2, 4),
-        ({"sharding.tensor": 2}, 2, 1),
+        pytest.param({"sharding.tensor": 2}, 2, 1, marks=pytest.mark.full),  # slices split by tensor, too
         ({"sharding.strategy": "pmap"}, 2, 2),
     ],
     ids=["slices", "tensor", "pmap"],
@@ -169,7 +170,10 @@ def test_one_of_two_processes_may_end_at_any_moment(corpus: Path, whole: Path, t
     assert_same_run(broken, whole)
 
 
-@pytest.mark.parametrize("seed", sampled(range(4), path=lambda seed: "ends at random"))
+# The ends above, of test_launch_preemption.py and of test_slurm.py are of the same kinds.
+@pytest.mark.slow
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(4))
 def test_random_ends_change_nothing(seed: int, corpus: Path, whole: Path, tmp_path: Path) -> None:
     draw, broken = random.Random(seed), tmp_path / "broken"
     command, output = words("gpt", corpus, broken), tmp_path / "output"

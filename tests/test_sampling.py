@@ -16,6 +16,9 @@ def test_one_case_of_each_path_runs_in_ci_and_those_named_every_day() -> None:
     found = marks(sampled(CASES, path=lambda family, name: family, daily=[("gpt", "b")]))
     assert found[("gpt", "b")] == set() and found[("gpt", "a")] == {"slow", "full"}
     assert sorted(map(len, (found[case] for case in CASES if case[0] == "t5"))) == [1, 2, 2]
+    for case in CASES[2:]:
+        found = marks(sampled(CASES, path=lambda family, name: family, daily=[("gpt", "b")], ci=[case, ("gpt", "a")]))
+        assert found[case] == {"slow"} and [len(found[other]) for other in CASES].count(2) == 3
 
 
 def test_the_draw_of_a_path_stays_when_another_gets_cases() -> None:

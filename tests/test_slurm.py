@@ -54,7 +54,7 @@ def wait_for_step(workdir: Path, step: int, cluster: slurm.Slurm, job: str) -> N
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_a_preempted_job_comes_back_and_ends_as_an_unbroken_one(
     devices: int, cluster: slurm.Slurm, launch: Launch, tmp_path: Path
 ) -> None:
