@@ -24,10 +24,12 @@ PYTHON ?= $(shell .ci/find-python 3.13 3.12 3.14 3.11 3)
 # What is imported is compiled then; compiling all that is installed takes longer than installing it.
 PIP_FLAGS ?= --quiet --disable-pip-version-check --no-compile
 
-.PHONY: venv demo test test-slow test-full test-faults test-second test-reference lint constraints
+.PHONY: venv venv-second venv-reference demo test test-slow test-full test-faults test-second test-reference lint constraints
 .NOTPARALLEL:
 
 venv: .venv/installed
+
+venv-reference: .venv-reference/installed
 
 # The constraints in force follow the Python that the environment holds. Sources are editable, so they are no prerequisite.
 # $(1) is the Python that makes the environment where there is none yet, $(2) the extra that is installed.
@@ -70,13 +72,15 @@ test-faults: .venv/installed
 test-reference: .venv-reference/installed
 	.venv-reference/bin/python $(PYTEST) tests/test_live_reference.py tests/test_huggingface_sources.py
 
-# Evaluated when test-second runs, by which time .venv is there. No line both calls make and tests: make -n obeys.
+# Evaluated when venv-second or test-second runs, by which time .venv is there. No line both calls make and tests: make -n obeys.
 FIRST = $(shell .venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 SECOND_PYTHON ?= $(shell .ci/find-python $(filter-out $(FIRST),3.11 3.12 3.13 3.14))
 SECOND = $(shell $(SECOND_PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 
-test-second: .venv/installed
+venv-second: .venv/installed
 	$(if $(SECOND_PYTHON),$(MAKE) .venv-$(SECOND)/installed,@echo "NO SECOND PYTHON beside $(FIRST): its tests are left out" >&2)
+
+test-second: venv-second
 	$(if $(SECOND_PYTHON),.venv-$(SECOND)/bin/python $(PYTEST) -m "versions and not slow")
 
 lint: .venv/installed
