@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -35,7 +34,7 @@ from jaxformer.runs.progress import Display
 from jaxformer.storage import read_record, store_errors, write_json, write_lines
 from jaxformer.tables import counted
 from jaxformer.tasks import signatures
-from jaxformer.training import losses_of, make_eval_step
+from jaxformer.training import compiled_eval_step, losses_of
 
 
 def judge(
@@ -135,7 +134,7 @@ def evaluate_run(
     check_same("the data", str([[len(member.rows) for member in data.held_out], judged.facts]))
     for line in [*counted(data.left_out), *[described(fact, judged.part) for fact in judged.facts]]:
         display.note(line)
-    eval_step = jax.jit(make_eval_step(run.model, losses_of(data.supervision)))
+    eval_step = compiled_eval_step(run.model, losses_of(data.supervision))
     found = evaluations(config, data, run.model, eval_step, run.params, mesh)
     result = Result(summary(found), bounds(found, config.seed))
     if is_first():

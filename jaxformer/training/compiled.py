@@ -67,8 +67,14 @@ def compiled_steps(model: Model, settings: StepSettings, mesh: Mesh) -> Steps:
             donate_argnums=0,
             out_shardings=(placed, everywhere),
         )
-    eval_step = jax.jit(make_eval_step(model, settings.losses))
+    eval_step = compiled_eval_step(model, settings.losses)
     return Steps(jax.jit(make_state, out_shardings=placed), train_step, eval_step, placed)
+
+
+@functools.lru_cache(maxsize=8)
+def compiled_eval_step(model: Model, losses: Losses) -> Any:
+    """Return the jitted evaluation (params, batch) -> (sums, predictions), which training and `evaluate` share."""
+    return jax.jit(make_eval_step(model, losses))
 
 
 def _pmapped(step: Any, mesh: Mesh) -> Any:
