@@ -24,7 +24,8 @@ PYTHON ?= $(shell .ci/find-python 3.13 3.12 3.14 3.11 3)
 # What is imported is compiled then; compiling all that is installed takes longer than installing it.
 PIP_FLAGS ?= --quiet --disable-pip-version-check --no-compile
 
-.PHONY: venv venv-second venv-reference demo test test-slow test-full test-faults test-second test-reference lint constraints
+.PHONY: venv venv-second venv-reference demo test test-slow test-full test-faults test-second test-reference lint \
+    constraints
 .NOTPARALLEL:
 
 venv: .venv/installed
@@ -72,7 +73,7 @@ test-faults: .venv/installed
 test-reference: .venv-reference/installed
 	.venv-reference/bin/python $(PYTEST) tests/test_live_reference.py tests/test_huggingface_sources.py
 
-# Evaluated when venv-second or test-second runs, by which time .venv is there. No line both calls make and tests: make -n obeys.
+# Evaluated when these run, by which time .venv is there. No line both calls make and tests: make -n obeys.
 FIRST = $(shell .venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 SECOND_PYTHON ?= $(shell .ci/find-python $(filter-out $(FIRST),3.11 3.12 3.13 3.14))
 SECOND = $(shell $(SECOND_PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
