@@ -46,8 +46,9 @@ VERSIONS = (
 )  # fmt: skip
 # Files that take longest, the longest first: each process begins with its share, so that none ends with a long one.
 LONG = (
-    "experiments", "runs", "processes", "strategies", "models", "launch_preemption", "demo", "slurm", "compatibility",
-    "distillation", "launch_tpu_vm", "interop", "storage", "reference", "memory", "checkpoint", "docs", "install",
+    "readme", "experiments", "processes", "storage", "docs", "slurm", "install", "newcomer", "demo", "runs",
+    "launch_preemption", "models", "strategies", "memory", "interop", "reference", "launch_tpu_vm", "compatibility",
+    "distillation", "checkpoint",
 )  # fmt: skip
 
 # Tests press Ctrl-C. A shell lets what it starts in the background ignore that, and so would all that tests start.

@@ -119,7 +119,7 @@ def test_starting_at_a_step_gives_what_an_unbroken_run_has_there(start: int, pro
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", [0, 3])
+@pytest.mark.parametrize("start", [pytest.param(0, marks=pytest.mark.full), 3])
 def test_worker_processes_make_the_same_batches(start: int) -> None:
     assert_equal(train(8, first_example=8 * start, workers=2), train(8, first_example=8 * start))
 

@@ -84,12 +84,12 @@ def fall_of(family: str) -> float:
     return 0.25 if family == "distilbert" else 0.5
 
 
-# GPT-2's objective and kind of model are GPT's and GPT-3's.
+# GPT-2's objective and kind of model are GPT's and GPT-3's, and the Transformer's kind of model is BART's.
 @pytest.mark.parametrize(
     "family",
     sampled(
         [family for family in FAMILIES if family != WHOLE],
-        path=lambda family: "gpt3" if family == "gpt2" else family,
+        path=lambda family: {"gpt2": "gpt3", "transformer": "bart"}.get(family, family),
     ),
 )
 def test_a_short_smoke_run_learns(family: str, smoke: Smoke, run_cli: Any) -> None:

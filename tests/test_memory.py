@@ -130,7 +130,9 @@ SPREAD_OUT = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SPREAD_OUT)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.full) if name == "2 x 2 x 2" else name for name in SPREAD_OUT]
+)
 def test_activations_of_a_mesh_and_of_accumulation(name: str) -> None:
     """Half of the model's width in every layer, so that gathered parameters and gradients are no small part."""
     config = load("gpt2:124m", [

@@ -515,7 +515,7 @@ def cleaned(text: str) -> str:
 @pytest.mark.reference
 @pytest.mark.parametrize("system", SIZES)
 def test_real_text_makes_the_round_trip(system: str, real: dict[str, Tokenizer], lines: list[str]) -> None:
-    backend = real[system].backend
+    backend, lines = real[system].backend, lines[::3]
     ids = [encoding.ids for encoding in backend.encode_batch(lines, add_special_tokens=False)]
     decoded = backend.decode_batch(ids, skip_special_tokens=False)
     if system in ("gpt2", "bart"):
