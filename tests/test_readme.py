@@ -253,12 +253,9 @@ def test_a_number_that_points_nowhere_is_named(name: str, value: int, said: str,
 
 
 @pytest.mark.slow
-def test_the_commands_work_one_after_the_other(
-    fresh: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_commands_work_one_after_the_other(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Guards the README as a walk: each command finds what those before it have left. All in one process, and of narrow
     models, which takes a quarter of the time."""
-    monkeypatch.setenv("JAXFORMER_CACHE", str(fresh / "cache"))
     short = ["training.num_steps=4", "training.batch_size=8", "optimizer.warmup_steps=1", "evaluation.max_examples=8"]
     commands = [
         c for c in COMMANDS if c.split()[1] in ("train", "evaluate", "generate", "predict", "embed", "report", "export")
