@@ -47,6 +47,7 @@ def test_75_runs_again_and_a_second_launch_goes_on_counting(cloud: clouds.Cloud,
     assert status(launch, "job")["attempts"] == 4 and not cloud.state()["nodes"]
 
 
+@pytest.mark.slow
 def test_the_line_of_the_worker_that_the_user_must_mend_is_shown(cloud: clouds.Cloud, launch: Launch) -> None:
     script = 'if [ $JAX_PROCESS_ID = 1 ]; then echo "data.path: no such file"; exit 2; fi; sleep 2; exit 75'
     said = output(launch(*tpu(script)), 2)

@@ -20,6 +20,7 @@ import jaxformer  # noqa: E402
 from jaxformer.interop import export_run, import_run  # noqa: E402
 
 pytestmark = pytest.mark.slow
+torch.set_num_threads(1)  # the models are tiny, and other processes use the cores
 
 
 @pytest.fixture(scope="module", params=make_reference.SYSTEMS)

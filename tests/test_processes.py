@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 from compiling import xla_flags
-from sampling import sampled
 from training import assert_same_run, logged, make_corpus, pretraining
 
 from jaxformer.checkpoint import finished_steps
@@ -83,11 +82,10 @@ def assert_equal_losses(ours: Path, theirs: Path) -> None:
     assert np.abs(losses - expected_losses).max() < 0.02  # by then rounding has grown
 
 
-@pytest.mark.parametrize(
-    ("family", "processes"),
-    # The meshes below compare two processes of gpt, and test_strategies.py eight devices of every family.
-    sampled([("bert", 2), ("t5", 2), ("gpt", 4)], path=lambda family, processes: "rows", ci=[("gpt", 4)]),
-)
+# Below, meshes over processes are compared with one.
+@pytest.mark.slow
+@pytest.mark.full
+@pytest.mark.parametrize(("family", "processes"), [("bert", 2), ("t5", 2), ("gpt", 4)])
 def test_several_processes_agree_with_one(family: str, processes: int, runs: dict[tuple[str, int], Path]) -> None:
     assert_equal_losses(runs[family, processes], runs[family, 1])
 

@@ -155,6 +155,7 @@ def test_a_mesh_drops_what_one_device_drops(name: str, mesh: str) -> None:
     assert np.abs(expected / on_one_device(name)[0] - 1).max() > 1e-3  # dropout did something
 
 
+@pytest.mark.slow
 def test_pmapped_devices_drop_different_units() -> None:
     """The same row on every device: with equal draws the gradient would be that of one of them."""
     slots = (*DROPOUT, ONE_LAYER)
