@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TextIO
 
-from tensorboardX import SummaryWriter
-
 from jaxformer.errors import disk_errors
 from jaxformer.storage import finite, read_metrics
 
@@ -24,6 +22,9 @@ class MetricsLog:
         self._evaluated: set[int] = set()
         if not writes:
             return
+        # It imports all of PyTorch where that is installed, which takes seconds: only for who writes a log.
+        from tensorboardX import SummaryWriter
+
         with disk_errors(self.path):
             self._cut(resume_step)
             for entry in read_metrics(workdir):
