@@ -71,7 +71,7 @@ test-faults: .venv/installed
 	.venv/bin/python tests/faults.py
 
 test-reference: .venv-reference/installed
-	.venv-reference/bin/python $(PYTEST) tests/test_live_reference.py tests/test_huggingface_sources.py
+	.venv-reference/bin/python $(PYTEST) tests/test_live_*.py tests/test_huggingface_sources.py
 
 # Evaluated when these run, by which time .venv is there. No line both calls make and tests: make -n obeys.
 FIRST = $(shell .venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')

@@ -61,8 +61,9 @@ def programs(
     """Return the programs that search with `num_beams` beams for answers of up to `num_new` tokens.
 
     Of each prompt's continuations the 2 K likeliest are looked at: those that end, among the first K, become answers,
-    and the first K of the others go on. A search is done when no running beam can still beat the worst of K answers,
-    or, where `early`, when there are K (Wu et al., 2016, and tensor2tensor; fairseq).
+    and the first K of the others go on. A search is done when there are K answers and no running beam can still beat
+    the worst of them, or at once, where `early`. Whether one can is seen, as where the penalties come from, by its
+    score at the length at which the penalty helps most (gnmt: tensor2tensor), or at its own (power: transformers).
     """
 
     def chosen(hidden_BTD: jax.Array, weights: Params, state: BeamState, given: Mapping[str, Any]) -> BeamState:
@@ -124,7 +125,8 @@ def programs(
         """Say of which prompts no running beam can become one of the best answers, bool [B]."""
         worst_B = state.answer_scores_BK[:, -1]
         # As an answer grows, a positive alpha makes its score better; so much better it becomes at most.
-        longest_B = jnp.where(given["alpha"] > 0, given["limit_B"], state.num_written)
+        bounds = (given["alpha"] > 0) & (penalized == "gnmt")
+        longest_B = jnp.where(bounds, given["limit_B"], state.num_written)
         best_B = state.scores_BK[:, 0] / penalty(penalized, longest_B, given["alpha"])
         found_B = worst_B > -jnp.inf
         return (best_B <= worst_B) | (found_B if early else jnp.zeros_like(found_B))
