@@ -56,35 +56,33 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[Any], Any], tuple[Any, 
 }  # fmt: skip
 
 
+def state(tokens: Ids) -> logits.Written:
+    """Return what our functions are told of rows of which LENGTH tokens are written, PROMPT of them by others."""
+    return logits.Written(
+        jnp.array(tokens),
+        jnp.broadcast_to(jnp.arange(PLACES) < LENGTH, tokens.shape),
+        jnp.int32(LENGTH),
+        jnp.full(ROWS, LENGTH - PROMPT, jnp.int32),
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [(name, value) for name, (*_, values) in FUNCTIONS.items() for value in values]
 )
 def test_logit_functions(name: str, value: float, drawn: tuple[np.ndarray, Ids]) -> None:
     values, tokens = drawn
     ours, theirs, _ = FUNCTIONS[name]
-    written = logits.Written(
-        jnp.array(tokens),
-        jnp.broadcast_to(jnp.arange(PLACES) < LENGTH, tokens.shape),
-        jnp.int32(LENGTH),
-        jnp.full(ROWS, LENGTH - PROMPT, jnp.int32),
-    )
     expected = theirs(value)(torch.from_numpy(tokens[:, :LENGTH]).long(), torch.from_numpy(values.copy())).numpy()
-    np.testing.assert_allclose(np.asarray(ours(jnp.array(values), written, value)), expected, rtol=1e-6)
+    np.testing.assert_allclose(ours(jnp.array(values), state(tokens), value), expected, rtol=1e-6)
 
 
 def test_logit_functions_one_after_the_other(drawn: tuple[np.ndarray, Ids]) -> None:
     """All together, in the order in which transformers builds them."""
     settings = {"repetition_penalty": 1.3, "min_new_tokens": 9, "temperature": 0.8, "top_k": 40, "top_p": 0.9}
     values, tokens = drawn
-    written = logits.Written(
-        jnp.array(tokens),
-        jnp.broadcast_to(jnp.arange(PLACES) < LENGTH, tokens.shape),
-        jnp.int32(LENGTH),
-        jnp.full(ROWS, LENGTH - PROMPT, jnp.int32),
-    )
     found = jnp.array(values)
     for function in logits.logit_functions(**settings, no_repeat_ngram=2, min_p=0.02):  # type: ignore[arg-type]
-        found = function(found, written, settings | {"min_p": 0.02, "end": END})  # type: ignore[arg-type]
+        found = function(found, state(tokens), settings | {"min_p": 0.02, "end": END})  # type: ignore[arg-type]
     config = transformers.GenerationConfig(
         do_sample=True, no_repeat_ngram_size=2, eos_token_id=END, min_p=0.02, **settings
     )
@@ -270,10 +268,10 @@ def compare(pair: Pair, settings: dict[str, Any], padded: bool = False) -> None:
     different = [n for n in range(NUM_PROMPTS) if [ids for ids, _ in ours[n]] != [ids for ids, _ in theirs[n]]]
     assert len(different) <= NUM_PROMPTS // 100
     assert [n for n in different if smallest_gap(pair, n, settings) > 1e-5] == []
-    if "num_beams" in settings:
+    if "num_beams" in settings:  # greedy ones have none of theirs
         for number in set(range(NUM_PROMPTS)) - set(different):
             scores = [[score for _, score in answers[number]] for answers in (ours, theirs)]
-            np.testing.assert_allclose(*scores, rtol=5e-6, atol=1e-4)
+            np.testing.assert_allclose(*scores, rtol=1e-4)  # float32: both are up to 1e-5 from their float64 ones
 
 
 def smallest_gap(pair: Pair, number: int, settings: dict[str, Any]) -> float:
