@@ -63,7 +63,7 @@ def drawn(name: str, prompts: list[Ids], weights: Any = None, **options: Any) ->
     return [[answer.ids.tolist() for answer in answers] for answers in found]
 
 
-@pytest.mark.parametrize("name", ["banded", "t5"])
+@pytest.mark.parametrize("name", ["banded", pytest.param("t5", marks=pytest.mark.slow)])
 def test_a_seed_draws_the_same_whatever_stands_beside_a_prompt(name: str) -> None:
     together = drawn(name, PROMPTS, seed=3)
     assert len({tuple(answer) for (answer,) in together}) == len(PROMPTS)
