@@ -57,9 +57,9 @@ def programs(model: Model, num_new: int, samples: bool, functions: tuple[LogitFu
         """Write the next token of each row."""
         num_rows, places = state.tokens_BS.shape
         place = places - num_new + state.num_written
-        plain_BV = allowed_logits(model.project(weights, hidden_BD), state.states, given)
+        plain_BV = model.project(weights, hidden_BD)
         written = Written(state.tokens_BS, state.is_token_BS, place, jnp.broadcast_to(state.num_written, num_rows))
-        logits_BV = plain_BV
+        logits_BV = allowed_logits(plain_BV, state.states, given)
         for function in functions:
             logits_BV = function(logits_BV, written, given["values"])
         if samples:
