@@ -397,7 +397,8 @@ def _literal(text: str) -> Any:
 
 def _check(config: Config) -> None:
     """Refuse what cannot work, with the reason."""
-    model, longest = config.model, config.longest_row
+    model, longest, training = config.model, config.longest_row, config.training
+    config.generation.check_family(model.family)
     if model.position == "learned" and longest > model.max_length:
         raise UserError(f"model.max_length: {model.max_length} positions, but rows are {longest} tokens long")
     if config.distillation is not None:
@@ -405,7 +406,6 @@ def _check(config: Config) -> None:
             raise UserError("distillation: a student is taught on an objective, not on a task; leave one of them out")
         if config.init_from and config.distillation.layers:
             raise UserError("init_from: with distillation.layers the student begins from its teacher; leave one out")
-    training = config.training
     if training.patience and not training.eval_every:
         raise UserError(
             "training.patience: it counts evaluations, of which there is one alone, at the end; set training.eval_every"

@@ -139,6 +139,7 @@ def test_the_module_answers_like_the_script(run_cli: Callable[..., "subprocess.C
         pytest.param(["evaluate", "--workdir=x", "--split=trian"], "'trian'", id="split"),
         pytest.param(["demo", "--family=brt"], "'brt'", id="family"),
         pytest.param(["generate", "--workdir=x", "--temperature=warm"], "'warm'", id="number"),
+        pytest.param(["generate", "--workdir=x", "--num-beam=2"], "--num-beam=2", id="a flag of a section"),
     ],
 )
 def test_a_mistyped_command_is_the_users_to_mend(
@@ -160,7 +161,13 @@ def test_a_mistyped_command_is_the_users_to_mend(
         pytest.param(["evaluate", "--workdir=nowhere"], "nowhere is not a run", id="evaluate no run"),
         pytest.param(["generate", "--workdir=nowhere", "Hello"], "nowhere is not a run", id="generate no run"),
         pytest.param(["report", "nowhere"], "nowhere", id="report no run"),
-        pytest.param(["generate", "--workdir=nowhere", "--config.seed=1"], "takes no config keys", id="overrides"),
+        pytest.param(["export", "--workdir=nowhere", "--config.seed=1", "x"], "takes no config keys", id="overrides"),
+        pytest.param(
+            ["generate", "--workdir=x", "a", "--top-k=4", "--config.generation.top_k=3"],
+            "--top-k: --config.generation",
+            id="a flag and its key",
+        ),
+        pytest.param(["generate", "--workdir=x", "a", "--stream", "--json"], "leave out --json", id="a stream of JSON"),
         pytest.param(["tokenizer", "show", "--tokenizer=nowhere.json"], "no tokenizer file nowhere", id="tokenizer"),
     ],
 )

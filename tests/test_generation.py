@@ -391,7 +391,7 @@ def test_a_mask_in_a_prompt_is_one_where_masks_are_filled(tmp_path: Path, monkey
     config = ByteBPE(vocab_size=300, special="bart")
     tokenizer, rows = train_tokenizer(config, ["The lock is free. <mask> </s>"] * 3), []
     monkeypatch.setattr(
-        "jaxformer.runs.loading.generate", lambda _, __, prompts, *___, **____: rows.extend(prompts) or [[]]
+        "jaxformer.runs.generating.generate", lambda _, __, prompts, *___, **____: rows.extend(prompts) or [[]]
     )
     run = dataclasses.replace(jaxformer.load(make_run("bart", tmp_path / "run")), tokenizer=tokenizer)
     members = [{"name": "text_infilling", "weight": 1}, {"name": "prefix_lm", "weight": 1}]
@@ -409,7 +409,7 @@ def test_a_prompt_ends_as_what_was_read_in_training_did(
 ) -> None:
     run, rows = jaxformer.load(make_run("gpt2", tmp_path / "run")), []
     monkeypatch.setattr(
-        "jaxformer.runs.loading.generate", lambda _, __, prompts, *___, **____: rows.extend(prompts) or [[]]
+        "jaxformer.runs.generating.generate", lambda _, __, prompts, *___, **____: rows.extend(prompts) or [[]]
     )
     carried = objective.for_model(carrier("decoder_only", "prefix"))
     dataclasses.replace(run, config=dataclasses.replace(run.config, objective=carried)).generate(["Open the file."])

@@ -172,7 +172,7 @@ def test_a_continuation_joins_its_prompt_as_one_text(kind: str, exported: Any) -
     run = dataclasses.replace(jaxformer.load(exported("gpt2")[0]), tokenizer=words)
     ids = words.encode("the thread may wait until the lock")
     for cut in range(1, len(ids)):
-        assert words.decode(ids[:cut]) + run._continuation(ids[:cut], ids[cut:]) == words.decode(ids)
+        assert words.decode(ids[:cut]) + run.continuation(ids[:cut], ids[cut:]) == words.decode(ids)
 
 
 def test_a_run_binds_the_token_that_its_decoder_starts_from(exported: Any) -> None:

@@ -21,7 +21,7 @@ import jaxformer
 from jaxformer.checkpoint import save_params
 from jaxformer.cli.main import main
 from jaxformer.errors import UserError
-from jaxformer.runs import answering, predicting
+from jaxformer.runs import answer_file, answering, predicting
 from jaxformer.runs.loading import LoadedRun
 from jaxformer.trees import unflatten
 
@@ -350,7 +350,7 @@ def test_other_input_or_another_model_does_not_go_on_in_a_file(
     before = source.read_bytes()
     code, _, err = cli(*words[:2], f"--input={source}", f"--output={source}", "--overwrite")
     assert code == 2 and "is the input" in err and source.read_bytes() == before
-    with answering.answer_file(tmp_path / "held.jsonl", {}):
+    with answer_file.answer_file(tmp_path / "held.jsonl", {}):
         code, _, err = cli("predict", f"--workdir={folder('bert_label')}", "--output", tmp_path / "held.jsonl", "A")
     assert code == 2 and "another process writes to" in err
 

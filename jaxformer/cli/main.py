@@ -13,7 +13,9 @@ from typing import Any
 from jaxformer import __version__
 from jaxformer.checks import several
 from jaxformer.cli import verbs
+from jaxformer.cli.flags import add_flags
 from jaxformer.errors import Interrupted, UserError
+from jaxformer.generation import GenerationConfig
 
 OVERRIDE = "--config."
 CHANGED = "go on although the run's data or tokenizer changed"
@@ -192,17 +194,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print JSON")
 
     generate = add(
-        "generate", verbs.generate, "continue a prompt, or answer it", 'generate --workdir=runs/gpt-smoke "Return the"'
-    )
-    generate.add_argument("--workdir", required=True, metavar="DIR", help="the run directory")
-    choose_parameters(generate)
-    generate.add_argument("prompts", nargs="*", metavar="PROMPT", help="prompts (default: one per line of stdin)")
-    generate.add_argument("--temperature", type=float, help="0 takes the likeliest token; above 0 samples")
-    generate.add_argument("--max-new-tokens", type=int, help="longest answer, in tokens")
-    generate.add_argument("--seed", type=int, help="seed of the sampling")
-    generate.add_argument("--allow-config-change", action="store_true", help=CHANGED)
-    generate.add_argument("--json", action="store_true", help="print JSON")
-
+        "generate", verbs.generate, "continue a prompt, or answer it",
+        'generate --workdir=runs/gpt-smoke "Return the" --temperature=0.8 --top-k=40', overrides=True,
+    )  # fmt: skip
+    generate.add_argument("prompts", nargs="*", metavar="PROMPT", help="prompts (default: --input, or standard input)")
     predict = add(
         "predict", verbs.predict, "let a fine-tuned model answer: a line of JSON for each row",
         "predict --workdir=runs/tuned --input=new.jsonl --output=answers.jsonl", overrides=True,
@@ -213,6 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     for verb in (predict, embed):
         verb.add_argument("texts", nargs="*", metavar="TEXT", help="texts (default: --input, or standard input)")
+    for verb in (generate, predict, embed):
         verb.add_argument("--workdir", required=True, metavar="DIR", help="the run directory")
         choose_parameters(verb)
         verb.add_argument(
@@ -223,12 +219,19 @@ def _parser() -> argparse.ArgumentParser:
         )
         verb.add_argument("--overwrite", action="store_true", help="replace what is in the output")
         verb.add_argument("--allow-config-change", action="store_true", help=CHANGED)
-    predict.add_argument(
-        "--output", metavar="FILE", help="where the lines go (default: standard output); begun again, it goes on there"
-    )
-    predict.add_argument(
-        "--skip-malformed", type=int, default=0, metavar="N", help="answer up to N malformed rows with what is wrong"
-    )
+    for verb in (generate, predict):
+        verb.add_argument(
+            "--output",
+            metavar="FILE",
+            help="where lines of JSON go (default: to standard output); begun again, it goes on there",
+        )
+        verb.add_argument(
+            "--skip-malformed",
+            type=int,
+            default=0,
+            metavar="N",
+            help="answer up to N malformed rows with what is wrong",
+        )
     predict.add_argument(
         "--format", default="jsonl", choices=("jsonl", "official"),
         help="official: and beside the output what official scorers and servers read",
@@ -241,7 +244,14 @@ def _parser() -> argparse.ArgumentParser:
     embed.add_argument(
         "--layer", type=int, default=-1, metavar="N", help="0: what the first layer reads; -1, the default: the last"
     )
-    embed.add_argument("--field", default="", metavar="NAME", help="whose text is read, of rows with several fields")
+    for verb in (generate, embed):
+        verb.add_argument("--field", default="", metavar="NAME", help="whose text is read, of rows with several fields")
+    generate.add_argument("--json", action="store_true", help="print a line of JSON for each prompt")
+    generate.add_argument(
+        "--stream", action=argparse.BooleanOptionalAction,
+        help="show text as it comes (default: where a terminal shows the answers to PROMPTs)",
+    )  # fmt: skip
+    add_flags(generate, "generation", GenerationConfig)
 
     report = add("report", verbs.report, "write a page with plots and a table of runs", "report runs/* --output=report")
     report.add_argument("runs", nargs="+", metavar="DIR", help="run directories")

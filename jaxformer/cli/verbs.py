@@ -1,13 +1,16 @@
 """What each verb of the command line does, once its words are read. Nothing heavy is imported before it is needed."""
 
 import argparse
+import functools
 import json
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxformer.cli.flags import with_flags
 from jaxformer.errors import UserError
 from jaxformer.storage import finite, local_path, location
 
@@ -61,26 +64,46 @@ def evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def _loaded(args: argparse.Namespace) -> Any:
+def _loaded(args: argparse.Namespace, overrides: Sequence[str] = (), spread: bool = False) -> Any:
     """Return the run that is meant, with the parameters that are."""
     from jaxformer.runs import load
 
     return load(
-        args.workdir, args.step, average=args.average, parameters=args.parameters,
+        args.workdir, args.step, overrides, spread=spread, average=args.average, parameters=args.parameters,
         allow_change=args.allow_config_change,
     )  # fmt: skip
 
 
 def generate(args: argparse.Namespace, overrides: list[str]) -> int:
-    import dataclasses
+    from jaxformer.generation import GenerationConfig
 
-    run = _loaded(args)
-    given = {"temperature": args.temperature, "max_new_tokens": args.max_new_tokens, "seed": args.seed}
-    generation = dataclasses.replace(run.config.generation, **{k: v for k, v in given.items() if v is not None})
-    prompts = args.prompts or [line.rstrip("\n") for line in sys.stdin]
-    for prompt, answer in zip(prompts, run.generate(prompts, generation), strict=True):
-        continues = run.config.model.family == "decoder_only"
-        print(json.dumps({"prompt": prompt, "text": answer}) if args.json else prompt + answer if continues else answer)
+    overrides = with_flags(args, "generation", GenerationConfig, _reading(overrides, args.input))
+    if args.stream and (args.output or args.json):
+        raise UserError(f"--stream: text is shown as it comes; leave out {'--output' if args.output else '--json'}")
+
+    from jaxformer.devices import has_peers, is_first
+    from jaxformer.runs import Display, answering, given
+
+    run = _loaded(args, overrides, spread=True)
+    if has_peers() and not args.prompts and args.input in ("", given.STDIN):
+        raise UserError("--input: several processes cannot share standard input; name a file")
+    generation, continues = run.config.generation, run.config.model.family == "decoder_only"
+    streams = args.stream
+    if streams is None:  # a person who waits for one answer
+        single = generation.num_beams == generation.num_answers == 1 and not (args.output or args.json)
+        streams = single and bool(args.prompts) and sys.stdout.isatty()
+    shown = None if args.json else functools.partial(answering.as_text, continues=continues)
+    output = answering.Output(_output(args) if args.output else None, args.overwrite, args.skip_malformed, shown=shown)
+    field = args.field or answering.field_of(run)
+    display = Display(quiet=not is_first())
+    with given.given(args.prompts, args.input, run.config.data, [field]) as rows:
+        if streams:  # without a bar, which would draw over the text
+            put = functools.partial(print, end="", flush=True) if is_first() else lambda text: None
+            answering.show(run, rows, field, put, display)
+        else:
+            facts = answering.facts_of(run)
+            with display:
+                answering.generate(run, rows, field, output, facts, display)
     return 0
 
 

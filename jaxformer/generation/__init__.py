@@ -6,15 +6,20 @@ answer, or that it is one of (`automata`).
 What may come in: further logit functions, filling of masks.
 What must not: run directories and tokenizers: prompts and answers are ids."""
 
-from jaxformer.generation.automata import choice_table, stop_table
+from typing import TYPE_CHECKING, Any
+
 from jaxformer.generation.config import GenerationConfig, with_open_length
-from jaxformer.generation.generating import decoding_weights, generate, require_generator, stream
-from jaxformer.generation.writing import Answer, TokenRules
+
+if TYPE_CHECKING:
+    from jaxformer.generation.automata import choice_table, stop_table
+    from jaxformer.generation.generating import check_prompts, decoding_weights, generate, require_generator, stream
+    from jaxformer.generation.writing import Answer, TokenRules
 
 __all__ = [
     "Answer",
     "GenerationConfig",
     "TokenRules",
+    "check_prompts",
     "choice_table",
     "decoding_weights",
     "generate",
@@ -23,3 +28,13 @@ __all__ = [
     "stream",
     "with_open_length",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what computes when it is first asked for: the config's fields are the flags of `jaxformer generate`, whose
+    `--help` need not wait for JAX."""
+    if name in __all__:
+        from jaxformer.generation import automata, generating, writing
+
+        return next(vars(module)[name] for module in (automata, generating, writing) if name in vars(module))
+    raise AttributeError(f"module 'jaxformer.generation' has no attribute '{name}'")

@@ -18,28 +18,37 @@ def with_open_length(section: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def option(default: Any, text: str) -> Any:
+    """A field of the config with what is said of it, which is the help of its flag, too."""
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
     """How answers are written. `num_beams` above 1 searches; otherwise `temperature` 0 takes the likeliest token
     (greedy), and above 0 it draws."""
 
-    max_new_tokens: int = 0  # 0: as many as a task's targets may have, else 64
-    min_new_tokens: int = 0  # before so many the end token is not written
-    extra_length: int = -1  # at most so many tokens more than were read (Transformer: 50); -1: no such limit
-    temperature: float = 0.0  # divides the logits
-    top_k: int = 0  # draws among the k likeliest tokens; 0: among all
-    top_p: float = 1.0  # draws among the likeliest tokens whose probabilities reach p together
-    min_p: float = 0.0  # draws among tokens at least this share of the likeliest one's probability
-    repetition_penalty: float = 1.0  # above 1, tokens that stand there already become less likely
-    no_repeat_ngram: int = 0  # no sequence of n tokens is written twice; 0: any may be
-    num_beams: int = 1
-    length_penalty: str = "gnmt"  # log P / ((5 + length) / 6)^alpha; power: log P / length^alpha (fairseq)
-    length_alpha: float = 0.0
-    early_stopping: bool = False  # ends with as many whole answers as beams, though a better one may come
-    num_answers: int = 1  # to each prompt: so many are drawn, or the best of the beams
-    stop: tuple[str, ...] = ()  # texts that end an answer, and are no part of it
-    choices: tuple[str, ...] = ()  # the answer is one of these texts
-    seed: int = 0
+    max_new_tokens: int = option(0, "most tokens of an answer; 0: as many as a task's targets may have, else 64")
+    min_new_tokens: int = option(0, "before so many the end token is not written")
+    extra_length: int = option(-1, "at most so many tokens more than were read (Transformer: 50); -1: no such limit")
+    temperature: float = option(
+        0.0, "0: the likeliest token (greedy); above 0 tokens are drawn, by logits divided by it"
+    )
+    top_k: int = option(0, "draw among the k likeliest tokens; 0: among all")
+    top_p: float = option(1.0, "draw among the likeliest tokens whose probabilities reach p together")
+    min_p: float = option(0.0, "draw among tokens at least this share of the likeliest one's probability")
+    repetition_penalty: float = option(1.0, "above 1, tokens that stand there already become less likely")
+    no_repeat_ngram: int = option(0, "no sequence of n tokens is written twice; 0: any may be")
+    num_beams: int = option(1, "above 1: beam search, for the likeliest answer as a whole")
+    length_penalty: str = option(
+        "gnmt", "of beams: gnmt, log P / ((5 + length) / 6)^alpha, or power, log P / length^alpha"
+    )
+    length_alpha: float = option(0.0, "the alpha of the length penalty")
+    early_stopping: bool = option(False, "end with as many whole answers as beams, though a better one may come")
+    num_answers: int = option(1, "answers to each prompt: so many are drawn, or the best of the beams")
+    stop: tuple[str, ...] = option((), "a text that ends an answer, and is no part of it")
+    choices: tuple[str, ...] = option((), "a text that the answer may be; it is one of them")
+    seed: int = option(0, "of what is drawn")
 
     def __post_init__(self) -> None:
         for key in ("max_new_tokens", "min_new_tokens", "temperature", "top_k", "no_repeat_ngram"):
@@ -61,6 +70,14 @@ class GenerationConfig:
             if "" in getattr(self, key):
                 raise UserError(f"generation.{key}: one of its texts is empty; leave it out")
         self._check_answers()
+
+    def check_family(self, family: str) -> None:
+        """Raise UserError where a model of this family would be asked to search with beams, and does not write."""
+        if self.num_beams > 1 and family == "encoder_only":
+            raise UserError(
+                "generation.num_beams: beams write text, and an encoder_only model does not write; it fills masks "
+                "(`jaxformer fill`)"
+            )
 
     def _check_answers(self) -> None:
         if self.num_beams > 1:

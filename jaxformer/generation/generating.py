@@ -80,8 +80,7 @@ def stream(
     every: int = 0,
 ) -> Iterator[list[list[Answer]]]:
     """Yield what `generate` returns as far as it is written, after `every` further tokens (0: once, whole)."""
-    _check(model, prompts, config)
-    limits = longest_answers(model, config, prompts)
+    limits = check_prompts(model, prompts, config)
     if not prompts:
         yield []
         return
@@ -94,14 +93,13 @@ def stream(
     if mesh is not None:  # its devices share the rows; copies of the last one fill them up
         rows += [rows[-1]] * (-num_rows % num_shares(mesh))
     batch = prompt_batch(model, rows, bucket(max(longest, min_width)), rules.start_id)
-    given = arguments(model, config, rules, np.repeat(limits, repeats))
+    filled = functools.partial(np.pad, pad_width=(0, len(rows) - num_rows), mode="edge")
+    given = arguments(model, config, rules, filled(np.repeat(limits, repeats)))
     samples = config.temperature > 0 and not searches
     if samples:
         chosen = np.arange(len(prompts)) if numbers is None else np.asarray(numbers)
-        drawn = (np.repeat(chosen, repeats), np.tile(np.arange(repeats), len(prompts)))
-        given["keys_B"] = decoding.row_keys(
-            config.seed, *(np.pad(each, (0, len(rows) - num_rows), "edge") for each in drawn)
-        )
+        answers = np.tile(np.arange(repeats), len(prompts))
+        given["keys_B"] = decoding.row_keys(config.seed, filled(np.repeat(chosen, repeats)), filled(answers))
     programs = _programs(model, config, num_new, samples)
     if mesh is not None:
         batch = place_whole(mesh, batch)
@@ -113,7 +111,9 @@ def stream(
             yield [flat[first : first + repeats] for first in range(0, num_rows, repeats)]
 
 
-def _check(model: Model, prompts: Sequence[np.ndarray], config: GenerationConfig) -> None:
+def check_prompts(model: Model, prompts: Sequence[np.ndarray], config: GenerationConfig) -> np.ndarray:
+    """Return the most tokens that the answer to each prompt may have, int32 [B]. Raises UserError, naming the prompt,
+    for what cannot be generated."""
     require_generator(model.config.family)
     for number, prompt in enumerate(prompts):
         if len(prompt) == 0:
@@ -125,6 +125,7 @@ def _check(model: Model, prompts: Sequence[np.ndarray], config: GenerationConfig
                 f"generation.{key}: {getattr(config, key)} is more than the {model.config.vocab_size} tokens of the "
                 "vocabulary"
             )
+    return longest_answers(model, config, prompts)
 
 
 def _programs(model: Model, config: GenerationConfig, num_new: int, samples: bool) -> decoding.Programs:

@@ -1,160 +1,136 @@
-"""The verbs `predict` and `embed`: files of any length in, an answer or a vector for each row out."""
+"""The verbs `predict`, `generate` and `embed`: files of any length in, an answer or a vector for each row out."""
 
-import contextlib
 import json
-import signal
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from types import FrameType
-from typing import Any, NamedTuple
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from jaxformer import config as configs
-from jaxformer.data import IDS, PLACES, Malformed, Record, unlabelled
-from jaxformer.errors import Interrupted, UserError, disk_errors
+from jaxformer.data import PLACES, Malformed, Record, unlabelled
+from jaxformer.errors import UserError, disk_errors
+from jaxformer.generation import GenerationConfig
 from jaxformer.objectives import Supervision
-from jaxformer.runs.answer_file import AnswerFile, answer_file, numbered
+from jaxformer.runs.answer_rows import Example, Output, Read, Work, answer_rows, bracketed, looked_through
 from jaxformer.runs.embedding import layer_number, vectors
+from jaxformer.runs.generating import answered, check_streams, checked_prompt, streamed, writing
 from jaxformer.runs.given import Given
 from jaxformer.runs.loading import LoadedRun
 from jaxformer.runs.official import check_official, write_official
 from jaxformer.runs.predicting import answers_to
 from jaxformer.runs.progress import Display
-from jaxformer.runs.shapes import windows
 from jaxformer.storage import store_errors
+from jaxformer.tables import brief
 
-Example = dict[str, Any]
-Read = Callable[[Record | Malformed, str], Example]
-
-
-class Output(NamedTuple):
-    """Where answers go (None: to standard output), whether what is there is replaced, how many malformed rows are
-    answered with what is wrong with them, and whether the official scorer's files are written beside it."""
-
-    path: Path | None = None
-    overwrite: bool = False
-    skip_malformed: int = 0
-    official: bool = False
+_NONE = {"text": "", "ended": False}  # of beams, none of which ended
 
 
 @store_errors()
 def predict(run: LoadedRun, task: Supervision, rows: Given, output: Output, facts: Mapping[str, Any],
             display: Display) -> None:  # fmt: skip
-    """Write the task's answer to each row as a line of JSON, with the row's number, from 0, and its id if it has one.
-
-    All rows are read before the first is answered: a malformed one is refused at once, with its file and line. A file
-    that is begun again, with the same `facts`, goes on behind its last whole line. Raises Interrupted on SIGTERM and
-    Ctrl-C where it can go on.
-    """
+    """Write the task's answer to each row as a line of JSON (see `answer_rows`)."""
 
     def read(record: Record | Malformed, where: str) -> Example:
         return unlabelled(record, task.fields, task.label_kind, run.config.data, where)
 
-    total, wrong = _looked_through(rows, read, output.skip_malformed)
+    def answer(examples: Sequence[Example], numbers: Sequence[int], count: Callable[..., None]) -> list[dict[str, Any]]:
+        answers, num_cut = answers_to(run, task, examples, run.config.evaluation_rows)
+        count(cut=num_cut)
+        return answers
+
     if output.official:
-        check_official(task, output.path, wrong)
-    with contextlib.ExitStack() as held:
-        if output.path is None:
-            file: Any = _Standard()
-        else:
-            file = held.enter_context(answer_file(output.path, {"input": rows.digest, **facts}, output.overwrite))
-            held.enter_context(_going_on(file, total))
-        begun, num_cut = file.count, 0
-        if begun:
-            goes_on = f"going on behind answer {begun:,} of {total:,}"
-            display.note(f"{output.path}: {'nothing to do' if begun == total else goes_on}")
-        for lines, cut in _answered(run, task, rows, read, begun):
-            file.add(lines)
-            num_cut += cut
-            if output.path is not None:
-                display.progress("predicting", file.count, total)
-    notes = [f"{wrong:,} malformed"] if wrong else []
+        check_official(task, output.path, looked_through(rows, read, output.skip_malformed)[1])
+    work = Work("predicting", read, answer, run.config.evaluation_rows)
+    found = answer_rows(rows, work, output, facts, display)
+    notes = [f"{found.malformed:,} malformed"] if found.malformed else []
     what = task.answering.what_is_cut if task.answering else ""
-    notes += [f"{num_cut:,} of {total - begun:,} {what}"] if num_cut else []
+    notes += [f"{found.counts['cut']:,} of {found.answered:,} {what}"] if found.counts["cut"] else []
     if output.path is not None or notes:
-        display.note(f"{output.path or 'standard output'}: {total:,} answers{_bracketed(notes)}")
+        display.note(f"{output.path or 'standard output'}: {found.total:,} answers{bracketed(notes)}")
     if output.official and output.path is not None:
         for path in write_official(task, output.path):
             display.note(f"{path}: for the official scorer")
 
 
-def _looked_through(rows: Given, read: Read, skip: int) -> tuple[int, int]:
-    """Return how many rows there are, and how many of them are malformed, of which `skip` may be. Raises the first one
-    too many."""
-    total = wrong = 0
-    for where, record in rows.rows():
-        total += 1
+@store_errors()
+def generate(
+    run: LoadedRun, rows: Given, field: str, output: Output, facts: Mapping[str, Any], display: Display
+) -> None:
+    """Write what the model writes after each row's text (`field`), or in answer to it, as a line of JSON (see
+    `answer_rows`): "prompt", and what `LoadedRun.answers` says of the answer, or of several as "answers"."""
+    config, size = writing(run, None, {}), run.config.evaluation_rows
+
+    read = prompt_reader(run, config, field)
+
+    def answer(examples: Sequence[Example], numbers: Sequence[int], count: Callable[..., None]) -> list[dict[str, Any]]:
+        def done(found: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+            answers = [answer for each in found for answer in each]
+            cut = sum(not answer["ended"] for answer in answers)
+            count(rows=len(found), answers=len(answers), cut=cut, tokens=sum(answer["tokens"] for answer in answers))
+
+        found = answered(run, config, [example["row"] for example in examples], numbers, size, done)
+        return [
+            {"prompt": example[field], **({"answers": each} if config.num_answers > 1 else each[0] if each else _NONE)}
+            for example, each in zip(examples, found, strict=True)
+        ]
+
+    found = answer_rows(rows, Work("generating", read, answer, size), output, facts, display)
+    if output.path is not None:
+        malformed = [f"{found.malformed:,} malformed"] if found.malformed else []
+        display.note(
+            f"{output.path}: {found.total:,} rows{bracketed([*malformed, *written(found.counts, found.seconds)])}"
+        )
+
+
+def written(counts: Mapping[str, int], seconds: float) -> list[str]:
+    """Return what is said of answers that were written."""
+    if not counts.get("answers"):
+        return []
+    notes = [f"{counts['cut']:,} of {counts['answers']:,} answers not ended"] if counts["cut"] else []
+    return [*notes, f"{counts['tokens']:,} tokens, {brief(counts['tokens'] / max(seconds, 1e-9))} per second"]
+
+
+def prompt_reader(run: LoadedRun, config: GenerationConfig, field: str) -> Read:
+    """Return what reads a record as a prompt, its ids as "row"; an empty one, or one too long, is malformed."""
+
+    def read(record: Record | Malformed, where: str) -> Example:
+        example = unlabelled(record, (field,), "", run.config.data, where)
         try:
-            read(record, where)
-        except Malformed as error:
-            if wrong == skip:
-                told = (
-                    f" (--skip-malformed={skip} let pass {skip} before it; raise it, or mend the rows)" if skip else ""
-                )
-                raise UserError(f"{error}{told}") from error
-            wrong += 1
-    return total, wrong
+            return example | {"row": checked_prompt(run, config, example[field])}
+        except UserError as error:
+            raise Malformed(f"{where}: {error}") from error
+
+    return read
 
 
-def _answered(
-    run: LoadedRun, task: Supervision, rows: Given, read: Read, begun: int
-) -> Iterator[tuple[list[dict[str, Any]], int]]:
-    """Yield lines from number `begun` on, some at a time, and how many texts of them were cut. Rows are read together
-    as they would be from the beginning, so that answers do not depend on where a file goes on."""
-    size = run.config.evaluation_rows
-    start = end = 0
-    for window in windows(rows.rows(), size):
-        start, end = end, end + len(window)
-        if end <= begun:
-            continue
-        lines: list[dict[str, Any]] = []
-        examples = []
-        for where, record in window:
-            try:
-                examples.append(read(record, where))
-                known = examples[-1]["record"]
-                lines.append(next(({"id": known[key]} for key in IDS if key in known), {}))
-            except Malformed as error:
-                lines.append({"error": str(error)})
-        answers, cut = answers_to(run, task, examples, size)
-        for line, answer in zip((line for line in lines if "error" not in line), answers, strict=True):
-            line.update(answer)
-        yield lines[max(begun - start, 0) :], cut
+@store_errors()
+def show(run: LoadedRun, rows: Given, field: str, put: Callable[[str], Any], display: Display) -> None:
+    """Write the answers to the rows' texts (`field`) one after the other, as they come; behind the prompt, where they
+    go on with it."""
+    config, counts, begun = writing(run, None, {}), Counter[str](), time.monotonic()
+    check_streams(config)
+    read = prompt_reader(run, config, field)
+    prompts = [read(record, where) for where, record in rows.rows()]  # refused before anything is shown
+    for number, prompt in enumerate(prompts):
+        put(prompt[field] if run.model.config.family == "decoder_only" else "")
+        stream = streamed(run, config, prompt["row"], number)
+        try:
+            while True:
+                put(next(stream))
+        except StopIteration as end:
+            counts.update(answers=1, tokens=end.value["tokens"], cut=not end.value["ended"])
+        put("\n")
+    display.note("; ".join(written(counts, time.monotonic() - begun)))
 
 
-class _Standard:
-    """Standard output, as a file of answers that is always new."""
-
-    count = 0
-
-    def add(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        for line in numbered(lines, self.count):
-            print(line)
-        sys.stdout.flush()
-        self.count += len(lines)
-
-
-@contextlib.contextmanager
-def _going_on(file: AnswerFile, total: int) -> Iterator[None]:
-    """Let SIGTERM and Ctrl-C end what the same command goes on with, and say so."""
-
-    def ended(number: int, frame: FrameType | None = None) -> None:
-        said = f"stopped by {signal.Signals(number).name}: {file.count:,} of {total:,} are answered"
-        raise Interrupted(f"{said}; run the same command to go on", code=130 if number == signal.SIGINT else 75)
-
-    try:
-        before = signal.signal(signal.SIGTERM, ended)
-    except ValueError:  # not the main thread: the program around us owns the signals
-        before = None
-    try:
-        yield
-    except KeyboardInterrupt:
-        ended(signal.SIGINT)
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+def as_text(line: Mapping[str, Any], continues: bool) -> str:
+    """Return a line of `generate` as people read it: the answers, one below the other, each behind its prompt where it
+    goes on with it; of a malformed row what is wrong."""
+    if "error" in line:
+        return str(line["error"])
+    return "\n".join(line["prompt"] * continues + answer["text"] for answer in line.get("answers", [line]))
 
 
 def facts_of(run: LoadedRun) -> dict[str, Any]:
@@ -186,7 +162,7 @@ def embed(run: LoadedRun, rows: Given, field: str, pooling: tuple[str, int], out
     def read(record: Record | Malformed, where: str) -> Example:
         return unlabelled(record, (field,), "", run.config.data, where)
 
-    total, _ = _looked_through(rows, read, 0)
+    total, _ = looked_through(rows, read, 0)
     temporary = path.with_name(f".{path.name}.unfinished")
     counts = np.zeros(2, np.int64)
     with disk_errors(path):
@@ -207,8 +183,4 @@ def embed(run: LoadedRun, rows: Given, field: str, pooling: tuple[str, int], out
     cut, empty = counts.tolist()
     notes = [f"{cut:,} cut to {run.model.config.max_length} tokens"] if cut else []
     notes += [f"{empty:,} without a token: their vectors are 0"] if empty else []
-    display.note(f"{path}: float32 {list(array.shape)}{_bracketed(notes)}")
-
-
-def _bracketed(notes: Sequence[str]) -> str:
-    return f" ({'; '.join(notes)})" if notes else ""
+    display.note(f"{path}: float32 {list(array.shape)}{bracketed(notes)}")

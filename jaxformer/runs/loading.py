@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,14 +13,15 @@ from jaxformer import config as configs
 from jaxformer.checkpoint import Source, Which, named, restore_params, source_of
 from jaxformer.checks import several
 from jaxformer.config import Config
-from jaxformer.devices import activations_mesh, param_shardings, placed, prepare_process
+from jaxformer.devices import activations_mesh, connect, param_shardings, placed, prepare_process
 from jaxformer.errors import UserError
-from jaxformer.evaluation import before_stops, token_rules
-from jaxformer.generation import Answer, GenerationConfig, decoding_weights, generate, require_generator
+from jaxformer.generation import GenerationConfig, decoding_weights
 from jaxformer.models import Model, Params
 from jaxformer.objectives import Supervision
+from jaxformer.runs.devices_here import mesh_here
 from jaxformer.runs.embedding import vectors
 from jaxformer.runs.fingerprints import check_tokenizer
+from jaxformer.runs.generating import answered, check_streams, checked_prompt, prompt_rows, streamed, writing
 from jaxformer.runs.predicting import Input, predicted, task_of
 from jaxformer.storage import read_record, store_errors
 from jaxformer.tasks import defined_by
@@ -123,33 +124,41 @@ class LoadedRun:
     def generate(
         self, prompts: str | Sequence[str], generation: GenerationConfig | None = None, **changes: Any
     ) -> list[Any]:
-        """Return the text that the model writes after each prompt (or, an encoder-decoder, in answer to it): a list,
-        also of one prompt, given as a string; with `num_answers` above 1 a list of texts for each.
+        """Return the text that the model writes after each prompt (or, an encoder-decoder, in answer to it): a list
+        also of one prompt, given as a string, and a list of texts for each where `num_answers` is above 1.
 
         Answers are written as the run's config says, or `generation`, with `changes` of its fields:
         `run.generate("Once", temperature=0.8)`. Raises UserError for what cannot be written.
         """
-        found = [[each["text"] for each in each_of] for each_of in self.answers(prompts, generation, **changes)]
-        config = dataclasses.replace(generation or self.config.generation, **changes)
+        config = writing(self, generation, changes)
+        found = [[each["text"] for each in each_of] for each_of in self.answers(prompts, config)]
         return found if config.num_answers > 1 else [texts[0] if texts else "" for texts in found]
 
     def answers(
-        self, prompts: str | Sequence[str], generation: GenerationConfig | None = None, *, first: int = 0,
+        self, prompts: str | Sequence[str], generation: GenerationConfig | None = None, *, batch_size: int = 0,
         **changes: Any,
     ) -> list[list[dict[str, Any]]]:  # fmt: skip
-        """Return the answers to each prompt: "text", "score" (the logarithm of its probability, after beams with the
-        penalty of its length), "tokens" (how many were written) and whether it "ended" by itself.
+        """Return the answers to each prompt (see `generate`): "text", "score" (the logarithm of its probability, after
+        beams with the penalty of its length), "tokens" (how many were written) and whether it "ended" by itself.
 
-        What is drawn for a prompt follows from the seed and its number, `first` and so on.
+        What is drawn for a prompt follows from the seed and its number, from 0, alone.
         """
-        config = dataclasses.replace(generation or self.config.generation, **changes)
-        require_generator(self.model.config.family)
-        rows = [self.prompt_ids(prompt) for prompt in several(prompts)]
-        rules, numbers = token_rules(self.model, self.tokenizer, config), range(first, first + len(rows))
-        answers = generate(self.model, self.weights, rows, config, rules, numbers=numbers)
-        return [
-            [self.answer_text(row, answer, config) for answer in each] for row, each in zip(rows, answers, strict=True)
-        ]
+        config = writing(self, generation, changes)
+        rows = prompt_rows(self, config, several(prompts))
+        return answered(self, config, rows, range(len(rows)), batch_size or self.config.evaluation_rows)
+
+    def stream(
+        self, prompt: str, generation: GenerationConfig | None = None, *, number: int = 0, **changes: Any
+    ) -> Generator[str, None, dict[str, Any]]:
+        """Yield the text that the model writes after a prompt (see `generate`), piece by piece as it comes: whole
+        characters, and nothing that a stop string takes back.
+
+        The generator returns the answer, as `answers` gives it; `number` is the prompt's. Raises UserError for
+        beams, and for several answers.
+        """
+        config = writing(self, generation, changes)
+        check_streams(config)
+        return streamed(self, config, checked_prompt(self, config, prompt), number)
 
     def prompt_ids(self, prompt: str) -> np.ndarray:
         """Return what the model reads of a prompt, int32."""
@@ -162,12 +171,10 @@ class LoadedRun:
             row = np.append(row, self.tokenizer.vocabulary.id("end")).astype(np.int32)
         return row
 
-    def answer_text(self, row: np.ndarray, answer: Answer, config: GenerationConfig) -> dict[str, Any]:
-        """Return an answer to a prompt's ids as JSON holds it."""
-        continues = self.model.config.family == "decoder_only"
-        text = self._continuation(row, answer.ids) if continues else self.tokenizer.decode(answer.ids)
-        text = before_stops(text, config.stop)
-        return {"text": text, "score": answer.score, "tokens": len(answer.ids), "ended": answer.ended}
+    def continuation(self, row: np.ndarray, ids: np.ndarray) -> str:
+        """Return the text of ids behind a row's: whether a space stands between the two, only both together tell."""
+        before, both = self.tokenizer.decode(row), self.tokenizer.decode(np.append(row, ids))
+        return both[len(before) :] if both.startswith(before) else self.tokenizer.decode(ids)
 
     def overridden(self, overrides: str | Sequence[str]) -> "LoadedRun":
         """Return the run with other keys of its config, `section.key=value`: what it reads and how, not what it is.
@@ -205,24 +212,31 @@ class LoadedRun:
         found = [found for found, _, _ in vectors(self, several(texts), pooling, layer, batch_size)]
         return np.concatenate([np.zeros((0, self.model.config.d_model), np.float32), *found])
 
-    def _continuation(self, row: np.ndarray, ids: np.ndarray) -> str:
-        """Return the text of ids behind a row's: whether a space stands between the two, only both together tell."""
-        before, both = self.tokenizer.decode(row), self.tokenizer.decode(np.append(row, ids))
-        return both[len(before) :] if both.startswith(before) else self.tokenizer.decode(ids)
-
 
 @store_errors()
 def load(
-    run: str | Path, step: str | int = "", *, average: int = 1, parameters: str = "", allow_change: bool = False
-) -> LoadedRun:
+    run: str | Path, step: str | int = "", overrides: str | Sequence[str] = (), *, spread: bool = False,
+    average: int = 1, parameters: str = "", allow_change: bool = False,
+) -> LoadedRun:  # fmt: skip
     """Load a run directory: a checkpoint, the tokenizer and the config.
 
-    `step` is "latest" (if nothing else is said), "best" or a number; RUN@best and the like say it too. `average` is of
-    how many checkpoints, that one and those before it, the mean is taken. `parameters` are those that were "trained" or
-    "ema", their moving average ("": evaluation.parameters of the run's config). Raises UserError for anything missing
-    or damaged, and, unless `allow_change`, for a tokenizer that is not the one that the run was trained with.
+    `step` is "latest" (if nothing else is said), "best" or a number; RUN@best and the like say it too. `overrides` are
+    those of `LoadedRun.overridden`. With `spread`, or overrides of `sharding`, the run lives on all devices of all
+    processes (see `mesh_here`), else on the first one. `average` is of how many checkpoints, that one and those before
+    it, the mean is taken. `parameters` are those that were "trained" or "ema", their moving average ("":
+    evaluation.parameters of the run's config). Raises UserError for anything missing or damaged, and, unless
+    `allow_change`, for a tokenizer that is not the one that the run was trained with.
     """
-    return with_parameters(stored_run(run, allow_change), run, Which(step, average, parameters))
+    given = several(overrides)
+    spread = spread or any(override.startswith("sharding.") for override in given)
+    if spread:
+        connect()
+    stored, mesh = stored_run(run, allow_change), None
+    config = overridden(stored.config, given)
+    if spread:
+        config, mesh = mesh_here(config, given, lambda note: None)
+    mesh = mesh if mesh is not None and mesh.size > 1 else None
+    return with_parameters(stored._replace(config=config), run, Which(step, average, parameters), mesh)
 
 
 def with_parameters(run: StoredRun, where: str | Path, which: Which, mesh: Mesh | None = None) -> LoadedRun:
