@@ -16,8 +16,8 @@ def add_flags(parser: argparse.ArgumentParser, section: str, room: type) -> None
     """Give a parser a flag for each field of a section's dataclass; the help of each is the field's own."""
     group = parser.add_argument_group(
         section,
-        f"each of these is --config.{section}.KEY=VALUE in short, and counts before what the run's own config says "
-        "(in brackets: where that says nothing)",
+        f"each is --config.{section}.KEY=VALUE in short, and counts before what the run's own config\n"
+        "says (in brackets: the value where that says nothing)",
     )
     kinds = typing.get_type_hints(room)
     for field in dataclasses.fields(room):
