@@ -24,6 +24,7 @@ _TEXT = [
 _TOKENIZERS = {
     "bpe": ByteBPE(vocab_size=290), "wordpiece": WordPiece(vocab_size=100),
     "unigram": Unigram(vocab_size=90, num_sentinels=20), "plain": Unigram(vocab_size=70, num_sentinels=0),
+    "bart": ByteBPE(vocab_size=300, special="bart"),
 }  # fmt: skip
 _SIZES = {"d_model": 16, "d_ff": 24, "num_heads": 2, "head_dim": 8, "num_layers": 3, "max_length": 64}
 _CAUSAL = {"objective": {"name": "causal_lm", "sequence_length": 32}}

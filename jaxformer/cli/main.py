@@ -206,9 +206,13 @@ def _parser() -> argparse.ArgumentParser:
         "embed", verbs.embed, "write vectors of texts, a .npy file",
         "embed --workdir=runs/bert-smoke --input=texts.txt --output=vectors.npy", overrides=True,
     )  # fmt: skip
-    for verb in (predict, embed):
+    fill = add(
+        "fill", verbs.fill, "fill the masks of texts: candidates with their probabilities",
+        'fill --workdir=runs/bert-smoke "The [MASK] is empty."', overrides=True,
+    )  # fmt: skip
+    for verb in (fill, predict, embed):
         verb.add_argument("texts", nargs="*", metavar="TEXT", help="texts (default: --input, or standard input)")
-    for verb in (generate, predict, embed):
+    for verb in (generate, fill, predict, embed):
         verb.add_argument("--workdir", required=True, metavar="DIR", help="the run directory")
         choose_parameters(verb)
         verb.add_argument(
@@ -219,7 +223,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         verb.add_argument("--overwrite", action="store_true", help="replace what is in the output")
         verb.add_argument("--allow-config-change", action="store_true", help=CHANGED)
-    for verb in (generate, predict):
+    for verb in (generate, fill, predict):
         verb.add_argument(
             "--output",
             metavar="FILE",
@@ -244,9 +248,16 @@ def _parser() -> argparse.ArgumentParser:
     embed.add_argument(
         "--layer", type=int, default=-1, metavar="N", help="0: what the first layer reads; -1, the default: the last"
     )
-    for verb in (generate, embed):
+    for verb in (generate, fill, embed):
         verb.add_argument("--field", default="", metavar="NAME", help="whose text is read, of rows with several fields")
-    generate.add_argument("--json", action="store_true", help="print a line of JSON for each prompt")
+    fill.add_argument("--top", type=int, metavar="N", help="candidates of each mask (default: 5, or all the targets)")
+    fill.add_argument("--targets", default="", metavar="WORD,…", help="words that alone are candidates, a token each")
+    fill.add_argument(
+        "--one-by-one", action="store_true",
+        help="fill several masks one after the other, the most certain first (default: each as if the others stayed)",
+    )  # fmt: skip
+    for verb in (generate, fill):
+        verb.add_argument("--json", action="store_true", help="print a line of JSON for each text")
     generate.add_argument(
         "--stream", action=argparse.BooleanOptionalAction,
         help="show text as it comes (default: where a terminal shows the answers to PROMPTs)",

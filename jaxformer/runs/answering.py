@@ -1,4 +1,4 @@
-"""The verbs `predict`, `generate` and `embed`: files of any length in, an answer or a vector for each row out."""
+"""The verbs `predict`, `generate`, `fill` and `embed`: files of any length in, an answer or a vector for each row out."""
 
 import json
 import time
@@ -15,6 +15,7 @@ from jaxformer.generation import GenerationConfig
 from jaxformer.objectives import Supervision
 from jaxformer.runs.answer_rows import Example, Output, Read, Work, answer_rows, bracketed, looked_through
 from jaxformer.runs.embedding import layer_number, vectors
+from jaxformer.runs.filling import Asking, blank, chosen, filled
 from jaxformer.runs.generating import answered, check_streams, checked_prompt, streamed, writing
 from jaxformer.runs.given import Given
 from jaxformer.runs.loading import LoadedRun
@@ -131,6 +132,27 @@ def as_text(line: Mapping[str, Any], continues: bool) -> str:
     if "error" in line:
         return str(line["error"])
     return "\n".join(line["prompt"] * continues + answer["text"] for answer in line.get("answers", [line]))
+
+
+@store_errors()
+def fill(run: LoadedRun, asking: Asking, rows: Given, field: str, output: Output, facts: Mapping[str, Any],
+         display: Display) -> None:  # fmt: skip
+    """Write what fills the masks of each row's text (`field`) as a line of JSON (see `answer_rows`): what
+    `LoadedRun.fill` says."""
+    choice, size = chosen(run, asking), run.config.evaluation_rows
+
+    def read(record: Record | Malformed, where: str) -> Example:
+        example = unlabelled(record, (field,), "", run.config.data, where)
+        return example | {"blank": blank(run, example[field], where)}
+
+    def answer(examples: Sequence[Example], numbers: Sequence[int], count: Callable[..., None]) -> list[dict[str, Any]]:
+        return filled(run, [example["blank"] for example in examples], asking, choice, size)
+
+    asked = {"top": asking.top, "targets": list(asking.targets), "one_by_one": asking.one_by_one}
+    found = answer_rows(rows, Work("filling", read, answer, size), output, {**facts, **asked}, display)
+    if output.path is not None:
+        malformed = [f"{found.malformed:,} malformed"] if found.malformed else []
+        display.note(f"{output.path}: {found.total:,} texts{bracketed(malformed)}")
 
 
 def facts_of(run: LoadedRun) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from jaxformer.models import Model, Params
 from jaxformer.objectives import Supervision
 from jaxformer.runs.devices_here import mesh_here
 from jaxformer.runs.embedding import vectors
+from jaxformer.runs.filling import Asking, blank, chosen, filled
 from jaxformer.runs.fingerprints import check_tokenizer
 from jaxformer.runs.generating import answered, check_streams, checked_prompt, prompt_rows, streamed, writing
 from jaxformer.runs.predicting import Input, predicted, task_of
@@ -211,6 +212,23 @@ class LoadedRun:
         """
         found = [found for found, _, _ in vectors(self, several(texts), pooling, layer, batch_size)]
         return np.concatenate([np.zeros((0, self.model.config.d_model), np.float32), *found])
+
+    def fill(
+        self, texts: str | Sequence[str], top: int | None = None, *, targets: str | Sequence[str] = (),
+        one_by_one: bool = False, batch_size: int = 0,
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """Return what fills the masks of each text ("The [MASK] sat"), as JSON holds it: a list also of one text.
+
+        An answer is {"prompt": the text, "text": it with the likeliest token at each mask, "masks": [candidates]}; each
+        mask has the `top` (5) likeliest tokens, or those of `targets`, words that are one token: {"score": probability
+        among the whole vocabulary, "token": id, "token_str", "sequence": the text with this mask filled}. Each mask is
+        filled as if the others stayed masks, or, `one_by_one`, given those filled before it, the most certain first.
+        Raises UserError for a run that fills no masks, and for a text without one or longer than the model reads.
+        """
+        asking = Asking(top, tuple(several(targets)), one_by_one)
+        choice = chosen(self, asking)
+        blanks = [blank(self, text, f"text {number}") for number, text in enumerate(several(texts))]
+        return filled(self, blanks, asking, choice, batch_size)
 
 
 @store_errors()

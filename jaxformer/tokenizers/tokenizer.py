@@ -116,10 +116,9 @@ class Tokenizer:
         """
         return np.array(self._reader(reads).encode(text, add_special_tokens=special).ids, np.int32)
 
-    def encode_batch(self, texts: Sequence[str], special: bool = False) -> list[hf.Encoding]:
-        """Return the library's encodings of texts, as text and, unless `special`, without special tokens, made on all
-        cores."""
-        return self._reader("").encode_batch(list(texts), add_special_tokens=special)
+    def encode_batch(self, texts: Sequence[str], special: bool = False, reads: str = "") -> list[hf.Encoding]:
+        """Return the library's encodings of texts, made on all cores; `special` and `reads` as in `encode`."""
+        return self._reader(reads).encode_batch(list(texts), add_special_tokens=special)
 
     @functools.cached_property
     def _readers(self) -> dict[str, hf.Tokenizer]:
