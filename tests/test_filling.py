@@ -1,7 +1,9 @@
 """Filling masks: candidates against the logits of whole texts, whatever stands beside them; and what is refused."""
 
 import functools
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ from sampling import sampled
 from tiny import model_of, params_of
 
 import jaxformer
+from jaxformer.cli.main import main
 from jaxformer.errors import UserError
 from jaxformer.generation import Masked, fill
 from jaxformer.runs.loading import LoadedRun
@@ -266,3 +269,75 @@ def test_candidates_that_there_are_not_are_refused(asked: dict[str, Any], said: 
     with pytest.raises(UserError) as caught:
         loaded("bert_masked").fill("The [MASK].", **asked)
     assert str(caught.value).startswith(said)
+
+
+# The command line.
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def cli(loaded: RUNS, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]) -> Cli:
+    folder = Path(tmp_path_factory.getbasetemp())
+
+    def run(name: str, *words: str | Path) -> tuple[int, str, str]:
+        loaded(name)
+        (workdir,) = folder.glob(f"filling*/{name}")
+        code = main(["fill", f"--workdir={workdir}", *map(str, words)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_a_person_reads_a_block_for_each_text(cli: Cli, loaded: RUNS) -> None:
+    texts = ["Open the [MASK].", "The [MASK] of the [MASK]."]
+    one, two = loaded("bert_masked").fill(texts, top=6)
+    code, out, err = cli("bert_masked", *texts, "--top=6")
+    lines = out.splitlines()
+    assert (code, err, len(lines)) == (0, "", 1 + 6 + 1 + 2 * 6 + 1)
+    assert lines[0] == texts[0] and lines[7] == texts[1]
+    for line, each in zip(lines[1:7], one["masks"][0], strict=True):
+        assert line.split() == [f"{each['score']:.4f}", each["token_str"], *each["sequence"].split()]
+    assert lines[8].startswith("  mask 1  0.") and lines[9].startswith("          0.")
+    assert lines[14].startswith(f"  mask 2  {two['masks'][1][0]['score']:.4f}  ")
+    assert lines[20] == f"  all     {two['text']}"
+
+
+def test_lines_of_json_hold_what_python_gives(cli: Cli, loaded: RUNS, tmp_path: Path) -> None:
+    texts = ["The [MASK] it.", "[MASK] the [MASK] it [MASK]"]
+    asked = {"targets": ["it", "the", "has"], "top": 2, "one_by_one": True}
+    wanted = loaded("bert_masked").fill(texts, **asked)
+    words = ["--targets=it,the,has", "--top=2", "--one-by-one"]
+    code, out, _ = cli("bert_masked", *texts, *words, "--json")
+    found = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and [line.pop("index") for line in found] == [0, 1] and same(found, wanted)
+    # The same of a file, whose rows have names; begun again it goes on, and not with other settings.
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"id": f"n{n}", "text": text}) + "\n" for n, text in enumerate(texts)))
+    code, out, err = cli("bert_masked", f"--input={source}", f"--output={output}", *words)
+    assert (code, out) == (0, "") and "2 texts" in err
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [(line.pop("index"), line.pop("id")) for line in found] == [(0, "n0"), (1, "n1")] and same(found, wanted)
+    whole = output.read_bytes()
+    output.write_bytes(whole[: len(whole) // 2])
+    assert cli("bert_masked", f"--input={source}", f"--output={output}", *words)[0] == 0
+    assert output.read_bytes() == whole
+    code, _, err = cli("bert_masked", f"--input={source}", f"--output={output}", "--top=3", *words[::2])
+    assert code == 2 and "top: 2 -> 3" in err
+
+
+def test_what_the_command_refuses_is_one_line(cli: Cli, tmp_path: Path) -> None:
+    source = tmp_path / "in.txt"
+    source.write_text("The [MASK] it.\nThe <mask> it.\nThe [MASK] it.\n")
+    for words, said in (
+        (["A [MASK].", "No."], "text 1: there is no mask in it; write [MASK]"),
+        ([f"--input={source}"], f"{source}:2: <mask> is no mask of this run's tokenizer; write [MASK]"),
+        (["A [MASK].", "--targets=file"], "targets: 'file' is 2 tokens (fil ##e)"),
+        (["A [MASK].", "--top=0"], "top: 0 must be at least 1"),
+    ):
+        code, out, err = cli("bert_masked", *words)
+        assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith(f"jaxformer fill: {said}")
+    code, out, _ = cli("bert_masked", f"--input={source}", "--skip-malformed=1", "--targets=it")
+    assert code == 0 and out.splitlines()[2].startswith(f"{source}:2: <mask> is no mask")
+    code, out, err = cli("gpt2", "A <mask>.")
+    assert (code, out, err.count("\n")) == (2, "", 1) and "fills no masks" in err

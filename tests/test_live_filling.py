@@ -36,7 +36,10 @@ def test_candidates_are_those_of_their_pipeline(name: str, tmp_path: Path) -> No
     texts = [text.format(mask) for text in TEXTS]
     pipeline = transformers.pipeline("fill-mask", model=str(tmp_path / "hf"), device="cpu")
     compared = 0
-    for asked, theirs in (({"top": 9}, {"top_k": 9}), ({"targets": ["it", "has", "a"]}, {"targets": ["it", "has", "a"]})):
+    for asked, theirs in (
+        ({"top": 9}, {"top_k": 9}),
+        ({"targets": ["it", "has", "a"]}, {"targets": ["it", "has", "a"]}),
+    ):
         if "targets" in asked and name == "bart_masked":
             continue  # theirs reads a word that stands behind a space as one that does not
         for text, answer in zip(texts, run.fill(texts, **asked), strict=True):  # type: ignore[arg-type]

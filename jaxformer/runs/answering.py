@@ -1,4 +1,4 @@
-"""The verbs `predict`, `generate`, `fill` and `embed`: files of any length in, an answer or a vector for each row out."""
+"""What `predict`, `generate`, `fill` and `embed` do: files of any length in, an answer or a vector for each row out."""
 
 import json
 import time

@@ -1,7 +1,7 @@
 """Masks filled: what a run's model finds likeliest at the masks of texts."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -228,16 +228,15 @@ def _spelled(run: "LoadedRun", ids: np.ndarray, masks: Sequence[int]) -> str:
     return run.tokenizer.decode(ids[kept], skip_special=False)
 
 
-def as_text(answer: dict[str, Any]) -> str:
-    """Return an answer as people read it: the text, then a line for each candidate."""
-    lines = [answer["prompt"]]
-    several = len(answer["masks"]) > 1
-    width = max(len(each["token_str"].strip()) for of_mask in answer["masks"] for each in of_mask)
-    for number, of_mask in enumerate(answer["masks"], 1):
-        for rank, each in enumerate(of_mask):
-            head = f"mask {number}" if several and not rank else ""
-            lines.append(
-                f"  {head:<{len(f'mask {number}') if several else 0}}{'  ' if several else ''}"
-                f"{each['score']:.4f}  {each['token_str'].strip():<{width}}  {each['sequence'].strip()}"
-            )
-    return "\n".join([*lines, *([f"  = {answer['text'].strip()}"] if several else [])])
+def as_text(answer: Mapping[str, Any]) -> str:
+    """Return an answer as people read it: the text, a line for each candidate, and, of several masks, all filled."""
+    if "error" in answer:
+        return f"{answer['error']}"
+    masks, lines = answer["masks"], [answer["prompt"]]
+    width = max(len(each["token_str"].strip()) for candidates in masks for each in candidates)
+    for number, candidates in enumerate(masks, 1):
+        for rank, each in enumerate(candidates):
+            name = f"mask {number}" if len(masks) > 1 else ""
+            head = f"  {name if rank == 0 else ' ' * len(name)}{'  ' if name else ''}{each['score']:.4f}"
+            lines.append(f"{head}  {each['token_str'].strip():<{width}}  {each['sequence'].strip()}")
+    return "\n".join([*lines, *([f"  all     {answer['text'].strip()}"] if len(masks) > 1 else [])])
