@@ -27,6 +27,7 @@ VERBS = [
     "train",
     "evaluate",
     "generate",
+    "fill",
     "predict",
     "embed",
     "report",
@@ -44,7 +45,16 @@ ACTIONS = {
     "objectives": ["show"],
     "launch": ["local", "slurm", "tpu_vm", "gke", "skypilot", "status", "logs", "stop", "delete"],
 }
-OVERRIDDEN = [["train"], ["evaluate"], ["predict"], ["embed"], ["tokenizer", "train"], ["objectives", "show"], ["plan"]]
+OVERRIDDEN = [
+    ["train"],
+    ["evaluate"],
+    ["fill"],
+    ["predict"],
+    ["embed"],
+    ["tokenizer", "train"],
+    ["objectives", "show"],
+    ["plan"],
+]
 COMMANDS = [[], *([verb] for verb in VERBS), *([verb, action] for verb in ACTIONS for action in ACTIONS[verb])]
 Run = Callable[..., tuple[int, str, str]]
 

@@ -258,7 +258,9 @@ def test_the_commands_work_one_after_the_other(fresh: Path, capsys: pytest.Captu
     models, which takes a quarter of the time."""
     short = ["training.num_steps=4", "training.batch_size=8", "optimizer.warmup_steps=1", "evaluation.max_examples=8"]
     commands = [
-        c for c in COMMANDS if c.split()[1] in ("train", "evaluate", "generate", "predict", "embed", "report", "export")
+        c
+        for c in COMMANDS
+        if c.split()[1] in ("train", "evaluate", "generate", "fill", "predict", "embed", "report", "export")
     ]
     commands = [c for c in commands if "FILE_OR_FOLDER" not in c and "google" not in c and "runs/bert " not in f"{c} "]
     commands += ["jaxformer train --config=mine.py:smoke", "jaxformer train --config=second.py:smoke",
