@@ -114,10 +114,10 @@ def fill(args: argparse.Namespace, overrides: list[str]) -> int:
     output = answering.Output(_output(args) if args.output else None, args.overwrite, args.skip_malformed, shown=shown)
     run = load(args.workdir, args.step, _reading(overrides, args.input), allow_change=args.allow_config_change)
     targets = tuple(word for word in args.targets.split(",") if word)
-    asking, field = filling.Asking(args.top, targets, args.one_by_one), args.field or answering.field_of(run)
-    with Display() as display, given.given(args.texts, args.input, run.config.data, [field]) as rows:
+    asking = filling.Asking(args.top, targets, args.one_by_one, args.field or answering.field_of(run))
+    with Display() as display, given.given(args.texts, args.input, run.config.data, [asking.field]) as rows:
         facts = answering.facts_of(args.workdir, run, args.step)
-        answering.fill(run, asking, rows, field, output, facts, display)
+        answering.fill(run, asking, rows, output, facts, display)
     return 0
 
 

@@ -135,15 +135,15 @@ def as_text(line: Mapping[str, Any], continues: bool) -> str:
 
 
 @store_errors()
-def fill(run: LoadedRun, asking: Asking, rows: Given, field: str, output: Output, facts: Mapping[str, Any],
+def fill(run: LoadedRun, asking: Asking, rows: Given, output: Output, facts: Mapping[str, Any],
          display: Display) -> None:  # fmt: skip
-    """Write what fills the masks of each row's text (`field`) as a line of JSON (see `answer_rows`): what
+    """Write what fills the masks of each row's text as a line of JSON (see `answer_rows`): what
     `LoadedRun.fill` says."""
     choice, size = chosen(run, asking), run.config.evaluation_rows
 
     def read(record: Record | Malformed, where: str) -> Example:
-        example = unlabelled(record, (field,), "", run.config.data, where)
-        return example | {"blank": blank(run, example[field], where)}
+        example = unlabelled(record, (asking.field,), "", run.config.data, where)
+        return example | {"blank": blank(run, example[asking.field], where)}
 
     def answer(examples: Sequence[Example], numbers: Sequence[int], count: Callable[..., None]) -> list[dict[str, Any]]:
         return filled(run, [example["blank"] for example in examples], asking, choice, size)

@@ -22,11 +22,13 @@ _MASK = re.compile("|".join([*map(re.escape, ROLES["mask"]), r"<extra_id_\d+>"])
 
 class Asking(NamedTuple):
     """How masks are filled: how many candidates are told of each (None: 5, or all targets), the words that alone are
-    candidates (none: the whole vocabulary), and whether masks are filled one by one, the most certain first."""
+    candidates (none: the whole vocabulary), whether masks are filled one by one, the most certain first, and the field
+    of rows whose text it is."""
 
     top: int | None = None
     targets: tuple[str, ...] = ()
     one_by_one: bool = False
+    field: str = "text"
 
 
 class Blank(NamedTuple):
@@ -59,7 +61,7 @@ def mask_of(run: "LoadedRun") -> str:
             f"this run has learnt a task, {learnt.name}, and its model has no vocabulary to fill masks from: that of "
             "the pretrained run that it started from has; `jaxformer predict` gives this one's answers"
         )
-    if not run.config.supervision.fills_masks:
+    if not learnt.fills_masks:
         verb = "`jaxformer generate` lets it write" if family == "encoder_decoder" else "train one with masked_lm"
         raise UserError(f"this run has learnt {learnt.name}, in which nothing is filled into masks; {verb}")
     (spelling,) = run.tokenizer.tokens([run.tokenizer.vocabulary.id("mask")])
@@ -186,8 +188,8 @@ def _one_by_one(run: "LoadedRun", batch: Sequence[Blank], choice: Chosen) -> lis
     masks: list[list[Any]] = [[None] * len(each.places) for each in batch]
     while any(left):
         there = [number for number, numbers in enumerate(left) if numbers]
-        pick = lambda items: [items[number] for number in there]  # noqa: E731, B023
-        for number, found in zip(there, _candidates(run, pick(batch), pick(rows), pick(left), choice), strict=True):
+        asked = [batch[number] for number in there], [rows[number] for number in there], [left[n] for n in there]
+        for number, found in zip(there, _candidates(run, *asked, choice), strict=True):
             surest = int(np.argmax([of_mask.probabilities[0] for of_mask in found]))
             mask, places = left[number][surest], [batch[number].places[other] for other in left[number]]
             masks[number][mask] = _told(run, rows[number], surest, found[surest], places)
