@@ -86,7 +86,7 @@ def same(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> bool:
     ]
 
 
-@pytest.mark.parametrize("name", FILLS)
+@pytest.mark.parametrize("name", sampled(FILLS, path=str, daily=["bert_masked", "bart_masked"]))
 def test_candidates_are_those_of_the_whole_logits(name: str, loaded: RUNS) -> None:
     run = loaded(name)
     text = ASKED.format(FILLS[name])
@@ -208,8 +208,6 @@ def test_only_tokens_of_a_set_fill_a_place() -> None:
     assert sorted(first.ids) == sorted(third.ids) == [3, 4, 29]
     assert len(second.ids) == 5 and len(set(second.ids)) == 5
     assert all((np.diff(each.probabilities) < 0).all() for each in (first, second, third))
-    (everything,), _ = fill(model, params, texts[:1] * 2, top=31, allowed=np.ones((2, 31), bool))
-    assert sorted(everything.ids) == list(range(31)) and everything.probabilities.sum() == pytest.approx(1.0)
     assert fill(model, params, [], top=5, allowed=allowed) == []
 
 
