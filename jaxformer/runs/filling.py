@@ -118,16 +118,13 @@ def _targets(run: "LoadedRun", words: Sequence[str]) -> np.ndarray:
     for word in words:
         alone, spaced = _token_of(run, word), _token_of(run, f" {word}")
         spelled = run.tokenizer.backend.token_to_id(word)  # "##s", which no text is read as
-        ids = [
-            next((id for id in ids if id is not None), None)
-            for ids in ((alone, spaced, spelled), (spaced, alone, spelled))
-        ]
-        if None in ids:
+        meant = [id for id in (alone, spaced, spelled) if id is not None]
+        if meant:
+            allowed[0, meant[0]] = allowed[1, meant[0] if spaced is None else spaced] = True
+        else:
             pieces = run.tokenizer.tokens(run.tokenizer.encode(word))
             wrong = f"{len(pieces)} tokens ({' '.join(pieces)})" if len(pieces) > 1 else "not in the vocabulary"
             refused.append(f"{word!r} is {wrong}")
-        else:
-            allowed[[0, 1], ids] = True
     if refused:
         raise UserError(f"targets: {'; '.join(refused)}; a mask is filled with one token, so give words that are one")
     return allowed
