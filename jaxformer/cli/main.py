@@ -198,6 +198,10 @@ def _parser() -> argparse.ArgumentParser:
         'generate --workdir=runs/gpt-smoke "Return the" --temperature=0.8 --top-k=40', overrides=True,
     )  # fmt: skip
     generate.add_argument("prompts", nargs="*", metavar="PROMPT", help="prompts (default: --input, or standard input)")
+    fill = add(
+        "fill", verbs.fill, "fill the masks of texts: candidates with their probabilities",
+        'fill --workdir=runs/bert-smoke "The [MASK] is empty."', overrides=True,
+    )  # fmt: skip
     predict = add(
         "predict", verbs.predict, "let a fine-tuned model answer: a line of JSON for each row",
         "predict --workdir=runs/tuned --input=new.jsonl --output=answers.jsonl", overrides=True,
@@ -205,10 +209,6 @@ def _parser() -> argparse.ArgumentParser:
     embed = add(
         "embed", verbs.embed, "write vectors of texts, a .npy file",
         "embed --workdir=runs/bert-smoke --input=texts.txt --output=vectors.npy", overrides=True,
-    )  # fmt: skip
-    fill = add(
-        "fill", verbs.fill, "fill the masks of texts: candidates with their probabilities",
-        'fill --workdir=runs/bert-smoke "The [MASK] is empty."', overrides=True,
     )  # fmt: skip
     for verb in (fill, predict, embed):
         verb.add_argument("texts", nargs="*", metavar="TEXT", help="texts (default: --input, or standard input)")
