@@ -48,6 +48,7 @@ ACTIONS = {
 OVERRIDDEN = [
     ["train"],
     ["evaluate"],
+    ["generate"],
     ["fill"],
     ["predict"],
     ["embed"],
