@@ -108,16 +108,15 @@ def generate(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def fill(args: argparse.Namespace, overrides: list[str]) -> int:
-    from jaxformer.runs import Display, answering, filling, given, load
+    from jaxformer.runs import Display, answering, filling, given
 
     shown = None if args.json else filling.as_text
     output = answering.Output(_output(args) if args.output else None, args.overwrite, args.skip_malformed, shown=shown)
-    run = load(args.workdir, args.step, _reading(overrides, args.input), allow_change=args.allow_config_change)
+    run = _loaded(args, _reading(overrides, args.input))
     targets = tuple(word for word in args.targets.split(",") if word)
     asking = filling.Asking(args.top, targets, args.one_by_one, args.field or answering.field_of(run))
     with Display() as display, given.given(args.texts, args.input, run.config.data, [asking.field]) as rows:
-        facts = answering.facts_of(args.workdir, run, args.step)
-        answering.fill(run, asking, rows, output, facts, display)
+        answering.fill(run, asking, rows, output, answering.facts_of(run), display)
     return 0
 
 
