@@ -206,3 +206,91 @@ def test_files_that_torch_wrote(tmp_path: Path) -> None:
     expected = jaxformer.load(workdir).params["embedding"]["tokens"]
     for run in ("one", "two"):
         assert np.array_equal(jaxformer.load(tmp_path / run).params["embedding"]["tokens"], expected)
+
+
+TINY = {  # class, its config, the tokenizer and the sizes that the three families name differently
+    "gpt2": ("GPT2LMHeadModel", "bpe", {"n_positions": 64, "n_embd": 16, "n_layer": 2, "n_head": 2}),
+    "t5": ("T5ForConditionalGeneration", "unigram",
+           {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0}),
+    "bert": ("BertForMaskedLM", "wordpiece", {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+                                              "num_attention_heads": 2, "max_position_embeddings": 64}),
+}  # fmt: skip
+SCORED = [
+    ("Return the number of", " items in the queue."),
+    ("Open the file and read", " every line of it, one at a time."),
+    ("A thread may wait until another", " has released the lock"),
+]
+
+
+def imported_run(kind: str, folder: Path) -> tuple[Any, Any]:
+    """Return (their model with random weights, our run of it)."""
+    name, tokenizer, sizes = TINY[kind]
+    words = tokenizer_of(tokenizer)
+    torch.manual_seed(0)
+    config = getattr(transformers, name).config_class(vocab_size=words.vocab_size, **sizes)
+    config.initializer_range = 0.4
+    theirs = getattr(transformers, name)(config).eval()
+    theirs.save_pretrained(folder / "hf")
+    words.save(folder / "hf" / "tokenizer.json")
+    import_run(str(folder / "hf"), folder / "run")
+    return theirs, jaxformer.load(folder / "run")
+
+
+def test_log_likelihoods_are_their_losses(tmp_path: Path) -> None:
+    theirs, run = imported_run("gpt2", tmp_path)
+    end = run.tokenizer.vocabulary.id("end")
+    for whole, (context, text) in zip(run.score([c + t for c, t in SCORED]), SCORED, strict=True):
+        before, ids = run.tokenizer.encode(context).tolist(), run.tokenizer.encode(context + text).tolist()
+        row = torch.tensor([[end, *ids]])
+        with torch.no_grad():
+            loss = float(theirs(input_ids=row, labels=row).loss)
+            labels = torch.tensor([[-100] * len(before) + ids[len(before) :]])
+            behind = float(theirs(input_ids=row[:, 1:], labels=labels).loss)
+        assert whole["log_likelihood"] == pytest.approx(-loss * len(ids), rel=1e-5)
+        assert whole["perplexity"] == pytest.approx(np.exp(loss), rel=1e-4)
+        found = run.score(context, text)
+        assert found["log_likelihood"] == pytest.approx(-behind * found["tokens"], rel=1e-5)
+
+
+def test_what_a_decoder_writes_scores_as_their_loss(tmp_path: Path) -> None:
+    theirs, run = imported_run("t5", tmp_path)
+    found = run.score([context for context, _ in SCORED], [text for _, text in SCORED], end=True)
+    for (context, text), ours in zip(SCORED, found, strict=True):
+        source, labels = (torch.tensor([run.tokenizer.encode(t, special=True).tolist()]) for t in (context, text))
+        with torch.no_grad():
+            loss = float(theirs(input_ids=source, labels=labels).loss)
+        assert ours["tokens"] == labels.numel()
+        assert ours["log_likelihood"] == pytest.approx(-loss * labels.numel(), rel=1e-5)
+
+
+def test_pseudo_log_likelihoods_are_their_losses(tmp_path: Path) -> None:
+    theirs, run = imported_run("bert", tmp_path)
+    mask = run.tokenizer.vocabulary.id("mask")
+    for text, ours in zip([c + t for c, t in SCORED], run.score([c + t for c, t in SCORED]), strict=True):
+        ids = torch.tensor(run.tokenizer.encode(text, special=True).tolist())
+        places = torch.arange(1, len(ids) - 1)
+        rows = ids.repeat(len(places), 1)
+        labels = torch.full_like(rows, -100)
+        labels[torch.arange(len(places)), places] = ids[places]
+        rows[torch.arange(len(places)), places] = mask
+        with torch.no_grad():
+            loss = float(theirs(input_ids=rows, labels=labels).loss)
+        assert ours["pseudo_log_likelihood"] == pytest.approx(-loss * len(places), rel=1e-5)
+
+
+@pytest.mark.parametrize("stride", [16, 64])
+def test_a_document_has_their_strided_perplexity(stride: int, tmp_path: Path) -> None:
+    """Windows as in their guide to perplexity, each row begun one token earlier, so that every token is predicted."""
+    theirs, run = imported_run("gpt2", tmp_path)
+    text = " ".join(context + text for context, text in SCORED) * 5
+    ids = torch.tensor([[run.tokenizer.vocabulary.id("end"), *run.tokenizer.encode(text).tolist()]])
+    total, done, last = 0.0, 0, ids.numel() - 1
+    while done < last:
+        end = min(done + (stride if done else 64), last)
+        begin = max(end - 64, 0)
+        with torch.no_grad():
+            logits = theirs(input_ids=ids[:, begin:end]).logits[0, done - begin :]
+        total -= float(torch.nn.functional.cross_entropy(logits, ids[0, done + 1 : end + 1], reduction="sum"))
+        done = end
+    found = run.score_document(text, stride=stride)
+    assert found["tokens"] == last and found["log_likelihood"] == pytest.approx(total, rel=1e-5)

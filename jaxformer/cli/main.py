@@ -210,9 +210,13 @@ def _parser() -> argparse.ArgumentParser:
         "embed", verbs.embed, "write vectors of texts, a .npy file",
         "embed --workdir=runs/bert-smoke --input=texts.txt --output=vectors.npy", overrides=True,
     )  # fmt: skip
-    for verb in (fill, predict, embed):
+    score = add(
+        "score", verbs.score, "say how likely a model finds texts: a line of JSON for each row",
+        'score --workdir=runs/gpt-smoke --context="Return the" " queue." " file."', overrides=True,
+    )  # fmt: skip
+    for verb in (fill, predict, embed, score):
         verb.add_argument("texts", nargs="*", metavar="TEXT", help="texts (default: --input, or standard input)")
-    for verb in (generate, fill, predict, embed):
+    for verb in (generate, fill, predict, embed, score):
         verb.add_argument("--workdir", required=True, metavar="DIR", help="the run directory")
         choose_parameters(verb)
         verb.add_argument(
@@ -223,7 +227,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         verb.add_argument("--overwrite", action="store_true", help="replace what is in the output")
         verb.add_argument("--allow-config-change", action="store_true", help=CHANGED)
-    for verb in (generate, fill, predict):
+    for verb in (generate, fill, predict, score):
         verb.add_argument(
             "--output",
             metavar="FILE",
@@ -248,7 +252,7 @@ def _parser() -> argparse.ArgumentParser:
     embed.add_argument(
         "--layer", type=int, default=-1, metavar="N", help="0: what the first layer reads; -1, the default: the last"
     )
-    for verb in (generate, fill, embed):
+    for verb in (generate, fill, embed, score):
         verb.add_argument("--field", default="", metavar="NAME", help="whose text is read, of rows with several fields")
     fill.add_argument("--top", type=int, metavar="N", help="candidates of each mask (default: 5, or all the targets)")
     fill.add_argument("--targets", default="", metavar="WORD,…", help="words that alone are candidates, a token each")
@@ -263,6 +267,23 @@ def _parser() -> argparse.ArgumentParser:
         help="show text as it comes (default: where a terminal shows the answers to PROMPTs)",
     )  # fmt: skip
     add_flags(generate, "generation", GenerationConfig)
+    score.add_argument("--context", metavar="TEXT", help="what each TEXT stands behind")
+    score.add_argument("--choose", action="store_true", help="the TEXTs are candidates: which is the likeliest?")
+    score.add_argument(
+        "--normalization", default="tokens", choices=("none", "tokens", "bytes", "characters", "unconditional"),
+        help="how candidates are compared: by their log-likelihood (none), that of each of their tokens (the default), "
+        "bytes or characters, or unconditional: less the log-likelihood without the context",
+    )  # fmt: skip
+    score.add_argument(
+        "--unconditional", default="Answer: ", metavar="TEXT", help="what stands for no context (default: 'Answer: ')"
+    )
+    score.add_argument("--end", action="store_true", help="score the end token behind each text, too")
+    score.add_argument("--per-token", action="store_true", help="tell the log-likelihood of every token")
+    score.add_argument(
+        "--document", action="store_true", help="texts of any length, a plain file whole, in windows: perplexity"
+    )
+    score.add_argument("--stride", type=int, default=0, metavar="N", help="tokens that each window adds (default: all)")
+    score.add_argument("--length", type=int, default=0, metavar="N", help="tokens of a window (default: the model's)")
 
     report = add("report", verbs.report, "write a page with plots and a table of runs", "report runs/* --output=report")
     report.add_argument("runs", nargs="+", metavar="DIR", help="run directories")

@@ -133,6 +133,38 @@ def predict(args: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+def score(args: argparse.Namespace, overrides: list[str]) -> int:
+    if args.document and (args.context is not None or args.choose):
+        raise UserError(
+            f"--document: it has no {'context' if args.choose is False else 'choices'}; leave one of them out"
+        )
+    if (args.context is not None or args.choose) and not args.texts:
+        raise UserError("--context and --choose are for TEXTs of the command line; rows of a file bring their own")
+    if (args.stride or args.length) and not args.document:
+        raise UserError("--stride and --length: they are for --document; add it, or leave them out")
+
+    from jaxformer.runs import Display, answering, given
+    from jaxformer.runs.answer_rows import Output
+    from jaxformer.runs.documents import window_of
+    from jaxformer.runs.score_rows import Scoring, score
+    from jaxformer.runs.scoring import Asking
+
+    output = Output(_output(args) if args.output else None, args.overwrite, args.skip_malformed)
+    run = _loaded(args).overridden(_reading(overrides, args.input))
+    asking = Asking(args.end, args.per_token, args.normalization, args.unconditional)
+    field = args.field or answering.field_of(run)
+    scoring = Scoring(field, asking, window_of(run, args.stride, args.length) if args.document else None)
+    texts, fields = args.texts, [field]
+    if args.choose:
+        texts, fields = [json.dumps({"context": args.context or "", "choices": texts})], ["context", "choices"]
+    elif args.context is not None:
+        texts = [json.dumps({"context": args.context, "continuation": text}) for text in texts]
+        fields = ["context", "continuation"]
+    with Display() as display, given.given(texts, args.input, run.config.data, fields, args.document) as rows:
+        score(run, rows, scoring, output, answering.facts_of(run), display)
+    return 0
+
+
 def embed(args: argparse.Namespace, overrides: list[str]) -> int:
     from jaxformer.runs import Display, answering, given
 

@@ -22,9 +22,9 @@ _KINDS = ("json_lines", "csv", "conll", "parquet")  # which suffixes tell
 _LOOKED_AT = 1 << 16  # bytes
 
 
-def input_records(file: Path, own: Source, field: str = "") -> Rows:
+def input_records(file: Path, own: Source, field: str = "", whole: bool = False) -> Rows:
     """Yield (where it stands, record) of each row of a file, or what is wrong with it, given the run's own source; a
-    line of plain text is a record with this one field.
+    line of plain text, or all of it where `whole` is said, is a record with this one field.
 
     Raises UserError for a file that cannot be read, and for plain text where there is no one `field` for it.
     """
@@ -43,7 +43,7 @@ def input_records(file: Path, own: Source, field: str = "") -> Rows:
             f"--input: {file} is plain text, but several fields are read; write them as JSON lines (.jsonl), an object "
             "a line, or as columns (.csv, .tsv)"
         )
-    return _lines(file, field)
+    return _whole(file, field) if whole else _lines(file, field)
 
 
 def _kind(file: Path) -> str:
@@ -79,6 +79,18 @@ def _lines(file: Path, field: str) -> Iterator[tuple[str, Record | Malformed]]:
             yield where, {field: line.decode().rstrip("\r\n")}
         except UnicodeDecodeError as error:
             yield where, Malformed(f"{where}: {not_utf8(line, error)}")
+
+
+def _whole(file: Path, field: str) -> Iterator[tuple[str, Record | Malformed]]:
+    """Yield a file of text as one record."""
+    pieces = []
+    for number, line in enumerate(raw_lines(file), 1):
+        try:
+            pieces.append(line.decode())
+        except UnicodeDecodeError as error:
+            yield str(file), Malformed(f"{file}:{number}: {not_utf8(line, error)}")
+            return
+    yield str(file), {field: "".join(pieces)}
 
 
 def unlabelled(record: Record | Malformed, fields: Sequence[str], kind: str, own: Source, where: str) -> dict[str, Any]:

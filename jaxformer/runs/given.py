@@ -27,9 +27,9 @@ class Given(NamedTuple):
 
 
 @contextlib.contextmanager
-def given(texts: Sequence[str], file: str, own: Any, fields: Sequence[str]) -> Iterator[Given]:
+def given(texts: Sequence[str], file: str, own: Any, fields: Sequence[str], whole: bool = False) -> Iterator[Given]:
     """Give the rows of `texts`, else those of a file, else ("" or "-") of standard input, for a model that reads
-    `fields`; `own` is the run's own source of data.
+    `fields`; `own` is the run's own source of data. Plain text is a row a line, or, if `whole`, one row.
 
     Standard input is kept in a temporary file until the end. Raises UserError for a file that cannot be read as rows.
     """
@@ -42,7 +42,7 @@ def given(texts: Sequence[str], file: str, own: Any, fields: Sequence[str]) -> I
     field = fields[0] if len(fields) == 1 else ""
     if file and file != STDIN:
         path = local_path(file, "--input")
-        rows = lambda: input_records(path, own, field)  # noqa: E731
+        rows = lambda: input_records(path, own, field, whole)  # noqa: E731
         rows()  # refused before anything is computed
         yield Given(rows, content_digest(path)[:16])
         return
@@ -50,7 +50,7 @@ def given(texts: Sequence[str], file: str, own: Any, fields: Sequence[str]) -> I
         path = Path(folder) / "input"
         with disk_errors(path), path.open("wb") as spooled:
             shutil.copyfileobj(sys.stdin.buffer, spooled)
-        rows = lambda: _shown(path, own, field)  # noqa: E731
+        rows = lambda: _shown(path, own, field, whole)  # noqa: E731
         yield Given(rows, content_digest(path)[:16])
 
 
@@ -65,10 +65,10 @@ def _row(text: str, fields: Sequence[str], where: str) -> tuple[str, Record | Ma
     return where, Malformed(f"{where}: the task reads several fields; give them as JSON, {example}")
 
 
-def _shown(path: Path, own: Any, field: str) -> Iterator[tuple[str, Record | Malformed]]:
+def _shown(path: Path, own: Any, field: str, whole: bool) -> Iterator[tuple[str, Record | Malformed]]:
     """Yield the rows of what standard input gave, by its name."""
     try:
-        for where, record in input_records(path, own, field):
+        for where, record in input_records(path, own, field, whole):
             wrong = Malformed(str(record).replace(str(path), _SHOWN)) if isinstance(record, Malformed) else record
             yield where.replace(str(path), _SHOWN), wrong
     except UserError as error:

@@ -18,7 +18,9 @@ from jaxformer.errors import UserError
 from jaxformer.generation import GenerationConfig, decoding_weights
 from jaxformer.models import Model, Params
 from jaxformer.objectives import Supervision
+from jaxformer.runs import scoring
 from jaxformer.runs.devices_here import mesh_here
+from jaxformer.runs.documents import document, document_answers, window_of
 from jaxformer.runs.embedding import vectors
 from jaxformer.runs.filling import Asking, blank, chosen, filled
 from jaxformer.runs.fingerprints import check_tokenizer
@@ -229,6 +231,57 @@ class LoadedRun:
         choice = chosen(self, asking)
         blanks = [blank(self, text, f"text {number}") for number, text in enumerate(several(texts))]
         return filled(self, blanks, asking, choice, batch_size)
+
+    def score(
+        self, texts: str | Sequence[str], continuations: str | Sequence[str] | None = None, *, end: bool = False,
+        per_token: bool = False, batch_size: int = 0,
+    ) -> Any:  # fmt: skip
+        """Return how likely the model finds a text, or a continuation behind a text, as a dict of numbers; of lists, a
+        list of dicts. One context may have several continuations, and several contexts one.
+
+        `log_likelihood` (natural logarithm), `tokens`, `bytes`, `perplexity` (per token) and `bits_per_byte` are those
+        of the text, or of the continuation alone; `greedy` says whether it is what the model would write. With `end`
+        the end token behind it counts as one of its tokens, and with `per_token` they are told one by one. A masked
+        model gives `pseudo_log_likelihood` and `pseudo_perplexity`, each token masked in turn. How context and
+        continuation are tokenised: `scoring.item`; all else: docs/scoring.md. Raises UserError for what cannot be
+        scored.
+        """
+        alone = isinstance(texts, str) and (continuations is None or isinstance(continuations, str))
+        given = scoring.paired(texts, continuations)
+        items = [scoring.item(self, pair, f"text {number}", end) for number, pair in enumerate(given)]
+        scores = scoring.scores_of(self, items, batch_size)
+        answers = [scoring.answer(self, each, found, per_token) for each, found in zip(items, scores, strict=True)]
+        return answers[0] if alone else answers
+
+    def choose(
+        self, contexts: str | Sequence[str], candidates: Sequence[str] | Sequence[Sequence[str]],
+        normalization: str = "tokens", unconditional: str = "Answer: ", *, end: bool = False, batch_size: int = 0,
+    ) -> Any:  # fmt: skip
+        """Return which candidate the model finds likeliest behind a context, as a dict; of a list of contexts, with
+        candidates of its own each or the same for all, a list of dicts.
+
+        `choice` counts from 0, `text` is the candidate, `probability` its share; `probabilities`, `scores`,
+        `log_likelihoods` and `tokens` are those of all. A score is the log-likelihood as it is ("none"), of each of a
+        candidate's "tokens" (GPT-3, section 2.4), "bytes" or "characters", or "unconditional": log P(candidate |
+        context) - log P(candidate | `unconditional`). Raises UserError for fewer than two candidates.
+        """
+        asking = scoring.Asking(end=end, normalization=normalization, unconditional=unconditional)
+        asked = several(contexts)
+        shared = isinstance(candidates, str) or any(isinstance(each, str) for each in candidates)
+        of_each: Any = [candidates] * len(asked) if shared else candidates
+        answers = scoring.choices_of(self, asked, of_each, asking, batch_size)
+        return answers[0] if isinstance(contexts, str) else answers
+
+    def score_document(self, text: str, stride: int = 0, length: int = 0, batch_size: int = 0) -> dict[str, Any]:
+        """Return how well the model predicts a document of any length, as a dict of numbers: docs/scoring.md.
+
+        Windows of `length` tokens (0: as many as the model reads) run over it; each but the first predicts the next
+        `stride` tokens (0: `length`, so that windows do not overlap). Raises UserError for a model that does not read
+        from left to right.
+        """
+        window = window_of(self, stride, length)
+        (answer,) = document_answers(self, [document(self, text, "document")], window, batch_size)
+        return answer
 
 
 @store_errors()
