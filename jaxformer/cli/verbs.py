@@ -6,7 +6,6 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +63,12 @@ def evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def _loaded(args: argparse.Namespace, overrides: Sequence[str] = (), spread: bool = False) -> Any:
+def _loaded(args: argparse.Namespace) -> Any:
     """Return the run that is meant, with the parameters that are."""
     from jaxformer.runs import load
 
     return load(
-        args.workdir, args.step, overrides, spread=spread, average=args.average, parameters=args.parameters,
+        args.workdir, args.step, average=args.average, parameters=args.parameters,
         allow_change=args.allow_config_change,
     )  # fmt: skip
 
@@ -81,10 +80,12 @@ def generate(args: argparse.Namespace, overrides: list[str]) -> int:
     if args.stream and (args.output or args.json):
         raise UserError(f"--stream: text is shown as it comes; leave out {'--output' if args.output else '--json'}")
 
+    from jaxformer.checkpoint import Which
     from jaxformer.devices import has_peers, is_first
-    from jaxformer.runs import Display, answering, given
+    from jaxformer.runs import Display, answering, given, load_spread
 
-    run = _loaded(args, overrides, spread=True)
+    which = Which(args.step, args.average, args.parameters)
+    run = load_spread(args.workdir, which, overrides, args.allow_config_change)
     if has_peers() and not args.prompts and args.input in ("", given.STDIN):
         raise UserError("--input: several processes cannot share standard input; name a file")
     generation, continues = run.config.generation, run.config.model.family == "decoder_only"

@@ -169,7 +169,7 @@ def token_rules(model: Model, tokenizer: Tokenizer, config: GenerationConfig) ->
     start_id = vocabulary.id(model.config.decoder_start) if model.config.family == "encoder_decoder" else 0
     spelled = [tokenizer.encode(choice) for choice in config.choices]
     for choice, ids in zip(config.choices, spelled, strict=True):
-        if not len(ids) or not tokenizer.writable[ids].all():
+        if not len(ids) or not tokenizer.writable[ids].all() or vocabulary.special.get("unknown", -1) in ids:
             raise UserError(f"generation.choices: the tokenizer has no tokens for {choice!r}")
     return TokenRules(
         end_id,

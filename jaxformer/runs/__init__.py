@@ -11,7 +11,7 @@ What must not: how a step computes (training), what batches hold (data), how res
 
 from jaxformer.runs.data import label_names
 from jaxformer.runs.judging import evaluate_run
-from jaxformer.runs.loading import StoredRun, bind, build_model, load, stored_run
+from jaxformer.runs.loading import StoredRun, bind, build_model, load, load_spread, stored_run
 from jaxformer.runs.loop import train
 from jaxformer.runs.predicting import task_of
 from jaxformer.runs.progress import Display
@@ -29,6 +29,7 @@ __all__ = [
     "evaluate_run",
     "label_names",
     "load",
+    "load_spread",
     "stored_run",
     "task_of",
     "teacher_model",

@@ -286,28 +286,34 @@ class LoadedRun:
 
 @store_errors()
 def load(
-    run: str | Path, step: str | int = "", overrides: str | Sequence[str] = (), *, spread: bool = False,
-    average: int = 1, parameters: str = "", allow_change: bool = False,
+    run: str | Path, step: str | int = "", overrides: str | Sequence[str] = (), *, average: int = 1,
+    parameters: str = "", allow_change: bool = False,
 ) -> LoadedRun:  # fmt: skip
     """Load a run directory: a checkpoint, the tokenizer and the config.
 
     `step` is "latest" (if nothing else is said), "best" or a number; RUN@best and the like say it too. `overrides` are
-    those of `LoadedRun.overridden`. With `spread`, or overrides of `sharding`, the run lives on all devices of all
-    processes (see `mesh_here`), else on the first one. `average` is of how many checkpoints, that one and those before
-    it, the mean is taken. `parameters` are those that were "trained" or "ema", their moving average ("":
-    evaluation.parameters of the run's config). Raises UserError for anything missing or damaged, and, unless
-    `allow_change`, for a tokenizer that is not the one that the run was trained with.
+    those of `LoadedRun.overridden`; where one is of `sharding`, as "sharding.data=0", the run lives on all devices (see
+    `load_spread`), else on the first one. `average` is of how many checkpoints, that one and those before it, the mean
+    is taken. `parameters` are those that were "trained" or "ema", their moving average ("": evaluation.parameters of
+    the run's config). Raises UserError for anything missing or damaged, and, unless `allow_change`, for a tokenizer
+    that is not the one that the run was trained with.
     """
-    given = several(overrides)
-    spread = spread or any(override.startswith("sharding.") for override in given)
-    if spread:
-        connect()
-    stored, mesh = stored_run(run, allow_change), None
-    config = overridden(stored.config, given)
-    if spread:
-        config, mesh = mesh_here(config, given, lambda note: None)
-    mesh = mesh if mesh is not None and mesh.size > 1 else None
-    return with_parameters(stored._replace(config=config), run, Which(step, average, parameters), mesh)
+    which = Which(step, average, parameters)
+    if any(override.startswith("sharding.") for override in several(overrides)):
+        return load_spread(run, which, overrides, allow_change)
+    stored = stored_run(run, allow_change)
+    return with_parameters(stored._replace(config=overridden(stored.config, overrides)), run, which)
+
+
+@store_errors()
+def load_spread(
+    run: str | Path, which: Which, overrides: str | Sequence[str] = (), allow_change: bool = False
+) -> LoadedRun:
+    """Load a run (see `load`) onto all devices of all processes, as `mesh_here` finds them; all must call it."""
+    connect()
+    stored, given = stored_run(run, allow_change), several(overrides)
+    config, mesh = mesh_here(overridden(stored.config, given), given, lambda note: None)
+    return with_parameters(stored._replace(config=config), run, which, mesh if mesh.size > 1 else None)
 
 
 def with_parameters(run: StoredRun, where: str | Path, which: Which, mesh: Mesh | None = None) -> LoadedRun:
