@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +64,17 @@ def evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def _loaded(args: argparse.Namespace) -> Any:
-    """Return the run that is meant, with the parameters that are."""
-    from jaxformer.runs import load
+def _loaded(args: argparse.Namespace, overrides: Sequence[str] = (), spread: bool = False) -> Any:
+    """Return the run that is meant, with the parameters that are, on the first device or spread over all of them."""
+    from jaxformer.checkpoint import Which
+    from jaxformer.runs import load, load_spread
 
+    allowed = args.allow_config_change
+    if spread:
+        return load_spread(args.workdir, Which(args.step, args.average, args.parameters), overrides, allowed)
     return load(
-        args.workdir, args.step, average=args.average, parameters=args.parameters,
-        allow_change=args.allow_config_change,
-    )  # fmt: skip
+        args.workdir, args.step, overrides, average=args.average, parameters=args.parameters, allow_change=allowed
+    )
 
 
 def generate(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -80,12 +84,10 @@ def generate(args: argparse.Namespace, overrides: list[str]) -> int:
     if args.stream and (args.output or args.json):
         raise UserError(f"--stream: text is shown as it comes; leave out {'--output' if args.output else '--json'}")
 
-    from jaxformer.checkpoint import Which
     from jaxformer.devices import has_peers, is_first
-    from jaxformer.runs import Display, answering, given, load_spread
+    from jaxformer.runs import Display, answering, given
 
-    which = Which(args.step, args.average, args.parameters)
-    run = load_spread(args.workdir, which, overrides, args.allow_config_change)
+    run = _loaded(args, overrides, spread=True)
     if has_peers() and not args.prompts and args.input in ("", given.STDIN):
         raise UserError("--input: several processes cannot share standard input; name a file")
     generation, continues = run.config.generation, run.config.model.family == "decoder_only"
