@@ -126,9 +126,9 @@ def test_two_processes_judge_as_one_does(folder: Path, tmp_path: Path, capsys: p
         environment = {**os.environ, "XLA_FLAGS": xla_flags(1)}
         done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-        printed = [line.removeprefix("[0] ") for line in done.stdout.splitlines() if "{" in line]
-        assert len(printed) == 1, done.stdout
-        found = json.loads(printed[0])
-        assert_alike(found, one)
+        printed = [line for line in done.stderr.splitlines() if "] {" in line]  # where a launcher shows its workers
+        assert len(printed) == 1 and printed[0].startswith("[0] {"), done.stderr
+        assert_alike(json.loads(printed[0].removeprefix("[0] ")), one)
         (file,) = (run / "results").glob("*.answers.jsonl")
-        assert len(file.read_text().splitlines()) == len(answers)
+        theirs = file.read_text().splitlines()
+        assert len(theirs) == len(answers) and (name == "tells" or theirs == answers)
