@@ -83,3 +83,25 @@ def attend(
         keep_BHTS = jax.random.bernoulli(dropout_rng, 1.0 - dropout, weights_BHTS.shape)
         weights_BHTS = jnp.where(keep_BHTS, weights_BHTS / (1.0 - dropout), 0.0)
     return jnp.einsum("BHTS,BSHK->BTHK", weights_BHTS, v_BSHK)
+
+
+def attend_few(
+    q_BHTK: jax.Array,
+    k_BHSK: jax.Array,
+    v_BHSK: jax.Array,
+    mask_B1TS: jax.Array,
+    bias_1HTS: jax.Array | None = None,
+    *,
+    scale: float,
+) -> jax.Array:
+    """Return [B, H, T, K] as `attend` does, for a few queries over a cache.
+
+    A product of matrices this thin costs XLA:CPU a copy of the cache or a slow kernel; plain sums read it once.
+    """
+    dtype = wide(q_BHTK.dtype)
+    scores_BHTS = jnp.sum((q_BHTK * scale).astype(dtype)[:, :, :, None] * k_BHSK[:, :, None], axis=-1)
+    if bias_1HTS is not None:
+        scores_BHTS = scores_BHTS + bias_1HTS.astype(dtype)
+    scores_BHTS = jnp.where(mask_B1TS, scores_BHTS, jnp.finfo(dtype).min)
+    weights_BHTS = jax.nn.softmax(scores_BHTS, axis=-1).astype(v_BHSK.dtype)
+    return jnp.sum(weights_BHTS.astype(dtype)[..., None] * v_BHSK[:, :, None], axis=3).astype(v_BHSK.dtype)

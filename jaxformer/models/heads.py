@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxformer.devices import constrain
 from jaxformer.models.attention import wide
 from jaxformer.models.config import Execution, TransformerConfig
-from jaxformer.models.layers import ACTIVATIONS, Linear, Norm, dropout, initializer
+from jaxformer.models.layers import ACTIVATIONS, Linear, Norm, dropout, initializer, transposed_product
 
 HeadShape = tuple[str, int, str]  # (name, size, what it reads: "row", "choices", "sum" or "tokens")
 
@@ -51,7 +51,10 @@ class VocabularyHead(nn.Module):
             hidden = Norm(config, name="norm")(ACTIVATIONS[config.activation](hidden))
         if config.logit_scale == "inverse_sqrt_d_model":
             hidden = hidden * config.d_model**-0.5
-        if config.tied_embeddings:
+        if self.has_variable("params", "transposed"):  # it decodes: Model.unstacked
+            kernel_VD = constrain(self.get_variable("params", "transposed"), self.execution.mesh, ("vocab", ""))
+            logits = transposed_product(hidden, kernel_VD)
+        elif config.tied_embeddings:
             logits = table.logits(hidden)
         else:
             kernel = self.param("kernel", initializer(config, "softmax"), (config.d_model, config.stored_vocab_size))

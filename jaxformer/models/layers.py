@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.devices import constrain
-from jaxformer.models.attention import attend, wide
+from jaxformer.models.attention import attend, attend_few, wide
 from jaxformer.models.config import Execution, TransformerConfig
 from jaxformer.models.positions import Rotation, rotated, sinusoids
 
 Initializer = Callable[..., jax.Array]
 Sublayer = Callable[[jax.Array], jax.Array]
-LayerCache = dict[str, jax.Array]  # "key", "value" [B, S, H, K]; of the context, too: "cross_key", "cross_value"
+LayerCache = dict[str, jax.Array]  # "key", "value" [B, H, S, K]; of the context, too: "cross_key", "cross_value"
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
@@ -89,6 +89,33 @@ def _scaled(x: jax.Array, scale_D: jax.Array) -> jax.Array:
     return x * jnp.expand_dims(scale_D, range(x.ndim - 1))
 
 
+# Up to so many rows XLA:CPU multiplies faster as columns, and attends faster by sums than by products of matrices.
+FEW_ROWS, FEW_QUERIES = 64, 32
+# Before, XLA:CPU's sums took twice the time of its products, which inside of loops were on all cores, too.
+SUMS_ARE_FAST = jax.__version_info__ >= (0, 11)
+
+
+def transposed_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Return x [..., K] times transposed kernels [N, K], or several of them [C, N, K], side by side [..., C, N], added
+    up in float32 at least.
+
+    Decoding reads all weights for a few rows, so what counts is how fast XLA:CPU reads them. It multiplies a few rows
+    in two thirds of the time when they are columns; the barrier keeps it from turning the product round. A single row
+    it multiplies on one core, but sums it splits, best of all along a first axis of two.
+    """
+    rows, kernel, dtype = x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype), wide(x.dtype)
+    if len(rows) == 1 and SUMS_ARE_FAST:
+        halves = kernel.reshape(2, -1, x.shape[-1]) if kernel.size // x.shape[-1] % 2 == 0 else kernel
+        row = jax.lax.optimization_barrier(rows.astype(dtype).reshape([1] * (halves.ndim - 1) + [-1]))
+        y = jnp.sum(halves.astype(dtype) * row, axis=-1)
+    elif 1 < len(rows) <= FEW_ROWS:
+        columns = jnp.einsum("...NK,RK->...NR", kernel, rows, preferred_element_type=dtype)
+        y = jnp.moveaxis(jax.lax.optimization_barrier(columns), -1, 0)
+    else:
+        y = jnp.einsum("RK,...NK->R...N", rows, kernel, preferred_element_type=dtype)
+    return y.reshape(*x.shape[:-1], *kernel.shape[:-1])
+
+
 class Linear(nn.Module):
     """x W (+ b), W [in, out] float32, cast to the dtype of x."""
 
@@ -99,8 +126,11 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", initializer(self.config, self.kind), (x.shape[-1], self.features))
-        y = x @ kernel.astype(x.dtype)
+        if self.has_variable("params", "transposed"):  # it decodes: Model.unstacked
+            y = transposed_product(x, self.get_variable("params", "transposed")).astype(x.dtype)
+        else:
+            kernel = self.param("kernel", initializer(self.config, self.kind), (x.shape[-1], self.features))
+            y = x @ kernel.astype(x.dtype)
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y = y + jnp.expand_dims(bias.astype(x.dtype), range(x.ndim - 1))
@@ -129,33 +159,63 @@ class Attention(nn.Module):
         self.value = Linear(config, inner, "value", bias)
         self.output = Linear(config, config.d_model, "attention_output", bias)
 
+    def queries(self, x_BTD: jax.Array, rotation: Rotation | None = None) -> jax.Array:
+        """Return the queries of a row, [B, T, H, K]."""
+        return rotated(self._heads(self.query(x_BTD)), rotation)
+
     def keys_values(self, x_BSD: jax.Array, rotation: Rotation | None = None) -> tuple[jax.Array, jax.Array]:
         """Return the keys and values of a row, each [B, S, H, K]."""
         return rotated(self._heads(self.key(x_BSD)), rotation), self._heads(self.value(x_BSD))
 
+    def together(self, x_BTD: jax.Array, rotation: Rotation | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return queries, keys and values of a row that decodes, from one product (`Model.unstacked`)."""
+        kernels = self.get_variable("params", "together")
+        y_BTCN = transposed_product(x_BTD, kernels["transposed"]).astype(x_BTD.dtype)
+        if "bias" in kernels:
+            y_BTCN = y_BTCN + kernels["bias"].astype(x_BTD.dtype)[None, None]
+        q_BTHK, k_BTHK, v_BTHK = (self._heads(y_BTCN[:, :, i]) for i in range(3))
+        return rotated(q_BTHK, rotation), rotated(k_BTHK, rotation), v_BTHK
+
     def __call__(
         self,
-        x_BTD: jax.Array,
+        q_BTHK: jax.Array,
         k_BSHK: jax.Array,
         v_BSHK: jax.Array,
         mask_B1TS: jax.Array,
         bias_1HTS: jax.Array | None,
-        rotation: Rotation | None = None,
     ) -> jax.Array:
-        config = self.config
-        trains = config.attention_dropout > 0.0 and self.has_rng("dropout")
+        """Return what the queries read, [B, T, D]."""
+        trains = self.config.attention_dropout > 0.0 and self.has_rng("dropout")
         y_BTHK = attend(
-            rotated(self._heads(self.query(x_BTD)), rotation),
+            q_BTHK,
             k_BSHK,
             v_BSHK,
             mask_B1TS,
             bias_1HTS,
-            scale=1.0 if config.attention_scale == "none" else config.head_dim**-0.5,
-            dropout=config.attention_dropout,
+            scale=self._scale(),
+            dropout=self.config.attention_dropout,
             dropout_rng=self.make_rng("dropout") if trains else None,
             implementation=self.execution.attention,
         )
-        return self.output(y_BTHK.reshape(*x_BTD.shape[:2], -1))
+        return self.output(y_BTHK.reshape(*y_BTHK.shape[:2], -1))
+
+    def cached(
+        self,
+        q_BTHK: jax.Array,
+        k_BHSK: jax.Array,
+        v_BHSK: jax.Array,
+        mask_B1TS: jax.Array,
+        bias_1HTS: jax.Array | None,
+    ) -> jax.Array:
+        """Return what the queries read in a cache, [B, T, D]."""
+        if q_BTHK.shape[1] > FEW_QUERIES:  # a prompt
+            return self(q_BTHK, k_BHSK.swapaxes(1, 2), v_BHSK.swapaxes(1, 2), mask_B1TS, bias_1HTS)
+        y_BHTK = attend_few(q_BTHK.swapaxes(1, 2), k_BHSK, v_BHSK, mask_B1TS, bias_1HTS, scale=self._scale())
+        y_BTHK = y_BHTK.swapaxes(1, 2)
+        return self.output(y_BTHK.reshape(*y_BTHK.shape[:2], -1))
+
+    def _scale(self) -> float:
+        return 1.0 if self.config.attention_scale == "none" else self.config.head_dim**-0.5
 
     def _heads(self, x: jax.Array) -> jax.Array:
         x = x.reshape(*x.shape[:2], self.config.num_heads, self.config.head_dim)
@@ -215,11 +275,12 @@ class Block(nn.Module):
 
         def self_attention(h_BTD: jax.Array) -> jax.Array:
             k, v = self.attention.keys_values(h_BTD, reads.rotation)
-            return self.attention(h_BTD, k, v, reads.mask_B1TS, reads.bias_1HTS, reads.rotation)
+            q = self.attention.queries(h_BTD, reads.rotation)
+            return self.attention(q, k, v, reads.mask_B1TS, reads.bias_1HTS)
 
         def cross_attention(h_BTD: jax.Array) -> jax.Array:
             k, v = self.cross_attention.keys_values(reads.context_BSD)
-            return self.cross_attention(h_BTD, k, v, reads.context_mask_B1TS, None)
+            return self.cross_attention(self.cross_attention.queries(h_BTD), k, v, reads.context_mask_B1TS, None)
 
         return self._sublayers(x_BTD, self_attention, cross_attention)
 
@@ -233,20 +294,24 @@ class Block(nn.Module):
         written = dict(cache)
 
         def self_attention(h_BTD: jax.Array) -> jax.Array:
-            for name, new in zip(("key", "value"), self.attention.keys_values(h_BTD, reads.rotation), strict=True):
-                new = new.astype(cache[name].dtype)
-                written[name] = jax.lax.dynamic_update_slice_in_dim(cache[name], new, index, axis=1)
-            k, v = written["key"], written["value"]
-            return self.attention(h_BTD, k, v, reads.mask_B1TS, reads.bias_1HTS, reads.rotation)
+            q_BTHK, *keys_values = self.attention.together(h_BTD, reads.rotation)
+            for name, new_BTHK in zip(("key", "value"), keys_values, strict=True):
+                new_BHTK = new_BTHK.astype(cache[name].dtype).swapaxes(1, 2)
+                written[name] = jax.lax.dynamic_update_slice_in_dim(cache[name], new_BHTK, index, axis=2)
+            return self.attention.cached(q_BTHK, written["key"], written["value"], reads.mask_B1TS, reads.bias_1HTS)
 
         def cross_attention(h_BTD: jax.Array) -> jax.Array:
-            return self.cross_attention(h_BTD, cache["cross_key"], cache["cross_value"], reads.context_mask_B1TS, None)
+            q_BTHK = self.cross_attention.queries(h_BTD)
+            return self.cross_attention.cached(
+                q_BTHK, cache["cross_key"], cache["cross_value"], reads.context_mask_B1TS, None
+            )
 
         return self._sublayers(x_BTD, self_attention, cross_attention), written
 
     def cross_keys_values(self, context_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return the keys and values of the context for this layer, computed once per generation."""
-        return self.cross_attention.keys_values(context_BSD)
+        """Return the keys and values of the context for this layer, as a cache has them: once per generation."""
+        k_BSHK, v_BSHK = self.cross_attention.keys_values(context_BSD)
+        return k_BSHK.swapaxes(1, 2), v_BSHK.swapaxes(1, 2)
 
     def _sublayers(self, x_BTD: jax.Array, self_attention: Sublayer, cross_attention: Sublayer) -> jax.Array:
         rate = self.config.attention_output_dropout

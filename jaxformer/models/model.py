@@ -64,14 +64,23 @@ class Model:
         return self.module.apply({"params": params}, hidden, method="project")
 
     def unstacked(self, params: Params) -> Params:
-        """Return the parameters as `start` and `decode` take them: the decoder's layers are a list, weights by layer.
+        """Return the parameters as `start`, `decode` and `project` take them when the model decodes: the decoder's
+        layers are a list, weights by layer; the kernels of these and of the vocabulary are "transposed", in the dtype
+        of activations, those of queries, keys and values stacked.
 
         To be done once, before the first token: a loop that takes the weights out of their stack copies all of them at
         every token. They are copies: the decoder's layers are in memory twice.
         """
-        decoder = params["decoder"]
-        layers = [layer_of(decoder["layers"], number) for number in range(self.config.num_layers)]
-        return {**params, "decoder": {**decoder, "layers": layers}}
+        decoder, dtype = params["decoder"], self.execution.dtype
+        layers = [_transposed(layer_of(decoder["layers"], number), dtype) for number in range(self.config.num_layers)]
+        for layer in layers:
+            attention = layer["attention"]
+            parts = [attention.pop(name) for name in ("query", "key", "value")]
+            attention["together"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+        vocabulary = _transposed(params.get("vocabulary", {}), dtype)
+        if self.config.tied_embeddings:
+            vocabulary["transposed"] = params["embedding"]["tokens"].astype(dtype)
+        return {**params, "decoder": {**decoder, "layers": layers}, "vocabulary": vocabulary}
 
     def start(self, unstacked: Params, batch: Batch, segment_ids_BS: jax.Array) -> Cache:
         """Return an empty decoding cache for rows of S places, after running the encoder where there is one."""
@@ -92,6 +101,14 @@ class Model:
         return self.module.apply(
             {"params": unstacked}, cache, inputs, positions, segment_ids, index, beams, method="decode"
         )
+
+
+def _transposed(params: Params, dtype: Any) -> Params:
+    """Return a tree whose kernels [in, out] are [out, in], by the name "transposed"."""
+    swapped = {name: _transposed(leaf, dtype) if isinstance(leaf, Mapping) else leaf for name, leaf in params.items()}
+    if "kernel" in swapped:
+        swapped["transposed"] = swapped.pop("kernel").T.astype(dtype)
+    return swapped
 
 
 def example_batch(model: Model) -> dict[str, jax.Array]:

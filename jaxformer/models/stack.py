@@ -129,7 +129,8 @@ class Stack(nn.Module):
         context_segment_ids_BS: jax.Array | None = None,
     ) -> Cache:
         """Return an empty cache for rows of S places; the layers are unstacked (`Model.unstacked`)."""
-        shape = (*segment_ids_BS.shape, self.config.num_heads, self.config.head_dim)
+        num_rows, places = segment_ids_BS.shape
+        shape = (num_rows, self.config.num_heads, places, self.config.head_dim)
         layers: list[Any] = self.get_variable("params", "layers")
         block, entries = self._block(), []
         for layer in layers:
