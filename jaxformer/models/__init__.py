@@ -7,7 +7,7 @@ What must not: anything that knows a batch's origin, a loss, or a device beyond 
 
 from jaxformer.models.attention import IMPLEMENTATIONS
 from jaxformer.models.config import FAMILIES, Execution, TransformerConfig
-from jaxformer.models.model import Model, Params, count_parameters
+from jaxformer.models.model import Model, Params, cache_bytes, count_parameters
 from jaxformer.models.presets import PRESETS, SYSTEMS
 from jaxformer.models.stack import REMAT_POLICIES, Beams
 
@@ -22,5 +22,6 @@ __all__ = [
     "REMAT_POLICIES",
     "SYSTEMS",
     "TransformerConfig",
+    "cache_bytes",
     "count_parameters",
 ]

@@ -103,6 +103,16 @@ class Model:
         )
 
 
+def cache_bytes(model: Model, rows: int, places: int, context: int = 0) -> int:
+    """Return the size of the keys and values of a decoding cache: 2 x layers x d_model of heads, for each place of each
+    row, and for each place of an encoder's row of length `context`. Beams need `places` for the prompt once, and for
+    every new token of each of them."""
+    config = model.config
+    read = places + (context if config.family == "encoder_decoder" else 0)
+    size = jnp.dtype(model.execution.dtype).itemsize
+    return 2 * config.num_layers * config.num_heads * config.head_dim * rows * read * size
+
+
 def _transposed(params: Params, dtype: Any) -> Params:
     """Return a tree whose kernels [in, out] are [out, in], by the name "transposed"."""
     swapped = {name: _transposed(leaf, dtype) if isinstance(leaf, Mapping) else leaf for name, leaf in params.items()}
