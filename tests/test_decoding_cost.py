@@ -10,26 +10,31 @@ import jax
 import numpy as np
 import pytest
 from compiling import AS_USERS
-from test_generation import NEW, NO_END, START, built, prompts_of
+from test_generation import NEW, NO_END, START, built, prompts_of, tiny
 
 from jaxformer.generation import GenerationConfig, TokenRules, beams, decoding, decoding_weights, generate
 from jaxformer.generation.writing import arguments, prompt_batch
-from jaxformer.models import cache_bytes
+from jaxformer.models import Model, cache_bytes
 
 ROWS, WIDTH, BEAMS = 6, 32, 3
 # What takes no memory of its own, or only hands on what is there.
 FREE = {"parameter", "get-tuple-element", "bitcast", "tuple", "while", "dynamic-update-slice"}
 
 
+def model_of(name: str) -> Model:
+    """A model with heads of a usual size: those of tiny ones XLA adds up in another way."""
+    return Model(tiny(name, d_model=128, num_heads=2, head_dim=64, d_ff=256))
+
+
 @functools.cache
 def traced(name: str, num_beams: int) -> tuple[Any, Any]:
-    """Return `advance` of a tiny model, lowered, and the state that it takes."""
-    model, params = built(name)
+    """Return `advance`, lowered, and the state that it takes."""
+    model = model_of(name)
     programs = decoding.programs(model, NEW, False, ())
     if num_beams > 1:
         programs = beams.programs(model, NEW, num_beams, "gnmt", False, ())
-    given = arguments(model, GenerationConfig(), TokenRules(), np.full(ROWS, NEW, np.int32), NEW)
-    weights = jax.eval_shape(lambda: decoding_weights(model, params))
+    given = arguments(model, GenerationConfig(), TokenRules(), np.full(ROWS, NEW, np.int32))
+    weights = jax.eval_shape(model.unstacked, model.shapes)
     batch = prompt_batch(model, prompts_of(*[3] * ROWS), WIDTH, START)
     state = jax.eval_shape(programs.begin, weights, batch, given)
     return programs.advance.lower(weights, batch["positions"][:, -1], state, given, np.int32(NEW)), state
@@ -59,7 +64,7 @@ def made(text: str, size: int) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize(("name", "num_beams"), [("learned", 1), ("t5", BEAMS)])
+@pytest.mark.parametrize(("name", "num_beams"), [("gpt", 1), ("t5", BEAMS)])
 def test_no_token_makes_anything_of_the_size_of_a_cache_or_a_kernel(name: str, num_beams: int) -> None:
     program, state = traced(name, num_beams)
     compiled = program.compile(compiler_options=AS_USERS)
@@ -76,9 +81,9 @@ def test_no_token_makes_anything_of_the_size_of_a_cache_or_a_kernel(name: str, n
     assert sizes.temp_size_in_bytes < held
 
 
-@pytest.mark.parametrize(("name", "num_beams"), [("learned", 1), ("banded", BEAMS), ("t5", 1), ("transformer", BEAMS)])
+@pytest.mark.parametrize(("name", "num_beams"), [("gpt", 1), ("t5", BEAMS)])
 def test_a_cache_is_as_large_as_its_formula(name: str, num_beams: int) -> None:
-    model, _ = built(name)
+    model = model_of(name)
     _, state = traced(name, num_beams)
     encodes = model.config.family == "encoder_decoder"
     places = (1 if encodes else WIDTH) + NEW * num_beams
