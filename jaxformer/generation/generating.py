@@ -129,8 +129,15 @@ def check_prompts(model: Model, prompts: Sequence[np.ndarray], config: Generatio
 
 
 def _programs(model: Model, config: GenerationConfig, num_new: int, samples: bool) -> decoding.Programs:
-    names = ("repetition_penalty", "no_repeat_ngram", "min_new_tokens", "temperature", "top_k", "top_p", "min_p")
-    functions = logit_functions(**{name: getattr(config, name) for name in names})
+    functions = logit_functions(
+        repetition_penalty=config.repetition_penalty,
+        no_repeat_ngram=config.no_repeat_ngram,
+        min_new_tokens=config.min_new_tokens,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        min_p=config.min_p,
+    )
     if config.num_beams > 1:
         return beams.programs(model, num_new, config.num_beams, config.length_penalty, config.early_stopping, functions)
     return decoding.programs(model, num_new, samples, functions)
