@@ -169,7 +169,7 @@ class Attention(nn.Module):
 
     def together(self, x_BTD: jax.Array, rotation: Rotation | None) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return queries, keys and values of a row that decodes, from one product (`Model.unstacked`)."""
-        kernels = self.get_variable("params", "together")
+        kernels: dict[str, jax.Array] = self.get_variable("params", "together")
         y_BTCN = transposed_product(x_BTD, kernels["transposed"]).astype(x_BTD.dtype)
         if "bias" in kernels:
             y_BTCN = y_BTCN + kernels["bias"].astype(x_BTD.dtype)[None, None]

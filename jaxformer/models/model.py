@@ -113,9 +113,11 @@ def cache_bytes(model: Model, rows: int, places: int, context: int = 0) -> int:
     return 2 * config.num_layers * config.num_heads * config.head_dim * rows * read * size
 
 
-def _transposed(params: Params, dtype: Any) -> Params:
+def _transposed(params: Mapping[str, Any], dtype: Any) -> Params:
     """Return a tree whose kernels [in, out] are [out, in], by the name "transposed"."""
-    swapped = {name: _transposed(leaf, dtype) if isinstance(leaf, Mapping) else leaf for name, leaf in params.items()}
+    swapped: Params = {
+        name: _transposed(leaf, dtype) if isinstance(leaf, Mapping) else leaf for name, leaf in params.items()
+    }
     if "kernel" in swapped:
         swapped["transposed"] = swapped.pop("kernel").T.astype(dtype)
     return swapped
