@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +48,8 @@ class Task(NamedTuple):
     metric: str
     baseline: str  # what is answered without a model
     keys: tuple[str, ...]
-    split: str = "validation"
+    # Further evaluations of the same run, each with the words that it takes.
+    others: Mapping[str, tuple[str, ...]] = {}
 
 
 def table(folder: str, train: str = "train.tsv", held_out: str = "dev.tsv") -> tuple[str, ...]:
@@ -56,14 +57,20 @@ def table(folder: str, train: str = "train.tsv", held_out: str = "dev.tsv") -> t
     return (*names, "data.quoting=none")
 
 
-def steps(number: int, length: int, batch_size: int = 32, rate: float = 3e-4) -> tuple[str, ...]:
+def steps(number: int, length: int, batch_size: int = 32, rate: float = 3e-4, save_every: int = 0) -> tuple[str, ...]:
     every = number // 4
     return (
-        f"training.num_steps={number}", f"training.eval_every={every}", f"checkpoint.every={every}",
+        f"training.num_steps={number}", f"training.eval_every={every}", f"checkpoint.every={save_every or every}",
         f"training.batch_size={batch_size}", f"task.sequence_length={length}", f"optimizer.learning_rate={rate}",
     )  # fmt: skip
 
 
+GREEDY = ("generation.num_beams=1", "generation.length_alpha=0", "generation.extra_length=-1")
+BEAMS = (
+    "--config.generation.num_beams=4",
+    "--config.generation.length_alpha=0.6",
+    "--config.generation.extra_length=50",
+)
 # fmt: off
 TASKS = {
     "SST-2": Task("glue:bert,sst2", "accuracy", "majority",
@@ -91,7 +98,7 @@ TASKS = {
     "Multi30k, English to German": Task(
         "translate:transformer,smoke", "bleu", "copy",
         ("data.name=parallel", "data.path=multi30k/train", "data.validation_path=multi30k/val", "data.test_path=",
-         "data.languages=en,de", "tokenizer.vocab_size=4096", "model.vocab_size=4096", "task.target_length=40",
+         "data.languages=en,de", "tokenizer.vocab_size=4096", "model.vocab_size=4096", "task.target_length=32",
          *steps(1000, 40, 64, 2e-3), "checkpoint.keep_last=5")),
 }
 # fmt: on
@@ -136,6 +143,10 @@ def measured(name: str, task: Task, data: Path, pretrained: Path, output: Path) 
     judge = command("evaluate", (), f"--workdir={workdir}", "--step=best")
     log = output / f"{workdir.name}.log"
     seconds = run(train, log, data), run(judge, log, data)
+    others = {
+        other: judged(["evaluate", f"--workdir={workdir}", *words, "--json"], task.metric, data)
+        for other, words in task.others.items()
+    }
     (path,) = (workdir / "results").glob("evaluate-validation-step-*.json")
     result = json.loads(path.read_text())
     answers = [json.loads(line) for line in path.with_suffix(".answers.jsonl").read_text().splitlines()]
@@ -162,7 +173,16 @@ def measured(name: str, task: Task, data: Path, pretrained: Path, output: Path) 
         "python": platform.python_version(),
         "packages": {package: importlib.metadata.version(package) for package in PACKAGES},
         "cpus": len(os.sched_getaffinity(0)),
+        "others": others,
     }
+
+
+def judged(words: Sequence[str], metric: str, folder: Path) -> dict[str, Any]:
+    """Return what an evaluation finds, and its command."""
+    line = subprocess.run([sys.executable, "-m", "jaxformer", *words], check=True, capture_output=True, cwd=folder)
+    found = json.loads(line.stdout)
+    shown = shlex.join(word for word in words if not word.startswith("--workdir"))
+    return {"command": f"jaxformer {shown}", "value": found[metric], "interval": found[f"{metric}_interval"]}
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
@@ -195,7 +215,14 @@ def page(results: dict[str, Any]) -> str:
         baseline = f"{known} ({found['baseline_is']})"
         cells = (name, found["metric"], reached, baseline, f"{found['examples']:,}", f"{found['train_seconds']} s")
         lines.append(f"| {' | '.join(cells)} |")
-    commands = [f"# {name}, {found['date']}\n{found['command']}" for name, found in results.items()]
+        for other, one in found.get("others", {}).items():
+            reached = "{:.3g} ({:.3g} to {:.3g})".format(one["value"], *one["interval"])
+            lines.append(f"| the same run, {other} | {found['metric']} | {reached} | | {found['examples']:,} | |")
+    commands = [
+        "\n".join([f"# {name}, {found['date']}", found["command"], *(one["command"] for one in others.values())])
+        for name, found in results.items()
+        for others in [found.get("others", {})]
+    ]
     return "\n".join([*lines, "", "```", *commands, "```", ""])
 
 
