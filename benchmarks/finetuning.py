@@ -99,7 +99,9 @@ TASKS = {
         "translate:transformer,smoke", "bleu", "copy",
         ("data.name=parallel", "data.path=multi30k/train", "data.validation_path=multi30k/val", "data.test_path=",
          "data.languages=en,de", "tokenizer.vocab_size=4096", "model.vocab_size=4096", "task.target_length=32",
-         *steps(1000, 40, 64, 2e-3), "checkpoint.keep_last=5")),
+         *steps(1200, 32, 64, 2e-3, 60), "checkpoint.keep_last=5", *GREEDY),
+        {"4 beams, alpha 0.6": ("--step=latest", *BEAMS), "mean of the last 5 checkpoints": ("--average=5",),
+         "4 beams, alpha 0.6, mean of the last 5 checkpoints": ("--average=5", *BEAMS)}),
 }
 # fmt: on
 
