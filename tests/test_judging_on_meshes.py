@@ -124,7 +124,7 @@ def test_two_processes_judge_as_one_does(folder: Path, tmp_path: Path, capsys: p
         one, answers = evaluated(run, capsys, "--config.sharding.data=1")
         words = [sys.executable, "-m", "jaxformer", "launch", "local", "--processes=2", "--", *command]
         environment = {**os.environ, "XLA_FLAGS": xla_flags(1)}
-        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
         printed = [line for line in done.stderr.splitlines() if "] {" in line]  # where a launcher shows its workers
         assert len(printed) == 1 and printed[0].startswith("[0] {"), done.stderr
