@@ -14,6 +14,7 @@ import jaxformer  # noqa: E402
 from jaxformer.interop import export_run, import_run  # noqa: E402
 
 pytestmark = pytest.mark.slow
+torch.set_num_threads(1)  # the models are tiny, and other processes use the cores
 
 BART = ("bart_base", "bart", {}, {"objective": {"name": "denoising", "sequence_length": 32}})
 TEXTS = ["The {0} of it.", "A {0} may{0} until the thread has {0} it", "{0}", "Open it and read{0}", "{0}{0} the"]
