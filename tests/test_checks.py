@@ -43,7 +43,8 @@ GIVEN: dict[str, dict[str, Any]] = {
 # positions and the window of banded attention.
 ANY_NUMBER = {
     "model.attention_window", "model.rotary_base", "model.relative_max_distance", "tokenizer.vocab_size",
-    "data.subset_seed", "generation.seed", "data.word_column", "data.tag_column", "task.null_threshold",
+    "data.subset_seed", "data.word_column", "data.tag_column", "task.null_threshold",
+    "generation.extra_length", "generation.length_alpha",
 }  # fmt: skip
 # Tasks that no mixture has.
 SEPARATE = {name for name in SECTIONS["task"] if name not in ("text_to_text", "mixture")}

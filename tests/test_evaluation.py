@@ -182,7 +182,8 @@ class Tokenizer:
     writable = np.ones(1000, bool)
 
     class vocabulary:
-        id = staticmethod({"pad": PAD, "end": END}.__getitem__)
+        special = {"pad": PAD, "end": END}
+        id = staticmethod(special.__getitem__)
 
     def encode(self, text: str) -> np.ndarray:
         ids = {word: number for number, word in WORDS.items()}
