@@ -192,7 +192,7 @@ def test_a_resumed_average_is_that_of_an_unbroken_run(trained: Path, tmp_path: P
     assert main(command) == 2  # another decay is another run
 
 
-@pytest.mark.parametrize("kind", ["ema", "trained"])
+@pytest.mark.parametrize("kind", ["ema", pytest.param("trained", marks=pytest.mark.slow)])
 def test_a_run_may_start_from_the_average(kind: str, trained: Path, tmp_path: Path) -> None:
     keys = KEYS | {
         "init_from": trained / "whole",

@@ -64,7 +64,7 @@ def test_beams_find_what_a_search_by_hand_finds(name: str, alpha: float, early: 
     compare(name, end, "gnmt", alpha, early)
 
 
-@pytest.mark.parametrize("kind", ["gnmt", "power"])
+@pytest.mark.parametrize("kind", ["gnmt", pytest.param("power", marks=pytest.mark.slow)])
 def test_whether_an_answer_may_still_be_beaten_is_seen_as_the_penalty_has_it(kind: str) -> None:
     """With this end and penalty, the searches of some prompts end otherwise if the other kind's bound is taken."""
     compare("learned", 15, kind, 1.5, False)

@@ -33,9 +33,9 @@ def limited(logits: Ids, temperature: float, top_k: int = 0, top_p: float = 1.0,
 @pytest.mark.parametrize(
     ("limits", "tokens"),
     [
-        ({"temperature": 3.0, "top_k": 6}, 6),
+        pytest.param({"temperature": 3.0, "top_k": 6}, 6, marks=pytest.mark.slow),
         ({"temperature": 4.0, "top_p": 0.8}, 16),
-        ({"temperature": 5.0, "min_p": 0.32}, 15),
+        pytest.param({"temperature": 5.0, "min_p": 0.32}, 15, marks=pytest.mark.slow),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else str(value),
 )
@@ -78,6 +78,7 @@ def test_a_seed_draws_the_same_whatever_stands_beside_a_prompt(name: str) -> Non
     assert not any(a == b for a, b in zip(drawn(name, PROMPTS, seed=4), together, strict=True))
 
 
+@pytest.mark.slow
 def test_a_seed_draws_the_same_on_any_number_of_devices() -> None:
     """Of weights that lie in pieces on eight devices."""
     model, params = built("t5")

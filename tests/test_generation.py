@@ -150,7 +150,7 @@ def continued(
     return [answer.ids.tolist() for (answer,) in answers]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", sampled(MODELS, path=lambda name: name, daily=["learned", "banded", "t5"]))
 def test_the_cache_gives_what_recomputing_the_whole_prefix_gives(name: str) -> None:
     answers = continued(name, PROMPTS)
     assert answers == [greedy_by_recomputing(name, prompt) for prompt in PROMPTS]
@@ -328,7 +328,7 @@ def test_samples_have_the_distribution_of_the_logits(temperature: float) -> None
     sampled(
         itertools.product(("learned", "t5"), (0.0, 50.0)),
         path=lambda name, temperature: temperature,
-        daily=[("learned", 0.0), ("t5", 50.0)],
+        daily=[("learned", 0.0)],
     ),
 )
 def test_ids_without_a_token_are_never_written(name: str, temperature: float) -> None:

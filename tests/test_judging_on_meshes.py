@@ -64,7 +64,13 @@ def assert_alike(found: dict[str, Any], expected: dict[str, Any]) -> None:
         assert value == pytest.approx(expected[key], rel=1e-6, abs=1e-9), key
 
 
-@pytest.mark.parametrize(("name", "keys"), [("writes", ("data=1", "fsdp=2", "tensor=2")), ("tells", ("data=3",))])
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        pytest.param("writes", ("data=1", "fsdp=2", "tensor=2"), marks=pytest.mark.slow),
+        ("tells", ("data=3",)),
+    ],
+)
 def test_any_devices_judge_alike(
     name: str, keys: tuple[str, ...], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -91,6 +97,7 @@ def test_a_run_from_other_devices_is_judged_on_those_at_hand(folder: Path, tmp_p
     assert "need 16 devices" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_parameters_lie_as_they_are_told(folder: Path) -> None:
     """No device has a whole array that is split, in the weights that decoding reads either; what is drawn for a row is
     the same wherever it is drawn, and rows that do not divide are filled up."""

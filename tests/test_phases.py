@@ -71,7 +71,8 @@ def test_without_phases_there_is_one() -> None:
     assert (only.first, only.last, only.batch_size, only.accumulation_steps) == (0, None, 8, 2)
 
 
-@pytest.mark.parametrize("family", ["gpt", pytest.param("bert", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gpt", "bert"])
 def test_a_run_resumes_in_any_phase(family: str, tmp_path: Path) -> None:
     """The ramp of GPT-3 and the two lengths of BERT, stopped inside each phase and where one ends."""
     corpus = make_corpus(tmp_path)

@@ -144,7 +144,7 @@ def test_in_double_precision_only_rounding_is_left(name: str, mesh: str) -> None
     sampled(
         pairs(DROPPING),
         path=lambda name, mesh: CONFIGS[name].family == "encoder_decoder",
-        daily=[("gpt3", "data-fsdp-tensor")],
+        ci=[("gpt3", "data-fsdp-tensor")],
     ),
 )
 def test_a_mesh_drops_what_one_device_drops(name: str, mesh: str) -> None:
