@@ -14,6 +14,7 @@ from test_source_encoder import BART
 from tiny import CONFIGS
 
 from jaxformer.evaluation import outputs_of
+from jaxformer.generation import decoding_weights
 from jaxformer.models.config import Execution
 from jaxformer.models.model import Model
 from jaxformer.tasks import measure
@@ -85,7 +86,8 @@ def test_a_handful_is_learnt_by_heart_and_noise_says_nothing_of_others(kind: str
     tokenizer: Any = SimpleNamespace(vocabulary=task.vocabulary, writable=writable, decode=decode)
 
     def judged(params: Any, rows: list[dict[str, Any]]) -> float:
-        answers = task.answers(rows, task.read(outputs_of(model, task, params, batch(task, rows), {}, tokenizer), rows))
+        written = outputs_of(model, task, decoding_weights(model, params), batch(task, rows), {}, tokenizer)
+        answers = task.answers(rows, task.read(written, rows))
         return measure((metric,), task.truths(rows), task.guesses(answers), len(names), names)[metric]
 
     for shuffled in (False, True):
