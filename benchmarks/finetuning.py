@@ -34,8 +34,9 @@ INTRODUCTION = """# What small models reach on real data
 
 Written by `python benchmarks/finetuning.py`. All but the translation start from one BERT-tiny (2 layers of width 128,
 WordPiece of 8192 tokens), pretrained for 4,000 steps of 32 x 128 tokens of English novels and arXiv abstracts. One seed
-each; no hyperparameter was searched. The numbers say that every task works from end to end and learns; they say nothing
-of what these architectures can reach.
+each; no hyperparameter was searched. The numbers say that every task works from end to end; so small a model, so
+briefly trained, learns most of them a little, and RTE not at all. They say nothing of what these architectures can
+reach.
 
 """
 PACKAGES = ("jaxformer", "jax", "flax", "optax", "numpy")

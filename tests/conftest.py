@@ -114,6 +114,18 @@ def run_cli(tmp_path: Path) -> Command:
     return run
 
 
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Return a function that runs a command line in this process and gives its exit code and what it printed."""
+    from jaxformer.cli.main import main
+
+    def run(*words: str | Path) -> tuple[int, str, str]:
+        code = main([str(word) for word in words])
+        return code, *capsys.readouterr()
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def reference_data() -> Path:
     """Return the folder that JAXFORMER_REFERENCE_DATA names; skip the test where it is not set."""

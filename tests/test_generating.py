@@ -16,7 +16,6 @@ from runs import make_run
 
 import jaxformer
 from jaxformer.cli.flags import add_flags, with_flags
-from jaxformer.cli.main import main
 from jaxformer.errors import UserError
 from jaxformer.generation import Answer, GenerationConfig
 from jaxformer.runs import generating
@@ -35,15 +34,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return made[name]
 
     return get
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
-    def run(*words: str | Path) -> tuple[int, str, str]:
-        code = main([str(word) for word in words])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

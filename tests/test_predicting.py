@@ -19,7 +19,6 @@ from runs import LABELS, make_run, params_of
 
 import jaxformer
 from jaxformer.checkpoint import save_params
-from jaxformer.cli.main import main
 from jaxformer.errors import UserError
 from jaxformer.runs import answer_file, answering, predicting
 from jaxformer.runs.loading import LoadedRun
@@ -63,15 +62,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return made[name]
 
     return get
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
-    def run(*words: str | Path) -> tuple[int, str, str]:
-        code = main([str(word) for word in words])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def write(path: Path, rows: Sequence[Any]) -> Path:

@@ -16,7 +16,6 @@ from sampling import sampled
 
 import jaxformer
 from jaxformer.checkpoint import save_params
-from jaxformer.cli.main import main
 from jaxformer.errors import UserError
 from jaxformer.evaluation import continuation, rolling, scoring, token_scores
 from jaxformer.runs.loading import LoadedRun
@@ -65,15 +64,6 @@ def loaded(folder: Callable[[str], Path]) -> Run:
         return made[name]
 
     return get
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
-    def run(*words: str | Path) -> tuple[int, str, str]:
-        code = main([str(word) for word in words])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def lines(text: str) -> list[dict[str, Any]]:
