@@ -46,6 +46,16 @@ def layer_of(layers: Any, number: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[number], layers)
 
 
+def layers_of(layers: Any, count: int) -> list[Any]:
+    """Return all layers' parts of such a tree, to be differentiated: their gradients are put together once.
+
+    Those of `layer_of` would be added up, each within a whole stack of zeros: work that grows with the square of depth.
+    """
+    leaves, structure = jax.tree.flatten(layers)
+    parts = zip(*(jax.lax.split(leaf, (1,) * count) for leaf in leaves), strict=True)
+    return [jax.tree.unflatten(structure, [jnp.squeeze(leaf, 0) for leaf in part]) for part in parts]
+
+
 class Stack(nn.Module):
     """Layers stored stacked (one leading layer axis) and executed by scan, partly unrolled, or unrolled.
 
@@ -110,8 +120,8 @@ class Stack(nn.Module):
         embedded, scanned = x_BTD, (layers, rngs, jnp.array(config.banded_layers))
         if execution.unroll == 0 or execution.unroll >= config.num_layers:  # a source encoder may be the shallower one
             outputs = []
-            for number in range(config.num_layers):
-                x_BTD, output = body(x_BTD, layer_of(scanned, number))
+            for layer in layers_of(scanned, config.num_layers):
+                x_BTD, output = body(x_BTD, layer)
                 outputs.append(output)
             outputs_LBTD = jnp.stack(outputs) if collect else None
         else:

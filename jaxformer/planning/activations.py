@@ -148,7 +148,11 @@ def _inline(jaxpr: Any, arguments: Sequence[_Value | None], steps: list[_Step]) 
             writes = _inline(called, reads, steps)
         else:
             writes = [_value(variable, name) for variable in equation.outvars]
-            steps.append(_Step(name, [value for value in reads if value is not None], writes, equation.params))
+            values = [value for value in reads if value is not None]
+            if name == "split":  # of a stack into its layers, each a slice of its own
+                steps += [_Step("slice", values, [value], equation.params) for value in writes]
+            else:
+                steps.append(_Step(name, values, writes, equation.params))
         known |= zip(equation.outvars, writes, strict=True)
     return [None if hasattr(atom, "val") else known[atom] for atom in inner.outvars]
 
