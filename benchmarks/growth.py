@@ -335,6 +335,12 @@ def about() -> dict[str, Any]:
     }
 
 
+def stored(path: Path) -> dict[str, Any]:
+    """Return what was measured so far."""
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else about() | {"points": {}}
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--axes", nargs="*", default=list(AXES), choices=AXES, metavar="AXIS", help="default: all")
@@ -347,19 +353,20 @@ def main() -> None:
         kinds = {"rate": rate_point, "checkpoint": lambda: checkpoint_point(value)}
         print("\n" + json.dumps(kinds.get(axis, lambda: step_point(axis, value))()))
         return
-    results = json.loads(args.output.read_text()) if args.output.exists() else about() | {"points": {}}
     wanted = [("rate", 0), *((axis, value) for axis in args.axes for value in AXES[axis])]
     for axis, value in [] if args.page else wanted:
-        key, points = key_of(axis, value), results["points"]
-        if "error" not in points.get(key, {"error": ""}):
+        key = key_of(axis, value)
+        if "error" not in stored(args.output)["points"].get(key, {"error": ""}):
             continue
         began = time.monotonic()
-        points[key] = measure(axis, value)
+        point = measure(axis, value)
+        results = stored(args.output)  # another one may be measuring other axes
+        results["points"][key] = point
         args.output.write_text(json.dumps(results, indent=1) + "\n")
-        print(f"{key}: {time.monotonic() - began:.0f} s {points[key].get('error', '')}", flush=True)
+        print(f"{key}: {time.monotonic() - began:.0f} s {point.get('error', '')}", flush=True)
     from growth_page import write_page
 
-    write_page(results, AXES, REFERENCE, args.output.with_suffix(".md"))
+    write_page(stored(args.output), AXES, REFERENCE, args.output.with_suffix(".md"))
 
 
 if __name__ == "__main__":

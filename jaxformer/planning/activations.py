@@ -6,9 +6,9 @@ compiler's buffer assignment does: a result is made, lives until its last reader
 - A result is held when a matrix product, a loop, a barrier (every residual sum of a layer is one), a look-up or a
   reduction reads or makes it. Elementwise operations and changes of shape are fused into what reads them when one
   operation alone does, or when repeating them costs next to nothing: they cost no memory, and what they read lives on
-  in their stead. Exponentials, error functions, divisions and roots are never repeated: if several read them (forward
-  and backward) they are held. So attention keeps float32 [B, H, T, S] after the exponential and the dropped weights in
-  the compute dtype; an exact GELU keeps its input, erfc(x) in two parts and its output.
+  in their stead. Exponentials, error functions, divisions, roots and concatenations are never repeated: if several read
+  them (forward and backward) they are held. So attention keeps float32 [B, H, T, S] after the exponential and the
+  dropped weights in the compute dtype; an exact GELU keeps its input, erfc(x) in two parts and its output.
 - Random bits of a dropout mask are two uint32 per entry (both words of threefry), kept for the backward pass; in a scan
   over layers the mask alone (one byte), with one set of counters beside the loop.
 - A loop (`scan` over layers, micro-batches or chunks of logits) holds what it stacks for all of its turns, and once
@@ -40,7 +40,7 @@ _HELD = (
 _READS_FUSED = (*_REDUCTIONS, "dynamic_update_slice")  # of those, what computes its operands on the way
 _IN_PLACE = ("optimization_barrier", "scatter-add", "scatter", "dynamic_update_slice", "while", "scan")
 _DEAR = ("exp", "exp2", "expm1", "log", "log1p", "tanh", "logistic", "erf", "erfc", "erf_inv", "rsqrt", "sqrt", "cbrt",
-         "pow", "div", "sin", "cos")  # fmt: skip
+         "pow", "div", "sin", "cos", "concatenate")  # fmt: skip
 _VIEWS = ("reshape", "squeeze", "expand_dims", "copy", "name")
 _MOVES = (*_VIEWS, "slice", "dynamic_slice", "convert_element_type", "transpose", "broadcast_in_dim")
 _SUMS = (*_MOVES, "pad", "add_any", "add", "concatenate", "name")  # what turns a layer's gradients into the stack's

@@ -14,8 +14,7 @@ examples make little of them, that moment is the optimizer's update (with clip_n
 layers four are traced: each further one adds as much as those.
 
 Checked against XLA's CPU backend in float32 (tests/test_plan.py). Known to differ there: rematerialisation of unrolled
-layers is undone; unrolled layers without clip_norm pad every layer's gradient to the whole stack; what the collectives
-of gradients copy is not counted.
+layers is undone; what the collectives of gradients copy is not counted.
 """
 
 import dataclasses
