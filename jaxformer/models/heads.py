@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxformer.devices import constrain
 from jaxformer.models.attention import wide
 from jaxformer.models.config import Execution, TransformerConfig
-from jaxformer.models.layers import ACTIVATIONS, Linear, Norm, dropout, initializer, transposed_product
+from jaxformer.models.layers import ACTIVATIONS, Linear, Norm, dropout, initializer
+from jaxformer.models.products import product, transposed_product
 
 HeadShape = tuple[str, int, str]  # (name, size, what it reads: "row", "choices", "sum" or "tokens")
 
@@ -32,9 +33,7 @@ class TokenTable(nn.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Return hidden [..., D] times the table, [..., stored_vocab_size], in float32."""
-        return jnp.einsum(
-            "...D,VD->...V", hidden, self.tokens.astype(hidden.dtype), preferred_element_type=wide(hidden.dtype)
-        )
+        return product(hidden, self.tokens.astype(hidden.dtype).T, wide(hidden.dtype))
 
 
 class VocabularyHead(nn.Module):
@@ -58,7 +57,7 @@ class VocabularyHead(nn.Module):
             logits = table.logits(hidden)
         else:
             kernel = self.param("kernel", initializer(config, "softmax"), (config.d_model, config.stored_vocab_size))
-            logits = jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=wide(hidden.dtype))
+            logits = product(hidden, kernel.astype(hidden.dtype), wide(hidden.dtype))
         logits = constrain(logits, self.execution.mesh, ("batch", *[""] * (logits.ndim - 2), "vocab"))
         if config.output_head in ("transform", "biased"):
             bias = self.param("bias", nn.initializers.zeros, (config.stored_vocab_size,))

@@ -16,6 +16,7 @@ from jaxformer.devices import constrain
 from jaxformer.models.attention import attend, attend_few, wide
 from jaxformer.models.config import Execution, TransformerConfig
 from jaxformer.models.positions import Rotation, rotated, sinusoids
+from jaxformer.models.products import product, transposed_product
 
 Initializer = Callable[..., jax.Array]
 Sublayer = Callable[[jax.Array], jax.Array]
@@ -89,31 +90,8 @@ def _scaled(x: jax.Array, scale_D: jax.Array) -> jax.Array:
     return x * jnp.expand_dims(scale_D, range(x.ndim - 1))
 
 
-# Up to so many rows XLA:CPU multiplies faster as columns, and attends faster by sums than by products of matrices.
-FEW_ROWS, FEW_QUERIES = 64, 32
-# Before, XLA:CPU's sums took twice the time of its products, which inside of loops were on all cores, too.
-SUMS_ARE_FAST = jax.__version_info__ >= (0, 11)
-
-
-def transposed_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Return x [..., K] times transposed kernels [N, K], or several of them [C, N, K], side by side [..., C, N], added
-    up in float32 at least.
-
-    Decoding reads all weights for a few rows, so what counts is how fast XLA:CPU reads them. It multiplies a few rows
-    in two thirds of the time when they are columns; the barrier keeps it from turning the product round. A single row
-    it multiplies on one core, but sums it splits, best of all along a first axis of two.
-    """
-    rows, kernel, dtype = x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype), wide(x.dtype)
-    if len(rows) == 1 and SUMS_ARE_FAST:
-        halves = kernel.reshape(2, -1, x.shape[-1]) if kernel.size // x.shape[-1] % 2 == 0 else kernel
-        row = jax.lax.optimization_barrier(rows.astype(dtype).reshape([1] * (halves.ndim - 1) + [-1]))
-        y = jnp.sum(halves.astype(dtype) * row, axis=-1)
-    elif 1 < len(rows) <= FEW_ROWS:
-        columns = jnp.einsum("...NK,RK->...NR", kernel, rows, preferred_element_type=dtype)
-        y = jnp.moveaxis(jax.lax.optimization_barrier(columns), -1, 0)
-    else:
-        y = jnp.einsum("RK,...NK->R...N", rows, kernel, preferred_element_type=dtype)
-    return y.reshape(*x.shape[:-1], *kernel.shape[:-1])
+# Up to so many queries XLA:CPU attends faster by sums than by products of matrices.
+FEW_QUERIES = 32
 
 
 class Linear(nn.Module):
@@ -130,7 +108,7 @@ class Linear(nn.Module):
             y = transposed_product(x, self.get_variable("params", "transposed")).astype(x.dtype)
         else:
             kernel = self.param("kernel", initializer(self.config, self.kind), (x.shape[-1], self.features))
-            y = x @ kernel.astype(x.dtype)
+            y = product(x, kernel.astype(x.dtype))
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y = y + jnp.expand_dims(bias.astype(x.dtype), range(x.ndim - 1))
