@@ -29,7 +29,7 @@ from jaxformer.errors import UserError, suggest
 from jaxformer.evaluation import EvaluationConfig
 from jaxformer.footprint import FootprintConfig
 from jaxformer.generation import GenerationConfig, with_open_length
-from jaxformer.models import PRESETS, TransformerConfig
+from jaxformer.models import PRESETS, WITHOUT_DROPOUT, TransformerConfig
 from jaxformer.objectives import OBJECTIVES, Supervision
 from jaxformer.storage import read_record
 from jaxformer.tasks import TASKS, Definitions, joined, read_file, renamed
@@ -413,8 +413,8 @@ def _check(config: Config) -> None:
     if config.evaluation.parameters == "ema" and not training.ema_decay:
         raise UserError("evaluation.parameters: ema is the average that training.ema_decay keeps; set that, too")
     schedule(config.optimizer, training.num_steps)  # refuses a warm-up that leaves no step to decay in
-    if training.attention != "einsum" and model.attention_dropout > 0:
+    if training.attention in WITHOUT_DROPOUT and model.attention_dropout > 0:
         raise UserError(
             f"training.attention: '{training.attention}' has no attention dropout; "
-            "set model.attention_dropout=0 or use einsum"
+            "set model.attention_dropout=0 or use auto"
         )

@@ -5,7 +5,7 @@ What lives here: wirings (`families`), layers, attention, positions, heads; size
 What may come in: a value of a slot, a preset, a wiring that the papers draw.
 What must not: anything that knows a batch's origin, a loss, or a device beyond named constraints."""
 
-from jaxformer.models.attention import IMPLEMENTATIONS
+from jaxformer.models.attention import IMPLEMENTATIONS, WITHOUT_DROPOUT
 from jaxformer.models.config import FAMILIES, Execution, TransformerConfig
 from jaxformer.models.model import Model, Params, cache_bytes, count_parameters
 from jaxformer.models.presets import PRESETS, SYSTEMS
@@ -22,6 +22,7 @@ __all__ = [
     "REMAT_POLICIES",
     "SYSTEMS",
     "TransformerConfig",
+    "WITHOUT_DROPOUT",
     "cache_bytes",
     "count_parameters",
 ]

@@ -8,7 +8,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-IMPLEMENTATIONS = ("einsum", "xla", "cudnn")
+from jaxformer.models.blockwise import Reach, blocks_of, read_in_blocks
+
+IMPLEMENTATIONS = ("auto", "einsum", "blockwise", "xla", "cudnn")
+WITHOUT_DROPOUT = ("xla", "cudnn")  # `jax.nn.dot_product_attention`, which knows none
+# What `auto` is on a device: the implementation from so many queries on. See benchmarks/results/attention-cpu.md.
+AUTO: dict[str, dict[int, str]] = {"cpu": {1: "einsum", 257: "blockwise"}, "gpu": {1: "einsum"}, "tpu": {1: "einsum"}}
+
+
+def implementation_for(name: str, queries: int) -> str:
+    """Return the implementation that `name` is for rows of so many queries on the devices at hand."""
+    if name != "auto":
+        return name
+    choices = AUTO.get(jax.default_backend(), {1: "einsum"})
+    return choices[max(least for least in choices if least <= max(queries, 1))]
 
 
 def wide(dtype: Any) -> Any:
@@ -50,6 +63,12 @@ def _places(places_N: jax.Array | None, segments_BN: jax.Array) -> jax.Array:
     return jnp.arange(segments_BN.shape[1]) if places_N is None else places_N
 
 
+def reach_of(visibility: str, window: int | None = None) -> Reach:
+    """Return how far before and behind its own place a query may see at most, whatever the segments."""
+    side = None if window is None else window - 1
+    return side, 0 if visibility == "causal" else side
+
+
 def attend(
     q_BTHK: jax.Array,
     k_BSHK: jax.Array,
@@ -61,12 +80,20 @@ def attend(
     dropout: float = 0.0,
     dropout_rng: jax.Array | None = None,
     implementation: str = "einsum",
+    reach: Reach = (None, None),
 ) -> jax.Array:
     """Return [B, T, H, K]: softmax(scale q k + bias) v over the keys that the mask shows; softmax in float32 or wider.
 
-    `xla` and `cudnn` go through `jax.nn.dot_product_attention` and know no dropout: with a dropout rng and a rate above
-    0 they raise ValueError (the config refuses the combination before).
+    `auto` chooses by length (`implementation_for`). `blockwise` leaves out keys beyond `reach`, which the mask must not
+    show. `xla` and `cudnn` go through `jax.nn.dot_product_attention` and know no dropout: with a dropout rng and a rate
+    above 0 they raise ValueError (the config refuses the combination before).
     """
+    implementation = implementation_for(implementation, q_BTHK.shape[1])
+    if implementation == "blockwise":
+        blocks = blocks_of(q_BTHK.shape[1], k_BSHK.shape[1], reach)
+        rng = dropout_rng if dropout > 0.0 else None
+        q_BHTK, k_BHSK, v_BHSK = (x.swapaxes(1, 2) for x in (q_BTHK * scale, k_BSHK, v_BSHK))
+        return read_in_blocks(q_BHTK, k_BHSK, v_BHSK, mask_B1TS, bias_1HTS, rng, blocks, dropout)
     if implementation != "einsum":
         if dropout_rng is not None and dropout > 0.0:
             raise ValueError(f"attention implementation '{implementation}' has no attention dropout")

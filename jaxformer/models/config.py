@@ -132,6 +132,6 @@ class Execution:
     dtype: str = "float32"  # of activations and matrix products; parameters stay float32
     unroll: int = 0  # layers per iteration of the scan: 1 compiles fastest; 0 or num_layers: no scan, fastest steps
     remat: str = "none"  # none, dots (keep matrix products), full (keep only each layer's input)
-    attention: str = "einsum"  # einsum (ours, with attention dropout), xla or cudnn (jax.nn.dot_product_attention)
+    attention: str = "auto"  # einsum, blockwise (ours), xla or cudnn (jax.nn.dot_product_attention); auto: by length
     logits_chunk: int = 0  # positions of a row whose logits the loss holds at a time; 0: all of them
     mesh: Any = None  # a jax.sharding.Mesh that activations are split over; None: wherever their inputs are

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxformer.devices import constrain
 from jaxformer.models.attention import attend, attend_few, wide
+from jaxformer.models.blockwise import Reach
 from jaxformer.models.config import Execution, TransformerConfig
 from jaxformer.models.positions import Rotation, rotated, sinusoids
 from jaxformer.models.products import product, transposed_product
@@ -161,8 +162,9 @@ class Attention(nn.Module):
         v_BSHK: jax.Array,
         mask_B1TS: jax.Array,
         bias_1HTS: jax.Array | None,
+        reach: Reach = (None, None),
     ) -> jax.Array:
-        """Return what the queries read, [B, T, D]."""
+        """Return what the queries read, [B, T, D]; `reach` as of `attend`."""
         trains = self.config.attention_dropout > 0.0 and self.has_rng("dropout")
         y_BTHK = attend(
             q_BTHK,
@@ -174,6 +176,7 @@ class Attention(nn.Module):
             dropout=self.config.attention_dropout,
             dropout_rng=self.make_rng("dropout") if trains else None,
             implementation=self.execution.attention,
+            reach=reach,
         )
         return self.output(y_BTHK.reshape(*y_BTHK.shape[:2], -1))
 
@@ -230,6 +233,7 @@ class Reads(NamedTuple):
     rotation: Rotation | None = None
     context_BSD: jax.Array | None = None  # what the encoder has made of its row
     context_mask_B1TS: jax.Array | None = None
+    reach: Reach = (None, None)  # how far a query may see at most before and behind its own place in the row
 
 
 class Block(nn.Module):
@@ -254,7 +258,7 @@ class Block(nn.Module):
         def self_attention(h_BTD: jax.Array) -> jax.Array:
             k, v = self.attention.keys_values(h_BTD, reads.rotation)
             q = self.attention.queries(h_BTD, reads.rotation)
-            return self.attention(q, k, v, reads.mask_B1TS, reads.bias_1HTS)
+            return self.attention(q, k, v, reads.mask_B1TS, reads.bias_1HTS, reads.reach)
 
         def cross_attention(h_BTD: jax.Array) -> jax.Array:
             k, v = self.cross_attention.keys_values(reads.context_BSD)

@@ -5,6 +5,8 @@ Training calls the stack; generation goes through `start` and `decode`, over a c
 Shape suffixes: B batch, T length of the stack's own row, S length of the row attended to, D d_model, H heads, L layers.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -12,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.devices import constrain
-from jaxformer.models.attention import visibility_mask
+from jaxformer.models.attention import reach_of, visibility_mask
 from jaxformer.models.config import Execution, TransformerConfig
 from jaxformer.models.layers import Block, Inputs, LayerCache, Norm, Reads, dropout, initializer
 from jaxformer.models.positions import relative_buckets, rotations
@@ -104,28 +106,44 @@ class Stack(nn.Module):
             context_BSD=context_BSD,
             context_segment_ids_BS=context_segment_ids_BS,
         )
+        # Written down once, or XLA:CPU compares segments and places again in every layer's exponentials, one by one.
+        reads = {
+            banded: read._replace(
+                mask_B1TS=jax.lax.optimization_barrier(read.mask_B1TS),
+                context_mask_B1TS=jax.lax.optimization_barrier(read.context_mask_B1TS),
+                reach=reach_of(self.visibility, config.attention_window if banded else None),
+            )
+            for banded, read in reads.items()
+        }
         block = self._block()
         rngs = jax.random.split(self.make_rng("dropout"), config.num_layers) if self.has_rng("dropout") else None
 
-        def body(x: jax.Array, scanned: Any) -> tuple[jax.Array, jax.Array | None]:
+        def body(kind: bool | None, x: jax.Array, scanned: Any) -> tuple[jax.Array, jax.Array | None]:
             layer, rng, banded = scanned
-            read = next(iter(reads.values()))
-            if len(reads) == 2:
-                read = read._replace(mask_B1TS=jnp.where(banded, reads[True].mask_B1TS, reads[False].mask_B1TS))
+            if kind is None:  # both take turns in one loop; dense layers reach further
+                mask_B1TS = jnp.where(banded, reads[True].mask_B1TS, reads[False].mask_B1TS)
+                read = reads[False]._replace(mask_B1TS=mask_B1TS)
+            else:
+                read = reads[kind]
             y = block.apply({"params": layer}, x, read, rngs=None if rng is None else {"dropout": rng})
             return y, y if collect else None
 
-        if execution.remat != "none":
-            body = jax.checkpoint(body, policy=REMAT_POLICIES[execution.remat], prevent_cse=execution.unroll != 1)
+        def layer_of_kind(kind: bool | None) -> Callable[..., Any]:
+            one = functools.partial(body, kind)
+            if execution.remat == "none":
+                return one
+            return jax.checkpoint(one, policy=REMAT_POLICIES[execution.remat], prevent_cse=execution.unroll != 1)
+
         embedded, scanned = x_BTD, (layers, rngs, jnp.array(config.banded_layers))
         if execution.unroll == 0 or execution.unroll >= config.num_layers:  # a source encoder may be the shallower one
             outputs = []
-            for layer in layers_of(scanned, config.num_layers):
-                x_BTD, output = body(x_BTD, layer)
+            for banded, layer in zip(config.banded_layers, layers_of(scanned, config.num_layers), strict=True):
+                x_BTD, output = layer_of_kind(banded)(x_BTD, layer)
                 outputs.append(output)
             outputs_LBTD = jnp.stack(outputs) if collect else None
         else:
-            x_BTD, outputs_LBTD = jax.lax.scan(body, x_BTD, scanned, unroll=execution.unroll)
+            one = layer_of_kind(next(iter(reads)) if len(reads) == 1 else None)
+            x_BTD, outputs_LBTD = jax.lax.scan(one, x_BTD, scanned, unroll=execution.unroll)
         if collect:
             outputs_LBTD = jnp.concatenate([embedded[None], outputs_LBTD])
         return self._final(x_BTD), outputs_LBTD

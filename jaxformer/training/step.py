@@ -35,7 +35,7 @@ class TrainingConfig:
     compute_dtype: str = "auto"  # auto: bfloat16 on accelerators, float32 on CPU; parameters are float32 always
     unroll_layers: int = 0  # 0: no scan over layers, fastest steps; 1: scan, fastest compilation; k: between
     remat: str = "none"
-    attention: str = "einsum"
+    attention: str = "auto"  # auto: einsum or, for long rows on CPU, blockwise; see models/attention.py
     logits_chunk: int = 0  # positions of a row whose logits are held at a time; 0: all; small: less memory, slower
     trainable: tuple[str, ...] = (".*",)  # patterns of parameter paths, which may select layers: decoder/layers[0:3]/.*
     log_every: int = 10
