@@ -5,7 +5,7 @@ What lives here: wirings (`families`), layers, attention, positions, heads; size
 What may come in: a value of a slot, a preset, a wiring that the papers draw.
 What must not: anything that knows a batch's origin, a loss, or a device beyond named constraints."""
 
-from jaxformer.models.attention import IMPLEMENTATIONS, WITHOUT_DROPOUT
+from jaxformer.models.attention import IMPLEMENTATIONS, WITHOUT_DROPOUT, implementation_for
 from jaxformer.models.config import FAMILIES, Execution, TransformerConfig
 from jaxformer.models.model import Model, Params, cache_bytes, count_parameters
 from jaxformer.models.presets import PRESETS, SYSTEMS
@@ -25,4 +25,5 @@ __all__ = [
     "WITHOUT_DROPOUT",
     "cache_bytes",
     "count_parameters",
+    "implementation_for",
 ]

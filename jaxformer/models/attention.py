@@ -16,11 +16,11 @@ WITHOUT_DROPOUT = ("xla", "cudnn")  # `jax.nn.dot_product_attention`, which know
 AUTO: dict[str, dict[int, str]] = {"cpu": {1: "einsum", 257: "blockwise"}, "gpu": {1: "einsum"}, "tpu": {1: "einsum"}}
 
 
-def implementation_for(name: str, queries: int) -> str:
-    """Return the implementation that `name` is for rows of so many queries on the devices at hand."""
+def implementation_for(name: str, queries: int, device: str | None = None) -> str:
+    """Return the implementation that `name` is for rows of so many queries on a device (None: the one at hand)."""
     if name != "auto":
         return name
-    choices = AUTO.get(jax.default_backend(), {1: "einsum"})
+    choices = AUTO.get(device or jax.default_backend(), {1: "einsum"})
     return choices[max(least for least in choices if least <= max(queries, 1))]
 
 

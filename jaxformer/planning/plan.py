@@ -22,7 +22,7 @@ from jaxformer.config import Config
 from jaxformer.devices import axis_sizes, check_batches, placements
 from jaxformer.errors import UserError
 from jaxformer.footprint import CHIPS, Chip, carbon_intensity, chip_named
-from jaxformer.models import Execution, Model, count_parameters
+from jaxformer.models import Execution, Model, count_parameters, implementation_for
 from jaxformer.objectives import Supervision
 from jaxformer.planning.memory import activation_bytes, optimizer_bytes, parameter_bytes
 from jaxformer.runs import build_model, check_teacher, label_names, stored_run, teacher_model
@@ -61,11 +61,13 @@ def make_plan(
     supervision = _labelled(config, notes)
     teacher = _teacher(config, notes)
     model = build_model(config, supervision)
-    dtype = config.training.compute_dtype
+    dtype, attention = config.training.compute_dtype, config.training.attention
     if dtype == "auto":
         dtype = "bfloat16"
         notes.append("training.compute_dtype auto is bfloat16, as on accelerators")
-    model = dataclasses.replace(model, execution=dataclasses.replace(model.execution, dtype=dtype))
+        attention = implementation_for(attention, config.longest_row, "gpu")
+    execution = dataclasses.replace(model.execution, dtype=dtype, attention=attention)
+    model = dataclasses.replace(model, execution=execution)
 
     # Layers in a scan are traced once, however many there are; the parameters are the same.
     shapes = dataclasses.replace(model, execution=Execution(unroll=1)).shapes
