@@ -23,7 +23,8 @@ ROWS, HEADS, SIZE = 3, 2, 4
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blockwise, "SMALLEST", 8)
+    monkeypatch.setattr(blockwise, "SMALL", 8)
+    monkeypatch.setattr(blockwise, "LARGE", 8)
 
 
 def _drawn(*shapes: tuple[int, ...]) -> list[jax.Array]:
@@ -180,7 +181,7 @@ def test_a_models_gradients_are_the_same(name: str, how: dict[str, Any]) -> None
 
 
 def test_auto_goes_by_length_and_device() -> None:
-    assert implementation_for("auto", 128) == "einsum"
+    assert implementation_for("auto", 128) == implementation_for("auto", 1) == "einsum"
     assert implementation_for("auto", 1024) == "blockwise"
     assert implementation_for("auto", 1024, "gpu") == implementation_for("auto", 1024, "tpu") == "einsum"
     assert implementation_for("einsum", 1024) == "einsum" and implementation_for("xla", 8) == "xla"

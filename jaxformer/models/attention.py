@@ -13,7 +13,7 @@ from jaxformer.models.blockwise import Reach, blocks_of, read_in_blocks
 IMPLEMENTATIONS = ("auto", "einsum", "blockwise", "xla", "cudnn")
 WITHOUT_DROPOUT = ("xla", "cudnn")  # `jax.nn.dot_product_attention`, which knows none
 # What `auto` is on a device: the implementation from so many queries on. See benchmarks/results/attention-cpu.md.
-AUTO: dict[str, dict[int, str]] = {"cpu": {1: "einsum", 257: "blockwise"}, "gpu": {1: "einsum"}, "tpu": {1: "einsum"}}
+AUTO: dict[str, dict[int, str]] = {"cpu": {1: "einsum", 256: "blockwise"}, "gpu": {1: "einsum"}, "tpu": {1: "einsum"}}
 
 
 def implementation_for(name: str, queries: int, device: str | None = None) -> str:
