@@ -25,7 +25,8 @@ from jaxformer.storage import location, read_record, write_json
 from jaxformer.training import schedule
 
 # What may differ between the stored config and the one that resumes the run: its length, what is logged and judged,
-# where and how fast it runs. None of these changes what a step computes beyond rounding.
+# where and how fast it runs. None of these changes what a step computes beyond rounding (and, of attention, which of
+# its weights dropout drops).
 CHANGEABLE = (
     "training.num_steps",
     "training.log_every",
