@@ -76,7 +76,8 @@ def _forward(
     q_BHTK: jax.Array, k_BHSK: jax.Array, v_BHSK: jax.Array, mask_B1TS: jax.Array, bias_1HTS: jax.Array | None,
     rng: jax.Array | None, blocks: tuple[Block, ...], dropout: float,
 ) -> tuple[jax.Array, Any]:  # fmt: skip
-    read, largest, sums, keeps = [], [], [], []
+    read: list[jax.Array] = []
+    largest, sums, keeps = [], [], []
     q = q_BHTK
     for block in blocks:
         if read:  # XLA:CPU would otherwise compute all scores first
@@ -108,7 +109,8 @@ def _backward(blocks: tuple[Block, ...], dropout: float, kept: Any, g_BTHK: jax.
     # The derivative of a softmax needs each row's sum of weight times gradient, which is what it read times gradient.
     means_BHT1 = jnp.sum(g_BHTK * y_BTHK.swapaxes(1, 2).astype(wide), axis=-1, keepdims=True) / sums_BHT1
     g_BHTK = (g_BHTK / (sums_BHT1 * (1.0 - dropout))).astype(dtype)
-    dq, dbias = [], []
+    dq: list[jax.Array] = []
+    dbias: list[jax.Array] = []
     # Sums over queries are made transposed: XLA:CPU has a fast product for these forms only.
     dk_BHKS, dv_BHKS = (jnp.zeros(x.swapaxes(2, 3).shape, wide) for x in (k_BHSK, v_BHSK))
     q_BHKT, g_BHKT = q_BHTK.swapaxes(2, 3), g_BHTK.swapaxes(2, 3)
