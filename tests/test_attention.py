@@ -53,7 +53,8 @@ def _gradients(attention: str, arrays: list[jax.Array], mask: jax.Array, out: ja
         (20, 20, "causal", 6, True),
         *(pytest.param(*case, marks=pytest.mark.slow) for case in [
             (11, 20, "full", None, False), (20, 20, "causal", None, False), (90, 90, "causal", 11, True),
-            (20, 20, "full", None, True), (20, 20, "full", 7, False), (20, 20, "prefix", None, True), (5, 5, "causal", None, True),
+            (20, 20, "full", None, True), (20, 20, "full", 7, False), (20, 20, "prefix", None, True),
+            (5, 5, "causal", None, True),
         ]),
     ],
 )  # fmt: skip
