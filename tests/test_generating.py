@@ -42,9 +42,9 @@ def echo(monkeypatch: pytest.MonkeyPatch) -> list[GenerationConfig]:
     asked: list[GenerationConfig] = []
 
     def generate(
-        model: Any, weights: Any, prompts: Any, config: GenerationConfig, rules: Any, numbers: Any
+        model: Any, weights: Any, prompts: Any, config: GenerationConfig, rules: Any, numbers: Any, default_length: int
     ) -> list[list[Answer]]:
-        asked.append(config)
+        asked.append(dataclasses.replace(config, max_new_tokens=config.max_new_tokens or default_length))
         rows = zip(prompts, numbers, strict=True)
         return [[Answer(row[: 1 + n], -1.5 * k, n % 2 == 0) for k in range(config.num_answers)] for row, n in rows]
 
@@ -166,7 +166,32 @@ def test_answers_are_as_long_as_the_targets_of_a_task(
     run.generate("It rains.", open_length)
     run.generate("It rains.", open_length, max_new_tokens=5)
     jaxformer.load(folder("gpt2")).generate("It", open_length)
-    assert [config.max_new_tokens for config in echo] == [16, 5, 0]
+    assert [config.max_new_tokens for config in echo] == [16, 5, 64]
+
+
+def test_an_answer_is_cut_where_it_does_not_fit_and_nobody_asked_for_its_length(tmp_path: Path, cli: Cli) -> None:
+    # One stack of 64 places, which has learnt targets of 16 tokens.
+    workdir = make_run(
+        "gpt2_number", tmp_path / "run", task={"name": "text_to_text", "target_length": 16}, num_layers=1
+    )
+    run = jaxformer.load(workdir)
+    text = "Return the thing. " * 20
+    ends = {len(run.prompt_ids(text[:end])): text[:end] for end in range(len(text))}
+    source, output = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    # 49 + 16 - 1 = 64; behind 50 there is room for 15, behind 64 for 1.
+    source.write_text("".join(json.dumps({"text": ends[length]}) + "\n" for length in (10, 49, 50, 64)))
+    words = ["generate", f"--workdir={workdir}", "--config.sharding.data=1"]
+    code, _, err = cli(*words, f"--input={source}", f"--output={output}", "--max-new-tokens=0")
+    assert code == 0, err
+    assert [row["tokens"] for row in rows_of(output)] == [16, 16, 15, 1]
+    assert "4 of 4 answers not ended; 2 cut where prompt and answer fill model.max_length 64; 48 tokens" in err
+    for shown in ([], ["--stream"]):
+        code, _, err = cli(*words, ends[50], *shown, "--max-new-tokens=0")
+        assert code == 0 and "1 cut where prompt and answer fill model.max_length 64" in err
+        code, out, err = cli(*words, ends[65], *shown, "--max-new-tokens=0")
+        assert code == 2 and out == "" and "the prompt: 65 tokens exceed model.max_length 64; shorten it" in err
+        code, out, err = cli(*words, ends[50], *shown, "--max-new-tokens=16")
+        assert code == 2 and "generation.max_new_tokens 16, but model.max_length 64 has room for 15 behind 50" in err
 
 
 # Streams.

@@ -46,7 +46,7 @@ START = 3
 
 
 def tiny(name: str, **changes: Any) -> TransformerConfig:
-    return dataclasses.replace(CONFIGS[name], num_layers=2, **changes)
+    return dataclasses.replace(CONFIGS[name], **{"num_layers": 2, **changes})
 
 
 MODELS = {
@@ -355,6 +355,32 @@ def refused(config: TransformerConfig, prompts: list[Ids], **generation: Any) ->
     with pytest.raises(UserError) as caught:
         generate(Model(config), {}, prompts, GenerationConfig(**generation), TokenRules(NO_END))
     return str(caught.value)
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0}, {"num_beams": 2}])
+def test_the_last_new_token_needs_no_place(settings: dict[str, Any]) -> None:
+    model = Model(tiny("gpt"))  # of 32 places
+    weights = decoding_weights(model, model.init(jax.random.key(0)))
+    rules = TokenRules(NO_END)
+
+    def lengths(sizes: tuple[int, ...], **limits: int) -> list[int]:
+        prompts, config = prompts_of(*sizes), GenerationConfig(**settings, **limits)
+        found = generate(model, weights, prompts, config, rules, default_length=NEW)
+        if settings.get("num_beams", 1) == 1:
+            *_, streamed = stream(model, weights, prompts, config, rules, default_length=NEW, every=1)
+            assert all(np.array_equal(a[0].ids, b[0].ids) for a, b in zip(found, streamed, strict=True))
+        return [len(answers[0].ids) for answers in found]
+
+    # 25 + 8 - 1 = 32 places are read, and 32 + 1 - 1; behind 26 there are 7, behind 30 3.
+    assert lengths((25, 1), max_new_tokens=8) == [8, 8]
+    assert lengths((32,), max_new_tokens=1) == [1]
+    assert lengths((25, 26, 30, 32)) == [8, 7, 3, 1]
+    with pytest.raises(
+        UserError, match="prompt 0: generation.max_new_tokens 8, but model.max_length 32 has room for 7"
+    ):
+        lengths((26, 1), max_new_tokens=8)
+    with pytest.raises(UserError, match="the prompt: 33 tokens exceed model.max_length 32"):
+        lengths((33,))
 
 
 def test_what_cannot_be_generated_is_refused() -> None:

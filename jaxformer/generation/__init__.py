@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from jaxformer.generation.automata import choice_table, stop_table
     from jaxformer.generation.filling import Candidates, Masked, fill
     from jaxformer.generation.generating import check_prompts, decoding_weights, generate, require_generator, stream
-    from jaxformer.generation.writing import Answer, TokenRules
+    from jaxformer.generation.writing import DEFAULT_NEW_TOKENS, Answer, TokenRules, new_tokens, room_for_answers
 
 __all__ = [
+    "DEFAULT_NEW_TOKENS",
     "Answer",
     "Candidates",
     "GenerationConfig",
@@ -27,7 +28,9 @@ __all__ = [
     "decoding_weights",
     "fill",
     "generate",
+    "new_tokens",
     "require_generator",
+    "room_for_answers",
     "stop_table",
     "stream",
     "with_open_length",

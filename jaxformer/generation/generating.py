@@ -4,7 +4,6 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxformer.devices import gathered, num_shares, place_whole
@@ -13,6 +12,7 @@ from jaxformer.generation import beams, decoding
 from jaxformer.generation.config import GenerationConfig
 from jaxformer.generation.logits import logit_functions
 from jaxformer.generation.writing import (
+    DEFAULT_NEW_TOKENS,
     Answer,
     Batch,
     TokenRules,
@@ -36,13 +36,7 @@ def require_generator(family: str) -> None:
 def decoding_weights(model: Model, params: Params) -> Params:
     """Return the parameters as decoding reads them, `model.unstacked`: to be made once for any number of prompts. They
     take the memory of the decoder's layers."""
-    weights: Params = _unstacked(model)(params)
-    return weights
-
-
-@functools.lru_cache(maxsize=16)
-def _unstacked(model: Model) -> Any:
-    return jax.jit(model.unstacked)
+    return model.unstacked(params)
 
 
 def generate(
@@ -54,17 +48,21 @@ def generate(
     *,
     numbers: Sequence[int] | None = None,
     min_width: int = 1,
+    default_length: int = DEFAULT_NEW_TOKENS,
 ) -> list[list[Answer]]:
     """Return the answers to each prompt, `config.num_answers` of them, the best ones first after beams.
 
     `weights` are `decoding_weights(model, params)`. A decoder-only model goes on with a prompt; an encoder-decoder
     reads it and starts its answer from `rules.start_id`. What is drawn follows from the seed and the prompts' `numbers`
     (default: 0, 1, …), whatever stands beside them. Prompts are padded to at least `min_width`, so that batches of a
-    set share one compiled program. The devices of a model's mesh share the rows; every process gives all of them and
+    set share one compiled program. An answer has at most `default_length` tokens, or as many as fit, where the config
+    leaves it open. The devices of a model's mesh share the rows; every process gives all of them and
     gets all answers. Raises UserError for encoder-only models, empty prompts, more beams than tokens, and lengths
     beyond a table of learned positions.
     """
-    *_, answers = stream(model, weights, prompts, config, rules, numbers=numbers, min_width=min_width)
+    *_, answers = stream(
+        model, weights, prompts, config, rules, numbers=numbers, min_width=min_width, default_length=default_length
+    )
     return answers
 
 
@@ -77,15 +75,16 @@ def stream(
     *,
     numbers: Sequence[int] | None = None,
     min_width: int = 1,
+    default_length: int = DEFAULT_NEW_TOKENS,
     every: int = 0,
 ) -> Iterator[list[list[Answer]]]:
     """Yield what `generate` returns as far as it is written, after `every` further tokens (0: once, whole)."""
-    limits = check_prompts(model, prompts, config)
+    limits = check_prompts(model, prompts, config, default_length)
     if not prompts:
         yield []
         return
     longest = max(len(prompt) for prompt in prompts)
-    num_new = new_tokens(config)
+    num_new = new_tokens(config, default_length)
     searches = config.num_beams > 1
     repeats = 1 if searches else config.num_answers
     rows = [np.asarray(prompt) for prompt in prompts for _ in range(repeats)]
@@ -111,7 +110,9 @@ def stream(
             yield [flat[first : first + repeats] for first in range(0, num_rows, repeats)]
 
 
-def check_prompts(model: Model, prompts: Sequence[np.ndarray], config: GenerationConfig) -> np.ndarray:
+def check_prompts(
+    model: Model, prompts: Sequence[np.ndarray], config: GenerationConfig, default_length: int = DEFAULT_NEW_TOKENS
+) -> np.ndarray:
     """Return the most tokens that the answer to each prompt may have, int32 [B]. Raises UserError, naming the prompt,
     for what cannot be generated."""
     require_generator(model.config.family)
@@ -125,7 +126,7 @@ def check_prompts(model: Model, prompts: Sequence[np.ndarray], config: Generatio
                 f"generation.{key}: {getattr(config, key)} is more than the {model.config.vocab_size} tokens of the "
                 "vocabulary"
             )
-    return longest_answers(model, config, prompts)
+    return longest_answers(model, config, prompts, default_length)
 
 
 def _programs(model: Model, config: GenerationConfig, num_new: int, samples: bool) -> decoding.Programs:

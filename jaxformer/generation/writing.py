@@ -46,23 +46,34 @@ class TokenRules(NamedTuple):
     choices: np.ndarray | None = None
 
 
-def new_tokens(config: GenerationConfig) -> int:
-    """Return the most tokens that any answer may have."""
-    return config.max_new_tokens or max(DEFAULT_NEW_TOKENS, config.min_new_tokens)
+def new_tokens(config: GenerationConfig, default: int = DEFAULT_NEW_TOKENS) -> int:
+    """Return the most tokens that any answer may have; `default` is for a config that leaves it open."""
+    return config.max_new_tokens or max(default, config.min_new_tokens)
 
 
-def longest_answers(model: Model, config: GenerationConfig, prompts: Sequence[np.ndarray]) -> np.ndarray:
+def room_for_answers(model: Model, prompts: Sequence[np.ndarray]) -> np.ndarray:
+    """Return how many tokens a table of learned positions has room for behind each prompt, int32 [B]: of a prompt that
+    fills it one, as nothing is read behind the last token. Without a table it is the largest number."""
+    if model.config.position != "learned":
+        return np.full(len(prompts), np.iinfo(np.int32).max)
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    behind = lengths - 1 if model.config.family == "decoder_only" else np.zeros_like(lengths)
+    return model.config.max_length - behind
+
+
+def longest_answers(
+    model: Model, config: GenerationConfig, prompts: Sequence[np.ndarray], default: int = DEFAULT_NEW_TOKENS
+) -> np.ndarray:
     """Return the most tokens that the answer to each prompt may have, int32 [B]. Where the config leaves it open, it is
-    what fits.
+    `default`, or what fits.
 
     Raises UserError, naming the prompt, for one that has no place in a table of learned positions.
     """
-    most = np.full(len(prompts), new_tokens(config), np.int32)
+    most = np.full(len(prompts), new_tokens(config, default), np.int32)
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     if model.config.position == "learned":
         limit, reads = model.config.max_length, model.config.family == "encoder_decoder"
-        # Nothing is read behind the last token.
-        room = np.full(len(prompts), limit) if reads else limit - lengths + 1
+        room = room_for_answers(model, prompts)
         for number, length in enumerate(lengths.tolist()):
             which = f"prompt {number}" if len(prompts) > 1 else "the prompt"
             if length > limit:

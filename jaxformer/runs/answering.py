@@ -16,7 +16,7 @@ from jaxformer.objectives import Supervision
 from jaxformer.runs.answer_rows import Example, Output, Read, Work, answer_rows, bracketed, looked_through
 from jaxformer.runs.embedding import layer_number, vectors
 from jaxformer.runs.filling import Asking, blank, chosen, filled
-from jaxformer.runs.generating import answered, check_streams, checked_prompt, streamed, writing
+from jaxformer.runs.generating import answered, check_streams, checked_prompt, lacks_room, streamed, writing
 from jaxformer.runs.given import Given
 from jaxformer.runs.loading import LoadedRun
 from jaxformer.runs.official import check_official, write_official
@@ -72,24 +72,31 @@ def generate(
             count(rows=len(found), answers=len(answers), cut=cut, tokens=sum(answer["tokens"] for answer in answers))
 
         found = answered(run, config, [example["row"] for example in examples], numbers, size, done)
+        for example, answers in zip(examples, found, strict=True):
+            count(full=sum(lacks_room(run, config, example["row"], answer) for answer in answers))
         return [
             {"prompt": example[field], **({"answers": each} if config.num_answers > 1 else each[0] if each else _NONE)}
             for example, each in zip(examples, found, strict=True)
         ]
 
     found = answer_rows(rows, Work("generating", read, answer, size), output, facts, display)
-    if output.path is not None:
+    if output.path is not None or found.counts["full"]:
         malformed = [f"{found.malformed:,} malformed"] if found.malformed else []
         display.note(
-            f"{output.path}: {found.total:,} rows{bracketed([*malformed, *written(found.counts, found.seconds)])}"
+            f"{output.path or 'standard output'}: {found.total:,} rows"
+            f"{bracketed([*malformed, *written(run, found.counts, found.seconds)])}"
         )
 
 
-def written(counts: Mapping[str, int], seconds: float) -> list[str]:
+def written(run: LoadedRun, counts: Mapping[str, int], seconds: float) -> list[str]:
     """Return what is said of answers that were written."""
     if not counts.get("answers"):
         return []
     notes = [f"{counts['cut']:,} of {counts['answers']:,} answers not ended"] if counts["cut"] else []
+    if counts["full"]:
+        notes.append(
+            f"{counts['full']:,} cut where prompt and answer fill model.max_length {run.model.config.max_length}"
+        )
     return [*notes, f"{counts['tokens']:,} tokens, {brief(counts['tokens'] / max(seconds, 1e-9))} per second"]
 
 
@@ -121,9 +128,10 @@ def show(run: LoadedRun, rows: Given, field: str, put: Callable[[str], Any], dis
             while True:
                 put(next(stream))
         except StopIteration as end:
-            counts.update(answers=1, tokens=end.value["tokens"], cut=not end.value["ended"])
+            full = lacks_room(run, config, prompt["row"], end.value)
+            counts.update(answers=1, tokens=end.value["tokens"], cut=not end.value["ended"], full=full)
         put("\n")
-    display.note("; ".join(written(counts, time.monotonic() - begun)))
+    display.note("; ".join(written(run, counts, time.monotonic() - begun)))
 
 
 def as_text(line: Mapping[str, Any], continues: bool) -> str:

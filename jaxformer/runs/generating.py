@@ -1,14 +1,23 @@
 """Answers to prompts: texts in, what a model writes after each or in answer to it out."""
 
 import dataclasses
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxformer.errors import UserError, suggest
 from jaxformer.evaluation import before_stops, token_rules
-from jaxformer.generation import Answer, GenerationConfig, check_prompts, generate, stream
+from jaxformer.generation import (
+    DEFAULT_NEW_TOKENS,
+    Answer,
+    GenerationConfig,
+    check_prompts,
+    generate,
+    new_tokens,
+    room_for_answers,
+    stream,
+)
 from jaxformer.runs.shapes import batches_by_length, rounded_up
 from jaxformer.runs.streaming import pieces
 
@@ -17,8 +26,7 @@ if TYPE_CHECKING:
 
 
 def writing(run: "LoadedRun", generation: GenerationConfig | None, changes: dict[str, Any]) -> GenerationConfig:
-    """Return how a run writes: as its config says, or `generation`, with changes of its fields; where neither says how
-    long answers may be, as long as the targets of its task.
+    """Return how a run writes: as its config says, or `generation`, with changes of its fields.
 
     Raises UserError for a field that there is not, a model that does not write, more beams than tokens, and choices
     that cannot be spelled.
@@ -28,14 +36,24 @@ def writing(run: "LoadedRun", generation: GenerationConfig | None, changes: dict
         if name not in fields:
             raise UserError(f"generation.{name}: no such key{suggest(name, fields)}; there are {', '.join(fields)}")
     config = dataclasses.replace(generation or run.config.generation, **changes)
-    learnt = run.config.supervision
-    tasks = [part.objective.answering for part in learnt.parts] if learnt.decodes else []
-    longest = max((task.target_length for task in tasks if task is not None), default=0)
-    config = dataclasses.replace(config, max_new_tokens=config.max_new_tokens or longest)
     check_prompts(run.model, [], config)
     if config.choices:
         token_rules(run.model, run.tokenizer, config)
     return config
+
+
+def open_length(run: "LoadedRun") -> int:
+    """Return the most tokens of an answer where nobody has said how long it may be: as many as the targets of the run's
+    task have, if there is room for them."""
+    learnt = run.config.supervision
+    tasks = [part.objective.answering for part in learnt.parts] if learnt.decodes else []
+    return max((task.target_length for task in tasks if task is not None), default=0) or DEFAULT_NEW_TOKENS
+
+
+def lacks_room(run: "LoadedRun", config: GenerationConfig, row: np.ndarray, answer: Mapping[str, Any]) -> bool:
+    """Say whether an answer to a prompt, given as ids, was cut only because model.max_length has no room for more."""
+    room = int(room_for_answers(run.model, [row])[0])
+    return not answer["ended"] and answer["tokens"] == room < new_tokens(config, open_length(run))
 
 
 def checked_prompt(run: "LoadedRun", config: GenerationConfig, prompt: str) -> np.ndarray:
@@ -43,7 +61,7 @@ def checked_prompt(run: "LoadedRun", config: GenerationConfig, prompt: str) -> n
     row = run.prompt_ids(prompt)
     # Of an empty text there is nothing but what stands around it.
     is_empty = len(row) <= 2 and not len(run.tokenizer.encode(prompt))
-    check_prompts(run.model, [row[:0] if is_empty else row], config)
+    check_prompts(run.model, [row[:0] if is_empty else row], config, open_length(run))
     return row
 
 
@@ -73,7 +91,7 @@ def answered(
         filled = [places[min(place, len(places) - 1)] for place in range(count)]
         found = generate(
             run.model, run.weights, [rows[place] for place in filled], config, rules,
-            numbers=[numbers[place] for place in filled],
+            numbers=[numbers[place] for place in filled], default_length=open_length(run),
         )  # fmt: skip
         for place, each in zip(places, found, strict=False):
             answers[place] = [described(run, config, rows[place], answer) for answer in each]
@@ -86,10 +104,13 @@ def streamed(
 ) -> Generator[str, None, dict[str, Any]]:
     """Yield the answer to a prompt, given as ids, piece by piece, and return it."""
     rules, last = token_rules(run.model, run.tokenizer, config), {}
+    answers = stream(
+        run.model, run.weights, [row], config, rules, numbers=[number], default_length=open_length(run), every=1
+    )
 
     def texts() -> Generator[str, None, None]:
         nonlocal last
-        for ((answer,),) in stream(run.model, run.weights, [row], config, rules, numbers=[number], every=1):
+        for ((answer,),) in answers:
             last = described(run, config, row, answer)
             yield last["text"]
 
