@@ -91,6 +91,16 @@ def test_a_cache_is_as_large_as_its_formula(name: str, num_beams: int) -> None:
     assert held == cache_bytes(model, ROWS, places, WIDTH)
 
 
+def test_weights_for_decoding_take_one_program_for_all_layers() -> None:
+    counts = []
+    for num_layers in (2, 4):
+        model = Model(tiny("gpt", num_layers=num_layers))
+        text = jax.jit(model.unstacked).lower(model.shapes).as_text()
+        counts.append((text.count("func.func private"), text.count("call @")))
+    (programs, calls), (of_more, more_calls) = counts
+    assert programs == of_more and more_calls == 2 * calls
+
+
 def test_one_program_for_all_prompts_of_a_bucket() -> None:
     model, params = built("learned")
     programs, weights = decoding.programs(model, NEW, False, ()), decoding_weights(model, params)

@@ -72,11 +72,7 @@ class Model:
         every token. They are copies: the decoder's layers are in memory twice.
         """
         decoder, dtype = params["decoder"], self.execution.dtype
-        layers = [_transposed(layer_of(decoder["layers"], number), dtype) for number in range(self.config.num_layers)]
-        for layer in layers:
-            attention = layer["attention"]
-            parts = [attention.pop(name) for name in ("query", "key", "value")]
-            attention["together"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+        layers = [_decoding_layer(decoder["layers"], number, dtype) for number in range(self.config.num_layers)]
         vocabulary = _transposed(params.get("vocabulary", {}), dtype)
         if self.config.tied_embeddings:
             vocabulary["transposed"] = params["embedding"]["tokens"].astype(dtype)
@@ -111,6 +107,17 @@ def cache_bytes(model: Model, rows: int, places: int, context: int = 0) -> int:
     read = places + (context if config.family == "encoder_decoder" else 0)
     size = jnp.dtype(model.execution.dtype).itemsize
     return 2 * config.num_layers * config.num_heads * config.head_dim * rows * read * size
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _decoding_layer(layers: Params, number: jax.Array | int, dtype: Any) -> Params:
+    """Return one layer's weights as decoding reads them. A program for each layer in turn: one for all of them takes
+    XLA:CPU 2 s to compile at GPT-2's size."""
+    layer = _transposed(layer_of(layers, number), dtype)
+    attention = layer["attention"]
+    parts = [attention.pop(name) for name in ("query", "key", "value")]
+    attention["together"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+    return layer
 
 
 def _transposed(params: Mapping[str, Any], dtype: Any) -> Params:
