@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax
 import numpy as np
 import pytest
 from sampling import sampled
@@ -9,9 +10,21 @@ from test_generation import PROMPTS, START, built, logits_after, prompts_of
 
 from jaxformer.errors import UserError
 from jaxformer.generation import Answer, GenerationConfig, TokenRules, choice_table, decoding_weights, generate
-from jaxformer.generation.beams import penalty
+from jaxformer.generation.beams import largest, penalty
 
 NEW, BEAMS = 5, 3
+
+
+def test_the_largest_are_those_of_a_sort() -> None:
+    """Of many values, of few that are often equal, and where most are ruled out."""
+    rng = np.random.default_rng(0)
+    for num, kinds in itertools.product((600, 1001), (3, 10**6)):
+        values = rng.integers(0, kinds, (2, num)).astype(np.float32)
+        values[1, 5:] = -np.inf
+        found, places = jax.jit(largest, static_argnums=1)(values, 8)
+        expected = np.argsort(-values, axis=1, kind="stable")[:, :8]
+        assert np.array_equal(places, expected)
+        assert np.array_equal(found, np.take_along_axis(values, expected, axis=1))
 
 
 def searched(

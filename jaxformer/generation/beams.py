@@ -77,7 +77,7 @@ def programs(
         for function in functions:
             logits_BV = function(logits_BV, written, given["values"])
         scores_BKV = logits_BV.reshape(*rows, num_tokens) + state.scores_BK[..., None]
-        scores_BC, flat_BC = jax.lax.top_k(scores_BKV.reshape(rows[0], -1), 2 * num_beams)
+        scores_BC, flat_BC = largest(scores_BKV.reshape(rows[0], -1), 2 * num_beams)
         beam_BC, token_BC = flat_BC // num_tokens, (flat_BC % num_tokens).astype(jnp.int32)
         states = {name: _picked(each.reshape(rows), beam_BC).reshape(-1) for name, each in state.states.items()}
         states, closed = next_states(states, token_BC.reshape(-1), given)
@@ -180,6 +180,22 @@ def programs(
         return jax.lax.while_loop(goes_on, extend, state)
 
     return Programs(jax.jit(begin), jax.jit(advance, donate_argnums=2))
+
+
+def largest(values_BN: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """Return what `jax.lax.top_k` does, for many values: the largest ones and their places [B, count].
+
+    They stand in the `count` stretches of 64 with the largest maxima; of equal ones, too, the first are taken. To find
+    maxima takes a tenth of the time that top_k takes for all values.
+    """
+    num_rows, num_values = values_BN.shape
+    values_BGS = jnp.pad(values_BN, ((0, 0), (0, -num_values % 64)), constant_values=-jnp.inf).reshape(num_rows, -1, 64)
+    if values_BGS.shape[1] <= count:
+        return jax.lax.top_k(values_BN, count)
+    _, stretches_BC = jax.lax.top_k(jnp.max(values_BGS, axis=-1), count)
+    stretches_BC = jnp.sort(stretches_BC, axis=-1)
+    found_BC, places_BC = jax.lax.top_k(_picked(values_BGS, stretches_BC).reshape(num_rows, -1), count)
+    return found_BC, jnp.take_along_axis(stretches_BC, places_BC // 64, axis=1) * 64 + places_BC % 64
 
 
 def _picked(values: jax.Array, places: jax.Array) -> jax.Array:

@@ -52,7 +52,7 @@ class VocabularyHead(nn.Module):
             hidden = hidden * config.d_model**-0.5
         if self.has_variable("params", "transposed"):  # it decodes: Model.unstacked
             kernel_VD = constrain(self.get_variable("params", "transposed"), self.execution.mesh, ("vocab", ""))
-            logits = transposed_product(hidden, kernel_VD)
+            logits = transposed_product(hidden, kernel_VD, in_rows=True)
         elif config.tied_embeddings:
             logits = table.logits(hidden)
         else:

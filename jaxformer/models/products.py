@@ -48,22 +48,24 @@ def _product_gradients(dtype: Any, read: tuple[jax.Array, jax.Array], g: jax.Arr
 product.defvjp(_product, _product_gradients)
 
 
-def transposed_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def transposed_product(x: jax.Array, kernel: jax.Array, *, in_rows: bool = False) -> jax.Array:
     """Return x [..., K] times transposed kernels [N, K], or several of them [C, N, K], side by side [..., C, N], added
     up in float32 at least.
 
     Decoding reads all weights for a few rows, so what counts is how fast XLA:CPU reads them. It multiplies a few rows
     in two thirds of the time when they are columns; the barrier keeps it from turning the product round. A single row
-    it multiplies on one core, but sums it splits, best of all along a first axis of two.
+    it multiplies on one core, but sums it splits, best of all along a first axis of two. Logits are wanted `in_rows`:
+    of columns, the maxima and sums that follow take three times as long.
     """
     rows, kernel, dtype = x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype), wide(x.dtype)
     if len(rows) == 1 and SUMS_ARE_FAST:
         halves = kernel.reshape(2, -1, x.shape[-1]) if kernel.size // x.shape[-1] % 2 == 0 else kernel
         row = jax.lax.optimization_barrier(rows.astype(dtype).reshape([1] * (halves.ndim - 1) + [-1]))
         y = jnp.sum(halves.astype(dtype) * row, axis=-1)
-    elif 1 < len(rows) <= FEW_ROWS:
+    elif 1 < len(rows) <= FEW_ROWS and not in_rows:
         columns = jnp.einsum("...NK,RK->...NR", kernel, rows, preferred_element_type=dtype)
         y = jnp.moveaxis(jax.lax.optimization_barrier(columns), -1, 0)
     else:
         y = jnp.einsum("RK,...NK->R...N", rows, kernel, preferred_element_type=dtype)
+        y = jax.lax.optimization_barrier(y) if in_rows else y
     return y.reshape(*x.shape[:-1], *kernel.shape[:-1])
