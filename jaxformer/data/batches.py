@@ -27,43 +27,49 @@ class Member(NamedTuple):
     left_out: Mapping[str, LeftOut] = {}  # by the store, or the row index, that it was counted for
 
 
-class _Numbered:
-    """Rows that say which member they belong to."""
+class _Numbers(grain.MapDataset):
+    """(member, number) of each of its rows."""
 
-    def __init__(self, rows: Any, member: int) -> None:
-        self.rows, self.member = rows, member
+    def __init__(self, member: int, count: int) -> None:
+        super().__init__()
+        self._member, self._count = member, count
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self._count
 
-    def __getitem__(self, number: int) -> tuple[int, Any]:
-        return self.member, self.rows[number]
-
-
-class _Draw(grain.transforms.RandomMap):
-    """Applies the objective or task of the row's member, with the rng of the example's number."""
-
-    def __init__(self, transforms: Sequence[Transform]) -> None:
-        self.transforms = transforms
-
-    def random_map(self, element: tuple[int, Any], rng: np.random.Generator) -> Mapping[str, np.ndarray]:
-        member, row = element
-        return self.transforms[member](row, rng)
+    def __getitem__(self, index: Any) -> Any:
+        return self._member, index % self._count
 
 
-class _Own(grain.MapDataset):
-    """The examples of one process: the rows of each global batch that its devices hold."""
+class _Batched(grain.MapDataset):
+    """The batches of one process: the rows of each global batch that its devices hold. One step for the whole batch:
+    Grain's own, one behind the other for each example, would take longer than what they do."""
 
-    def __init__(self, parent: grain.MapDataset, batch_size: int, rows: Sequence[int], first_example: int) -> None:
-        super().__init__(parent)
+    def __init__(
+        self, members: Sequence[Member], drawn: grain.MapDataset, seed: int, batch_size: int, rows: Sequence[int],
+        first_example: int,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self._members = [(member.rows, member.transform) for member in members]
+        self._drawn, self._seed = drawn, seed
         self._size, self._rows, self._first = batch_size, rows, first_example
 
     def __len__(self) -> int:
-        return (len(self._parent) - self._first) // self._size * len(self._rows)
+        return (len(self._drawn) - self._first) // self._size
 
     def __getitem__(self, index: Any) -> Any:
-        batch, place = divmod(index, len(self._rows))
-        return self._parent[self._first + batch * self._size + self._rows[place]]
+        examples = []
+        rng = np.random.Generator(np.random.Philox(self._seed))
+        state: Any = rng.bit_generator.state
+        for row in self._rows:
+            number = self._first + index * self._size + row
+            member, place = self._drawn[number]
+            rows, transform = self._members[member]
+            # That of Grain's random map: one generator, whose counter says which example it draws for.
+            state["state"]["counter"][:] = 0, 0, 0, number
+            rng.bit_generator.state = state
+            examples.append(transform(rows[place], rng))
+        return _stacked(examples)
 
 
 def train_batches(
@@ -81,17 +87,11 @@ def train_batches(
     Each member is shuffled anew every epoch; several are mixed by their weights.
     """
     shuffled = [
-        grain.MapDataset.source(_Numbered(member.rows, number)).shuffle(seed=seed + number).repeat()
-        for number, member in enumerate(members)
+        _Numbers(number, len(member.rows)).shuffle(seed=seed + number).repeat() for number, member in enumerate(members)
     ]
     weights = [member.weight for member in members]
-    dataset = shuffled[0] if len(shuffled) == 1 else grain.MapDataset.mix(shuffled, weights)
-    dataset = dataset.random_map(_Draw([member.transform for member in members]), seed=seed)
-    # Sliced after the random map: slicing before would change the draws.
-    rows = range(batch_size) if rows is None else rows
-    dataset = _Own(dataset, batch_size, rows, first_example)
-    # Grain cannot count the batches of one of an endless dataset.
-    dataset = dataset.batch(len(rows)) if len(rows) > 1 else dataset.map(_alone)
+    drawn = shuffled[0] if len(shuffled) == 1 else grain.MapDataset.mix(shuffled, weights)
+    dataset = _Batched(members, drawn, seed, batch_size, range(batch_size) if rows is None else rows, first_example)
     # One thread: batches are made while the device computes, and more would take its cores on a CPU.
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
     iterable = dataset.to_iter_dataset(options)
@@ -102,10 +102,10 @@ def train_batches(
     return Batches(iter(iterable))
 
 
-def _alone(example: Mapping[str, Any]) -> dict[str, Any]:
+def _stacked(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
-        name: _alone(value) if isinstance(value, Mapping) else np.asarray(value)[None]
-        for name, value in example.items()
+        name: (_stacked if isinstance(value, Mapping) else np.stack)([example[name] for example in examples])
+        for name, value in examples[0].items()
     }
 
 

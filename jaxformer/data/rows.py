@@ -7,6 +7,7 @@ where the settings ask for it, "rarity" (float [n]): count^-frequency_smoothing 
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import uuid
@@ -38,6 +39,12 @@ class Rows:
 
     def __len__(self) -> int:
         return len(next(iter(self.index.values())))
+
+    @functools.cached_property
+    def stream_starts(self) -> np.ndarray:
+        """Where each document begins in the stream of all, each with its separator, and where the stream ends."""
+        offsets = self.store.document_offsets
+        return offsets + np.arange(len(offsets)) if _separators(self.settings) else offsets
 
     def __getitem__(self, number: int) -> Row:
         row = KINDS[self.settings["rows"]][1](self, int(number)) | {"number": int(number), "seed": self.seed}
@@ -109,22 +116,23 @@ def _windows(store: Store, settings: dict[str, Any], seed: int, left_out: LeftOu
 
 def _window(rows: Rows, number: int) -> Row:
     """Gather stream positions: the stream is never written out, its separators are found by their place."""
-    offsets, separators = rows.store.document_offsets, _separators(rows.settings)
-    stream_starts = offsets + separators * np.arange(len(offsets))
+    offsets, stream_starts = rows.store.document_offsets, rows.stream_starts
     start = rows.index["start"][number]
     places = np.arange(start, min(start + rows.settings["row_length"], stream_starts[-1]))
     first, last = np.searchsorted(stream_starts, [places[0], places[-1]], side="right") - 1
     document = first + np.searchsorted(stream_starts[first + 1 : last + 1], places, side="right")
     within = places - stream_starts[document]
     ends = within == offsets[document + 1] - offsets[document]
-    return _gathered(rows, offsets[document] + within, ends if separators else None, document - document[0] + 1)
+    return _gathered(
+        rows, offsets[document] + within, ends if _separators(rows.settings) else None, document - document[0] + 1
+    )
 
 
 def _gathered(rows: Rows, source: np.ndarray, separator: np.ndarray | None, segments: np.ndarray) -> Row:
     """Return the row of store positions `source`, with the separator's id where `separator` says so."""
     store = rows.store
     real = source if separator is None else np.where(separator, 0, source)
-    tokens = store.tokens[real].astype(np.int32)
+    tokens = np.asarray(store.tokens)[real].astype(np.int32)  # a plain array is read faster than a map
     starts = _begins_sentence(store, source)
     if separator is not None:
         tokens, starts = np.where(separator, np.int32(rows.settings["separator"]), tokens), starts & ~separator
@@ -134,7 +142,11 @@ def _gathered(rows: Rows, source: np.ndarray, separator: np.ndarray | None, segm
 def _begins_sentence(store: Store, source: np.ndarray) -> np.ndarray:
     """Return for store positions that stand close together whether each begins a sentence."""
     low, high = np.searchsorted(store.sentence_starts, [source[0], source[-1] + 1])
-    return np.isin(source, store.sentence_starts[low:high])
+    near = store.sentence_starts[low:high]
+    if not len(near):
+        return np.zeros(len(source), bool)
+    begins: np.ndarray = near.take(np.searchsorted(near, source), mode="clip") == source
+    return begins
 
 
 def _separators(settings: dict[str, Any]) -> int:
@@ -272,7 +284,7 @@ def _pair(rows: Rows, number: int) -> Row:
     sides = [np.arange(entry[f"{side}_start"], entry[f"{side}_start"] + entry[f"{side}_length"]) for side in ("a", "b")]
     source = np.concatenate(sides)
     return {
-        "tokens": rows.store.tokens[source].astype(np.int32),
+        "tokens": np.asarray(rows.store.tokens)[source].astype(np.int32),
         "segment_ids": np.ones(len(source), np.int32),
         "sentence_starts": np.concatenate([_begins_sentence(rows.store, side) for side in sides]),
         "boundary": entry["a_length"],
@@ -314,7 +326,7 @@ def _pairs_row(rows: Rows, number: int) -> Row:
     sizes = offsets[sides + 1] - offsets[sides]
     side = np.repeat(np.arange(len(sides)), sizes)
     source = offsets[sides][side] + np.arange(len(side)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    tokens = rows.store.tokens[source].astype(np.int32)
+    tokens = np.asarray(rows.store.tokens)[source].astype(np.int32)
     return {
         "tokens": tokens,
         "segment_ids": (side // 2 + 1).astype(np.int32),

@@ -26,12 +26,15 @@ from jaxformer.data.sealed import Damaged, Note, seal, told, unsealed
 from jaxformer.data.sentences import Splitter
 from jaxformer.errors import EmptySplit, disk_errors
 from jaxformer.objectives import Supervision
-from jaxformer.tokenizers import Tokenizer
+from jaxformer.tokenizers import Encoded, Tokenizer
 
 Progress = Callable[[str, int, int], None]
 FORMAT = 2  # of the files below; others of before are not opened
 UNKNOWN_SHARE = 0.01  # of the tokens, that is not worth a word
-CHUNK = 512  # texts that the tokenizer gets at a time: it spreads them over all cores
+# What is tokenised at a time: so many texts, or fewer long ones.
+CHUNK = 512
+CHUNK_CHARACTERS = 1 << 21
+DROPPED = 3  # characters at the beginning of a sentence that the tokenizer may drop
 
 # How text becomes tokens, part of a store's fingerprint: special tokens that a text spells are text.
 READING = "text-1"
@@ -237,28 +240,22 @@ def _write(
     lengths: list[np.ndarray] = []
     sentences: list[np.ndarray] = []
     unknown = tokenizer.vocabulary.special.get("unknown", -1)
+    encode = tokenizer.encoder()
     done = total = num_empty = num_unknown = 0
     with contextlib.ExitStack() as files:
         file = files.enter_context((folder / "tokens.bin").open("wb"))
         characters = files.enter_context((folder / "characters.bin").open("wb")) if detailed else None
         for chunk in _chunks(texts):
-            encodings = tokenizer.encode_batch(chunk)
-            for text, encoding in zip(chunk, encodings, strict=True):
-                number = len(encoding.ids)
-                if number == 0 and drop_empty:
-                    num_empty += 1
-                    continue
-                starts = {0} if number else set()
-                # A sentence that begins with characters the tokenizer drops begins with its first kept one.
-                starts |= {
-                    token for start in splitter.starts(text) if (token := _token_at(encoding, start, text)) is not None
-                }
-                sentences.append(np.array(sorted(starts), np.int64) + total)
-                lengths.append(np.array([number], np.int64))
-                num_unknown += encoding.ids.count(unknown)
-                total += _append(file, encoding.ids, _dtype(tokenizer))
-                if characters is not None:
-                    characters.write(np.array(encoding.offsets, np.uint32).tobytes())
+            encoded = encode(chunk)
+            kept = encoded.counts > 0 if drop_empty else np.ones(len(chunk), bool)
+            num_empty += len(chunk) - int(kept.sum())
+            lengths.append(encoded.counts[kept])
+            sentences.append(_sentences(chunk, encoded, splitter) + total)
+            num_unknown += int((encoded.ids == unknown).sum())
+            _append(file, encoded.ids.astype(_dtype(tokenizer)))
+            if characters is not None:
+                _append(characters, encoded.offsets.astype(np.uint32))
+            total += len(encoded.ids)
             done += len(chunk)
             if progress:
                 progress(activity, done, 0)
@@ -271,20 +268,36 @@ def _write(
     np.save(folder / "sentences.npy", np.concatenate(sentences or [np.zeros(0, np.int64)]))
 
 
-def _append(file: BinaryIO, ids: list[int], dtype: str) -> int:
-    file.write(np.array(ids, dtype).tobytes())
-    return len(ids)
+def _append(file: BinaryIO, values: np.ndarray) -> None:
+    file.write(values.tobytes())
 
 
-def _token_at(encoding: Any, character: int, text: str) -> int | None:
-    for place in range(character, min(character + 4, len(text))):
-        token = encoding.char_to_token(place)
-        if token is not None:
-            return token
-    return None
+def _sentences(texts: Sequence[str], encoded: Encoded, splitter: Splitter) -> np.ndarray:
+    """Return the tokens that begin a sentence, sorted: of each text that has tokens the first, and those at the places
+    that the splitter finds. A sentence that begins with characters which the tokenizer drops begins with the next."""
+    sizes = np.array([*map(len, texts)], np.int64)
+    begin = np.cumsum(sizes) - sizes  # of each text, were they one
+    full = np.flatnonzero(encoded.counts)
+    found = [splitter.starts(texts[number]) for number in full]
+    of_start = np.repeat(full, [*map(len, found)])
+    starts = begin[of_start] + np.fromiter(itertools.chain.from_iterable(found), np.int64, len(of_start))
+    shift = np.repeat(begin, encoded.counts)
+    first, last = encoded.offsets[:, 0] + shift, np.maximum.accumulate(encoded.offsets[:, 1] + shift)
+    places = starts[:, None] + np.arange(DROPPED + 1)
+    token = np.searchsorted(last, places, side="right")  # the first that ends behind the place
+    holds = (places < (begin + sizes)[of_start][:, None]) & (np.append(first, np.iinfo(np.int64).max)[token] <= places)
+    at_starts = token[np.arange(len(starts)), holds.argmax(axis=1)][holds.any(axis=1)]
+    return np.union1d((np.cumsum(encoded.counts) - encoded.counts)[full], at_starts)
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
-    iterator = iter(texts)
-    while chunk := list(itertools.islice(iterator, CHUNK)):
+    chunk: list[str] = []
+    size = 0
+    for text in texts:
+        chunk.append(text)
+        size += len(text)
+        if len(chunk) == CHUNK or size >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
         yield chunk

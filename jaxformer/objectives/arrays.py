@@ -28,8 +28,8 @@ def row_arrays(ids: np.ndarray, length: int, pad: int, side: str = "") -> dict[s
 def positions(segment_ids: np.ndarray) -> np.ndarray:
     """Return each token's place in its own segment, counted from 0; segments are runs of equal ids [n]."""
     index = np.arange(len(segment_ids))
-    starts = np.diff(segment_ids, prepend=-1) != 0
-    return index - np.maximum.accumulate(np.where(starts, index, 0))
+    starts = np.append(0, index[1:] * (segment_ids[1:] != segment_ids[:-1]))
+    return index - np.maximum.accumulate(starts)
 
 
 def check_word_starts(vocabulary: Vocabulary, key: str) -> None:

@@ -9,9 +9,11 @@ What must not: JAX, corpora, templates of tasks."""
 from jaxformer.tokenizers.loading import load_tokenizer
 from jaxformer.tokenizers.tokenizer import ROLES, Tokenizer, Vocabulary
 from jaxformer.tokenizers.training import TOKENIZERS, ByteBPE, Unigram, WordPiece, train_tokenizer
+from jaxformer.tokenizers.words import Encoded
 
 __all__ = [
     "ByteBPE",
+    "Encoded",
     "ROLES",
     "TOKENIZERS",
     "Tokenizer",

@@ -5,7 +5,7 @@ import functools
 import hashlib
 import json
 import uuid
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import tokenizers as hf
 from tokenizers import models
 
 from jaxformer.errors import UserError, disk_errors
+from jaxformer.tokenizers.words import Encoded, encoder
 
 # What special tokens are for, by the spellings of the released vocabularies and of ours.
 ROLES: dict[str, tuple[str, ...]] = {
@@ -119,6 +120,10 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str], special: bool = False, reads: str = "") -> list[hf.Encoding]:
         """Return the library's encodings of texts, made on all cores; `special` and `reads` as in `encode`."""
         return self._reader(reads).encode_batch(list(texts), add_special_tokens=special)
+
+    def encoder(self) -> Callable[[Sequence[str]], Encoded]:
+        """Return what encodes many texts as `encode` does, faster, with the offsets of `encode_batch`."""
+        return encoder(self._reader(""))
 
     @functools.cached_property
     def _readers(self) -> dict[str, hf.Tokenizer]:
