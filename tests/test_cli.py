@@ -386,8 +386,8 @@ def test_without_a_terminal_progress_is_plain_lines(clock: list[float], monkeypa
         display.note("a note [with] :key: brackets and a name that is longer than any line of a terminal " + "x" * 100)
     assert file.getvalue().splitlines() == [
         "train 0/20  loss 3.21  tokens/s 12.3k",
-        "train 5/20  loss 3.21  tokens/s 12.3k",
-        "train 10/20  loss 3.21  tokens/s 12.3k",
+        "train 5/20  loss 3.21  tokens/s 12.3k  about 15 s left",
+        "train 10/20  loss 3.21  tokens/s 12.3k  about 10 s left",
         "train 20/20",
         "read [data] :key: 3",
         "a tokenizer",

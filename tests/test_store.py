@@ -1,8 +1,11 @@
 """Token stores: the same tokens as one by one, where documents and sentences begin, and what is taken for a store."""
 
+import bz2
 import dataclasses
 import errno
+import gzip
 import json
+import lzma
 import os
 import pickle
 import signal
@@ -149,6 +152,20 @@ def test_progress_counts_documents(tmp_path: Path) -> None:
     calls: list[tuple[str, int, int]] = []
     build_store(given(*["fox"] * (CHUNK + 1)), "train", WORDPIECE, tmp_path, lambda *call: calls.append(call))
     assert calls == [("tokenising train", n, total) for n, total in ((CHUNK, 0), (CHUNK + 1, 0), (CHUNK + 1,) * 2)]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".bz2", ".xz"])
+def test_progress_over_files_says_how_many_documents_there_may_be(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.txt{suffix}"
+    lines = np.random.default_rng(0).integers(10**9, 10**10, 12 * CHUNK)  # that no compression makes small
+    with {"": open, ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[suffix](path, "wt") as file:
+        file.writelines(f"{number}\n" for number in lines)
+    calls: list[tuple[int, int]] = []
+    source = Text(path=str(path), document="line", **ALL)
+    build_store(source, "train", WORDPIECE, tmp_path, lambda _, done, total: calls.append((done, total)))
+    assert calls[-1] == (12 * CHUNK, 12 * CHUNK)
+    assert all(done < total for done, total in calls[:-1])
+    assert calls[len(calls) // 2][1] == pytest.approx(12 * CHUNK, rel=0.5)
 
 
 def of(fields: tuple[str, ...]) -> Classification:

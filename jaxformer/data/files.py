@@ -57,6 +57,9 @@ class Files(Source):
         key = f"{split}_path" if f"{split}_path" in self.paths else "path"
         return find_files(self.paths[key], self.KIND, f"data.{key}").files
 
+    def num_bytes(self, split: str) -> int:
+        return sum(file.stat().st_size for file in self.files(split))
+
     def left_out_files(self) -> LeftOut:
         found = [find_files(path, self.KIND, f"data.{key}") for key, path in self.paths.items()]
         return total(files.left_out for files in found)

@@ -3,13 +3,15 @@
 import bz2
 import codecs
 import contextlib
+import contextvars
+import dataclasses
 import gzip
 import io
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from jaxformer.errors import UserError
 
@@ -36,18 +38,55 @@ _MARKS = {
 }
 
 
-def _zstandard(file: Path) -> Any:
+def _zstandard(raw: BinaryIO) -> Any:
     import pyarrow
 
-    return pyarrow.input_stream(str(file), compression="zstd")
+    return pyarrow.input_stream(raw, compression="zstd")
 
 
-_OPENERS: dict[str, Callable[[Path], Any]] = {
+_OPENERS: dict[str, Callable[[BinaryIO], Any]] = {
     ".gz": gzip.open,
     ".bz2": bz2.open,
     ".xz": lzma.open,
     ".zst": _zstandard,
 }
+
+
+@dataclasses.dataclass
+class Count:
+    """How many bytes of files were read: as they lie on the disk, before any is decompressed."""
+
+    closed: int = 0
+    opened: list[BinaryIO] = dataclasses.field(default_factory=list)
+
+    @property
+    def read(self) -> int:
+        return self.closed + sum(file.tell() for file in self.opened)
+
+
+_COUNT: contextvars.ContextVar[Count | None] = contextvars.ContextVar("count", default=None)
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[Count]:
+    """Count what `open_bytes` reads inside."""
+    count = Count()
+    before = _COUNT.set(count)
+    try:
+        yield count
+    finally:
+        _COUNT.reset(before)
+
+
+@contextlib.contextmanager
+def _counting(file: BinaryIO) -> Iterator[None]:
+    count = _COUNT.get() or Count()
+    count.opened.append(file)
+    try:
+        yield
+    finally:
+        count.opened.remove(file)
+        count.closed += file.tell()
 
 
 @contextlib.contextmanager
@@ -56,7 +95,12 @@ def open_bytes(file: Path) -> Iterator[io.BufferedReader]:
     archives, and for a file that cannot be read."""
     try:
         opener = _OPENERS.get(file.suffix.lower())
-        with opener(file) if opener else file.open("rb") as raw, io.BufferedReader(raw, _BLOCK) as stream:
+        with (
+            file.open("rb") as stored,
+            opener(stored) if opener else stored as raw,
+            io.BufferedReader(raw, _BLOCK) as stream,
+            _counting(stored),
+        ):
             _check_text(file, stream.peek(_BLOCK)[:_BLOCK])
             yield stream
     except (EOFError, zlib.error, lzma.LZMAError) as error:

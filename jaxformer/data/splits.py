@@ -53,6 +53,10 @@ class Records:
         """Whether validation is a share of what is stored for training."""
         return False
 
+    def num_bytes(self, split: str) -> int:
+        """Return how many bytes `reading` will count when a split is read; 0: nothing tells."""
+        return 0
+
     @property
     def parts(self) -> tuple[str, ...]:
         """The splits that are stored as such."""

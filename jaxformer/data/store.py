@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from jaxformer.data.left_out import LeftOut, count, reasons
+from jaxformer.data.reading import counted
 from jaxformer.data.records import Source
 from jaxformer.data.sealed import Damaged, Note, seal, told, unsealed
 from jaxformer.data.sentences import Splitter
@@ -130,7 +131,9 @@ def build_store(
         return source.documents(split, left_out)
 
     activity = f"tokenising {split}"
-    return _open_or_write(cache, key, texts, tokenizer, source.splitter, progress, note, activity, True)
+    return _open_or_write(
+        cache, key, texts, tokenizer, source.splitter, progress, note, activity, source.num_bytes(split), True
+    )
 
 
 def build_examples(
@@ -154,8 +157,8 @@ def build_examples(
 
     activity = f"tokenising {split} examples"
     store = _open_or_write(
-        cache, [*key, *chosen, *classes], texts, tokenizer, source.splitter, progress, note, activity, False, records,
-        detailed,
+        cache, [*key, *chosen, *classes], texts, tokenizer, source.splitter, progress, note, activity,
+        source.num_bytes(split), False, records, detailed,
     )  # fmt: skip
     examples = ExampleStore(store, fields, detailed)
     if len(examples) == 0:
@@ -176,13 +179,15 @@ def build_pairs(
         return source.texts(split, tuple(fields), left_out)
 
     activity = f"tokenising {split} pairs"
-    return _open_or_write(cache, key, texts, tokenizer, source.splitter, progress, note, activity, False)
+    return _open_or_write(
+        cache, key, texts, tokenizer, source.splitter, progress, note, activity, source.num_bytes(split), False
+    )
 
 
 def _open_or_write(
     cache: Path, key: list[Any], texts: Callable[[LeftOut], Iterable[str]], tokenizer: Tokenizer,
-    splitter: Splitter, progress: Progress | None, note: Note | None, activity: str, drop_empty: bool,
-    records: list[bytes] | None = None, detailed: bool = False,
+    splitter: Splitter, progress: Progress | None, note: Note | None, activity: str, num_bytes: int,
+    drop_empty: bool, records: list[bytes] | None = None, detailed: bool = False,
 ) -> Store:  # fmt: skip
     fingerprint = hashlib.sha256(json.dumps([FORMAT, *key]).encode()).hexdigest()[:16]
     path = cache / "stores" / fingerprint
@@ -197,7 +202,10 @@ def _open_or_write(
         temporary.mkdir(parents=True)
         try:
             left_out: LeftOut = {}
-            _write(temporary, texts(left_out), tokenizer, splitter, progress, activity, drop_empty, left_out, detailed)
+            _write(
+                temporary, texts(left_out), tokenizer, splitter, progress, activity, num_bytes, drop_empty, left_out,
+                detailed,
+            )  # fmt: skip
             if records is not None:
                 (temporary / "records.bin").write_bytes(b"".join(records))
                 np.save(temporary / "records.npy", np.cumsum([0, *map(len, records)], dtype=np.int64))
@@ -235,7 +243,7 @@ def _open(path: Path, fingerprint: str) -> Store | None:
 
 def _write(
     folder: Path, texts: Iterable[str], tokenizer: Tokenizer, splitter: Splitter, progress: Progress | None,
-    activity: str, drop_empty: bool, left_out: LeftOut, detailed: bool,
+    activity: str, num_bytes: int, drop_empty: bool, left_out: LeftOut, detailed: bool,
 ) -> None:  # fmt: skip
     lengths: list[np.ndarray] = []
     sentences: list[np.ndarray] = []
@@ -243,6 +251,7 @@ def _write(
     encode = tokenizer.encoder()
     done = total = num_empty = num_unknown = 0
     with contextlib.ExitStack() as files:
+        read = files.enter_context(counted())
         file = files.enter_context((folder / "tokens.bin").open("wb"))
         characters = files.enter_context((folder / "characters.bin").open("wb")) if detailed else None
         for chunk in _chunks(texts):
@@ -258,7 +267,7 @@ def _write(
             total += len(encoded.ids)
             done += len(chunk)
             if progress:
-                progress(activity, done, 0)
+                progress(activity, done, _expected(done, read.read, num_bytes))
     if progress and done:
         progress(activity, done, done)
     count(left_out, "documents left out: empty", num_empty, done)
@@ -266,6 +275,11 @@ def _write(
         count(left_out, "tokens unknown to the tokenizer, all written as one", num_unknown, total)
     np.save(folder / "documents.npy", np.concatenate([np.zeros(1, np.int64), *lengths]).cumsum())
     np.save(folder / "sentences.npy", np.concatenate(sentences or [np.zeros(0, np.int64)]))
+
+
+def _expected(done: int, read: int, num_bytes: int) -> int:
+    """Return how many texts there may be, by the share of the bytes that was read; 0: nothing tells."""
+    return max(done + 1, round(done * num_bytes / read)) if num_bytes and read else 0
 
 
 def _append(file: BinaryIO, values: np.ndarray) -> None:

@@ -31,6 +31,7 @@ class Display:
         )
         self._tasks: dict[str, Any] = {}
         self._last: dict[str, float] = {}
+        self._first: dict[str, tuple[float, int]] = {}  # when an activity was first heard of, and how far it was
 
     def __enter__(self) -> "Display":
         if self.console.is_interactive:  # a terminal that can draw
@@ -59,4 +60,13 @@ class Display:
         if now - self._last.get(activity, -LINE_EVERY) >= LINE_EVERY or (total and done >= total):
             self._last[activity] = now
             count = f" {done}/{total}" if total else f" {done}" if done else ""
-            self.note(f"{activity}{count}  {words}".rstrip())
+            self.note(f"{activity}{count}  {words}".rstrip() + self._left(activity, now, done, total))
+
+    def _left(self, activity: str, now: float, done: int, total: int) -> str:
+        """Return how long the rest of an activity will take at the rate so far, "" where nothing tells."""
+        began, first = self._first.setdefault(activity, (now, done))
+        if not first < done < total:
+            return ""
+        seconds = (now - began) / (done - first) * (total - done)
+        size, unit = next((size, unit) for size, unit in ((3600, "h"), (60, "min"), (0, "s")) if seconds >= size)
+        return f"  about {seconds / (size or 1):.0f} {unit} left"
