@@ -68,7 +68,7 @@ def cuttable(backend: hf.Tokenizer) -> bool:
     """Say whether a tokenizer makes of every text what it makes of its pieces, as far as its settings tell."""
     parts = _state(backend.pre_tokenizer)
     first = parts["pretokenizers"][0] if parts["type"] == "Sequence" else parts
-    return (
+    return bool(
         all(map(_is_local, _steps(_state(backend.normalizer))))
         and first["type"] in _PART_AT_SPACE
         and first.get("use_regex", True)  # of ByteLevel
@@ -212,8 +212,6 @@ def _blocks(texts: Sequence[str]) -> Iterator[list[Span]]:
 
 def _pieces(text: str, begins: bool) -> list[Piece]:
     """Return the pieces of a text (`begins`), or of a part of one, which begins with the space that it was cut at."""
-    first: str
-    found: list[Piece]
     spaces = " \n"
     if (
         _OTHER.search(text)
@@ -222,10 +220,10 @@ def _pieces(text: str, begins: bool) -> list[Piece]:
         or text[-1] in spaces
     ):
         first, *rest = _PIECE.findall(text) if begins else ["", *_PIECE.findall(text)]
-        found = [piece[1:] if piece[0] == " " else piece for piece in rest]
+        rest = [piece[1:] if piece[0] == " " else piece for piece in rest]
     else:  # every space is a cut
-        first, *found = text.replace("\n", " \n").split(" ")
-    return [(first,), *found] if begins else found
+        first, *rest = text.replace("\n", " \n").split(" ")
+    return [(first,), *rest] if begins else [*rest]
 
 
 def _joined(pieces: Sequence[Piece]) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
