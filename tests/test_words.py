@@ -120,6 +120,7 @@ def over_spaces(**parts: Any) -> hf.Tokenizer:
         {"pre_tokenizer": pre_tokenizers.Punctuation()},
         {"pre_tokenizer": None},
         {"normalizer": normalizers.Replace("o d", "x")},
+        {"normalizer": normalizers.Replace(hf.Regex(r"\s+"), "")},
         {"normalizer": normalizers.Sequence([normalizers.NFC(), normalizers.Prepend("_")])},
         {"model": models.BPE({"a": 0}, [], dropout=0.1)},
     ],
