@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from jaxformer.checks import check_choice
 from jaxformer.data.finding import CSV, JSON_LINES, KINDS, OTHERS, PARQUET, Kind, find_files, suffix_of
 from jaxformer.data.left_out import LeftOut, count, total
-from jaxformer.data.reading import lines, not_utf8, raw_lines, whole
+from jaxformer.data.reading import has_read, lines, not_utf8, raw_lines, whole
 from jaxformer.data.records import Contents, Malformed, Record, Rows, Source, digest, first_line
 from jaxformer.errors import UserError
 from jaxformer.storage import content_digest
@@ -57,7 +57,7 @@ class Files(Source):
         key = f"{split}_path" if f"{split}_path" in self.paths else "path"
         return find_files(self.paths[key], self.KIND, f"data.{key}").files
 
-    def num_bytes(self, split: str) -> int:
+    def amount(self, split: str) -> int:
         return sum(file.stat().st_size for file in self.files(split))
 
     def left_out_files(self) -> LeftOut:
@@ -197,7 +197,10 @@ class Parquet(Files):
 
         number = 0
         try:
-            for batch in pyarrow.parquet.ParquetFile(file).iter_batches():
+            rows = pyarrow.parquet.ParquetFile(file)
+            size = file.stat().st_size / max(1, rows.metadata.num_rows)
+            for batch in rows.iter_batches():
+                has_read(int(batch.num_rows * size))
                 for record in batch.to_pylist():
                     yield f"{file} row {number}", record
                     number += 1

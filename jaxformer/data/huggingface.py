@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxformer.data.fields import with_names
-from jaxformer.data.records import EVERY, Contents, NamedSplits, Record, digest, first_line
+from jaxformer.data.reading import has_read
+from jaxformer.data.records import Contents, NamedSplits, Record, digest, first_line
 from jaxformer.errors import UserError
 from jaxformer.storage import content_digest
 
@@ -26,9 +27,13 @@ class HuggingFace(NamedSplits):
         number = 0
         try:
             for number, record in enumerate(rows):
+                has_read(1)
                 yield f"{self.dataset} {name}[{number}]", with_names(record, rows.features)
         except (OSError, ValueError) as error:  # what Arrow raises for a file that is cut or changed
             raise UserError(f"{self.dataset} {name}: damaged after row {number} ({first_line(error)})") from error
+
+    def amount(self, split: str) -> int:
+        return len(self._part(split)[1])
 
     def fingerprint(self, split: str) -> str:
         return digest(type(self).__name__, self._sizes(split), dataclasses.asdict(self), split)
@@ -43,8 +48,7 @@ class HuggingFace(NamedSplits):
         return {name: f"{len(rows)} rows, {digest(*files)}"}
 
     def _part(self, part: str) -> tuple[str, Any]:
-        part = "train" if part == EVERY or (part == "validation" and self.shares) else part
-        name = self.named_split(part, self._loaded)
+        name = self.named_split(self.part_of(part), self._loaded)
         return name, self._loaded[name]
 
     @functools.cached_property

@@ -54,7 +54,8 @@ _OPENERS: dict[str, Callable[[BinaryIO], Any]] = {
 
 @dataclasses.dataclass
 class Count:
-    """How many bytes of files were read: as they lie on the disk, before any is decompressed."""
+    """How much was read: bytes of files, as they lie on the disk before any is decompressed, or rows of data sets that
+    are no files of text."""
 
     closed: int = 0
     opened: list[BinaryIO] = dataclasses.field(default_factory=list)
@@ -69,13 +70,18 @@ _COUNT: contextvars.ContextVar[Count | None] = contextvars.ContextVar("count", d
 
 @contextlib.contextmanager
 def counted() -> Iterator[Count]:
-    """Count what `open_bytes` reads inside."""
+    """Count what is read inside, by `open_bytes` or as `has_read` is told."""
     count = Count()
     before = _COUNT.set(count)
     try:
         yield count
     finally:
         _COUNT.reset(before)
+
+
+def has_read(amount: int) -> None:
+    if count := _COUNT.get():
+        count.closed += amount
 
 
 @contextlib.contextmanager
@@ -86,7 +92,7 @@ def _counting(file: BinaryIO) -> Iterator[None]:
         yield
     finally:
         count.opened.remove(file)
-        count.closed += file.tell()
+        count.closed += 0 if file.closed else file.tell()  # a reader that is dropped may close it first
 
 
 @contextlib.contextmanager

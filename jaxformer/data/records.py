@@ -191,7 +191,7 @@ class Source(Records):
             numbers = self._classes(kind)
             return numbers[name_of(value)] if kind == "class" else [numbers[name_of(label)] for label in value]
         if kind == "number":
-            part = "train" if split == EVERY or (split == "validation" and self.shares) else split
+            part = self.part_of(split)
             return None if part in self._unsaid() else value
         if kind == "choice":
             return self._counting(choices).choice(value, texts, self.label_field, where)

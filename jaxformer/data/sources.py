@@ -19,6 +19,7 @@ from jaxformer.data.fields import with_names
 from jaxformer.data.files import JSONLines, Parquet, Text
 from jaxformer.data.huggingface import HuggingFace
 from jaxformer.data.parallel import Parallel
+from jaxformer.data.reading import has_read
 from jaxformer.data.records import Contents, NamedSplits, Record, Source, digest, first_line
 from jaxformer.data.sealed import Damaged, Note, seal, told, unsealed
 from jaxformer.data.squad import SQuAD
@@ -37,6 +38,10 @@ class TFDS(NamedSplits):
         name = self.named_split(part, builder.info.splits)
         for number, record in enumerate(_rows(builder, name)):
             yield f"{self.dataset} {name}[{number}]", with_names(record, builder.info.features)
+
+    def amount(self, split: str) -> int:
+        splits = self._builder().info.splits
+        return int(splits[self.named_split(self.part_of(split), splits)].num_examples)
 
     def fingerprint(self, split: str) -> str:
         return digest(type(self).__name__, _sizes(self._builder()), dataclasses.asdict(self), split)
@@ -140,6 +145,7 @@ def _rows(builder: Any, split: str) -> Iterator[Record]:
             raise UserError(
                 f"{builder.data_dir}: damaged ({first_line(error)}); prepare or copy {builder.info.full_name} anew"
             ) from error
+        has_read(1)
         yield record
 
 

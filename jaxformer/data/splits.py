@@ -53,8 +53,12 @@ class Records:
         """Whether validation is a share of what is stored for training."""
         return False
 
-    def num_bytes(self, split: str) -> int:
-        """Return how many bytes `reading` will count when a split is read; 0: nothing tells."""
+    def part_of(self, split: str) -> str:
+        """Return the part in which a split is stored."""
+        return "train" if split == EVERY or (split == "validation" and self.shares) else split
+
+    def amount(self, split: str) -> int:
+        """Return how much `reading` will count when a split is read; 0: nothing tells."""
         return 0
 
     @property

@@ -132,7 +132,16 @@ def build_store(
 
     activity = f"tokenising {split}"
     return _open_or_write(
-        cache, key, texts, tokenizer, source.splitter, progress, note, activity, source.num_bytes(split), True
+        cache,
+        key,
+        texts,
+        tokenizer,
+        source.splitter,
+        progress,
+        note,
+        activity,
+        functools.partial(source.amount, split),
+        True,
     )
 
 
@@ -158,7 +167,7 @@ def build_examples(
     activity = f"tokenising {split} examples"
     store = _open_or_write(
         cache, [*key, *chosen, *classes], texts, tokenizer, source.splitter, progress, note, activity,
-        source.num_bytes(split), False, records, detailed,
+        functools.partial(source.amount, split), False, records, detailed,
     )  # fmt: skip
     examples = ExampleStore(store, fields, detailed)
     if len(examples) == 0:
@@ -180,13 +189,22 @@ def build_pairs(
 
     activity = f"tokenising {split} pairs"
     return _open_or_write(
-        cache, key, texts, tokenizer, source.splitter, progress, note, activity, source.num_bytes(split), False
+        cache,
+        key,
+        texts,
+        tokenizer,
+        source.splitter,
+        progress,
+        note,
+        activity,
+        functools.partial(source.amount, split),
+        False,
     )
 
 
 def _open_or_write(
     cache: Path, key: list[Any], texts: Callable[[LeftOut], Iterable[str]], tokenizer: Tokenizer,
-    splitter: Splitter, progress: Progress | None, note: Note | None, activity: str, num_bytes: int,
+    splitter: Splitter, progress: Progress | None, note: Note | None, activity: str, amount: Callable[[], int],
     drop_empty: bool, records: list[bytes] | None = None, detailed: bool = False,
 ) -> Store:  # fmt: skip
     fingerprint = hashlib.sha256(json.dumps([FORMAT, *key]).encode()).hexdigest()[:16]
@@ -203,8 +221,8 @@ def _open_or_write(
         try:
             left_out: LeftOut = {}
             _write(
-                temporary, texts(left_out), tokenizer, splitter, progress, activity, num_bytes, drop_empty, left_out,
-                detailed,
+                temporary, texts(left_out), tokenizer, splitter, progress, activity, amount(), drop_empty,
+                left_out, detailed,
             )  # fmt: skip
             if records is not None:
                 (temporary / "records.bin").write_bytes(b"".join(records))
@@ -243,7 +261,7 @@ def _open(path: Path, fingerprint: str) -> Store | None:
 
 def _write(
     folder: Path, texts: Iterable[str], tokenizer: Tokenizer, splitter: Splitter, progress: Progress | None,
-    activity: str, num_bytes: int, drop_empty: bool, left_out: LeftOut, detailed: bool,
+    activity: str, amount: int, drop_empty: bool, left_out: LeftOut, detailed: bool,
 ) -> None:  # fmt: skip
     lengths: list[np.ndarray] = []
     sentences: list[np.ndarray] = []
@@ -267,7 +285,7 @@ def _write(
             total += len(encoded.ids)
             done += len(chunk)
             if progress:
-                progress(activity, done, _expected(done, read.read, num_bytes))
+                progress(activity, done, _expected(done, read.read, amount))
     if progress and done:
         progress(activity, done, done)
     count(left_out, "documents left out: empty", num_empty, done)
@@ -277,9 +295,9 @@ def _write(
     np.save(folder / "sentences.npy", np.concatenate(sentences or [np.zeros(0, np.int64)]))
 
 
-def _expected(done: int, read: int, num_bytes: int) -> int:
-    """Return how many texts there may be, by the share of the bytes that was read; 0: nothing tells."""
-    return max(done + 1, round(done * num_bytes / read)) if num_bytes and read else 0
+def _expected(done: int, read: int, amount: int) -> int:
+    """Return how many texts there may be, by the share of the source that was read; 0: nothing tells."""
+    return max(done + 1, round(done * amount / read)) if 0 < read <= amount else 0
 
 
 def _append(file: BinaryIO, values: np.ndarray) -> None:
