@@ -227,6 +227,13 @@ def test_the_remainder_of_the_windows_is_counted(length: int, separator: int | N
     assert rows.left_out == ({what: {"count": left, "of": of}} if left else {})
 
 
+def test_pairing_sentences_tells_how_far_it_is() -> None:
+    calls: list[tuple[str, int, int]] = []
+    store = store_of(*[TWO[0]] * 700)
+    build_rows(store, pairs(6, dupe_factor=2), 0, cache=False, progress=lambda *call: calls.append(call))
+    assert calls == [("pairing sentences", done, 1400) for done in (1024, 1400)]
+
+
 def test_segment_pairs_that_are_cut_are_counted() -> None:
     store = store_of(*random_documents(3, count=40))
     long, short = (rows_of(store, pairs(length, 0.0)) for length in (6, 10**4))

@@ -289,7 +289,7 @@ def _rows(
         store = build_pairs(source, split, tokenizer, supervision.fields, cache, progress, note)
     else:
         store = build_store(source, split, tokenizer, cache, progress, note)
-    built = build_rows(store, supervision, seed, note=note)
+    built = build_rows(store, supervision, seed, note=note, progress=progress)
     return built, {store.fingerprint: store.left_out, built.name: built.left_out}
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxformer.data.left_out import LeftOut, count, reasons
 from jaxformer.data.sealed import Damaged, Note, seal, told, unsealed
-from jaxformer.data.store import Store
+from jaxformer.data.store import Progress, Store
 from jaxformer.errors import EmptySplit, disk_errors
 
 FORMAT = 2  # of an index on disk; others of before are not opened
@@ -53,7 +53,10 @@ class Rows:
         return row
 
 
-def build_rows(store: Store, objective: Any, seed: int, cache: bool = True, note: Note | None = None) -> Rows:
+def build_rows(
+    store: Store, objective: Any, seed: int, cache: bool = True, note: Note | None = None,
+    progress: Progress | None = None,
+) -> Rows:  # fmt: skip
     """Return the rows of a store for an objective, from the index kept beside the store where there is one.
 
     `note` is told of a damaged one, which is made again. Raises UserError when the store has no text.
@@ -78,7 +81,7 @@ def build_rows(store: Store, objective: Any, seed: int, cache: bool = True, note
     except Damaged as error:
         told(error, "the row index", note)
     left_out: LeftOut = {}
-    index = make(store, settings, seed, left_out)
+    index = make(store, settings, seed, left_out, progress or _silent)
     if settings.get("frequency_smoothing"):
         index["rarity"] = _rarity(store, settings)
     if cache:
@@ -90,6 +93,10 @@ def build_rows(store: Store, objective: Any, seed: int, cache: bool = True, note
     return Rows(store, settings, index, seed, name, left_out)
 
 
+def _silent(activity: str, done: int, total: int) -> None:
+    pass
+
+
 def _rarity(store: Store, settings: dict[str, Any]) -> np.ndarray:
     """Return count^-frequency_smoothing of every id, 1 for those that the store does not have."""
     # The separator's id may be larger than any of the text's.
@@ -97,7 +104,7 @@ def _rarity(store: Store, settings: dict[str, Any]) -> np.ndarray:
     return np.maximum(counts, 1.0) ** -settings["frequency_smoothing"]
 
 
-def _windows(store: Store, settings: dict[str, Any], seed: int, left_out: LeftOut) -> Index:
+def _windows(store: Store, settings: dict[str, Any], seed: int, left_out: LeftOut, progress: Progress) -> Index:
     """Windows of the stream of all documents, each followed by the separator where there is one.
 
     The last, shorter window is left out, unless it is the only one.
@@ -153,7 +160,7 @@ def _separators(settings: dict[str, Any]) -> int:
     return int(settings["separator"] is not None)
 
 
-def _packed(store: Store, settings: dict[str, Any], seed: int, left_out: LeftOut) -> Index:
+def _packed(store: Store, settings: dict[str, Any], seed: int, left_out: LeftOut, progress: Progress) -> Index:
     """Whole documents, cut where longer than a row, packed in order: a row ends where the next piece does not fit.
 
     Pieces keep the documents' order, so packing needs one search per row.
@@ -198,7 +205,7 @@ def _packed_row(rows: Rows, number: int) -> Row:
     return _gathered(rows, source, separator, piece + 1)
 
 
-def _segment_pairs(store: Store, settings: dict[str, Any], seed: int, left_out: LeftOut) -> Index:
+def _segment_pairs(store: Store, settings: dict[str, Any], seed: int, left_out: LeftOut, progress: Progress) -> Index:
     """BERT's sentence pairs (released create_pretraining_data): `dupe_factor` passes, an rng per document."""
     offsets, starts = store.document_offsets, store.sentence_starts
     documents = [
@@ -210,12 +217,13 @@ def _segment_pairs(store: Store, settings: dict[str, Any], seed: int, left_out: 
     ]
     # Sentence boundaries of each document, its end included.
     bounds = [np.append(begin, end) for begin, end in documents]
-    pairs = [
-        pair
-        for number in range(settings["dupe_factor"])
-        for document in range(len(bounds))
-        for pair in _pairs(bounds, document, settings, np.random.default_rng([seed, number, document]))
-    ]
+    pairs = []
+    total = settings["dupe_factor"] * len(bounds)
+    for done in range(total):
+        number, document = divmod(done, len(bounds))
+        pairs += _pairs(bounds, document, settings, np.random.default_rng([seed, number, document]))
+        if total > 1024 and (done % 1024 == 1023 or done == total - 1):  # no word for what takes no time
+            progress("pairing sentences", done + 1, total)
     *columns, excess = np.array(pairs, np.int64).reshape(-1, 6).T
     count(left_out, f"segment pairs cut to {settings['row_length']} tokens", int((excess > 0).sum()), len(pairs))
     return dict(zip(("a_start", "a_length", "b_start", "b_length", "label"), columns, strict=True))
@@ -292,7 +300,7 @@ def _pair(rows: Rows, number: int) -> Row:
     }
 
 
-def _pairs_of_texts(store: Store, settings: dict[str, Any], seed: int, left_out: LeftOut) -> Index:
+def _pairs_of_texts(store: Store, settings: dict[str, Any], seed: int, left_out: LeftOut, progress: Progress) -> Index:
     """Pairs of documents of which both sides have text and fit with their end tokens, packed in order where asked."""
     sizes = np.diff(store.document_offsets).reshape(-1, 2)
     has_text = (sizes > 0).all(axis=1)
@@ -336,7 +344,9 @@ def _pairs_row(rows: Rows, number: int) -> Row:
 
 
 # How each kind of row is indexed, and how one is read.
-KINDS: dict[str, tuple[Callable[[Store, dict[str, Any], int, LeftOut], Index], Callable[[Rows, int], Row]]] = {
+KINDS: dict[
+    str, tuple[Callable[[Store, dict[str, Any], int, LeftOut, Progress], Index], Callable[[Rows, int], Row]]
+] = {
     "windows": (_windows, _window),
     "packed": (_packed, _packed_row),
     "segment_pairs": (_segment_pairs, _pair),
