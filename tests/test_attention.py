@@ -14,6 +14,7 @@ from jaxformer.models import blockwise
 from jaxformer.models.attention import attend, implementation_for, reach_of, visibility_mask
 from jaxformer.models.blockwise import Block, blocks_of
 from jaxformer.models.config import Execution
+from jaxformer.models.dropout import kept
 from jaxformer.models.model import Model
 from jaxformer.training.step import group_sums
 from jaxformer.trees import flatten
@@ -84,7 +85,7 @@ def test_dropped_weights_have_the_gradient_of_what_was_dropped() -> None:
         keeps = []
         for block in blocks_of(12, 12, (None, 0)):
             key = jax.random.fold_in(rng, block.start)
-            keep = jax.random.bernoulli(key, 1 - rate, (ROWS, HEADS, block.end - block.start, block.end_key))
+            keep = kept(key, rate, (ROWS, HEADS, block.end - block.start, block.end_key))
             keeps.append(jnp.pad(keep, ((0, 0), (0, 0), (0, 0), (0, 12 - block.end_key))))
         keep = jnp.concatenate(keeps, axis=2)
         scores = jnp.where(mask, jnp.einsum("BTHK,BSHK->BHTS", q, k) * 0.5 + bias, -1e30)

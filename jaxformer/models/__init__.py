@@ -7,6 +7,7 @@ What must not: anything that knows a batch's origin, a loss, or a device beyond 
 
 from jaxformer.models.attention import IMPLEMENTATIONS, WITHOUT_DROPOUT, implementation_for
 from jaxformer.models.config import FAMILIES, Execution, TransformerConfig
+from jaxformer.models.dropout import hashed, places
 from jaxformer.models.model import Model, Params, cache_bytes, count_parameters
 from jaxformer.models.presets import PRESETS, SYSTEMS
 from jaxformer.models.stack import REMAT_POLICIES, Beams
@@ -25,5 +26,7 @@ __all__ = [
     "WITHOUT_DROPOUT",
     "cache_bytes",
     "count_parameters",
+    "hashed",
     "implementation_for",
+    "places",
 ]

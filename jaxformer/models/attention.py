@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.models.blockwise import Reach, blocks_of, read_in_blocks
+from jaxformer.models.dropout import kept
 
 IMPLEMENTATIONS = ("auto", "einsum", "blockwise", "xla", "cudnn")
 WITHOUT_DROPOUT = ("xla", "cudnn")  # `jax.nn.dot_product_attention`, which knows none
@@ -107,7 +108,7 @@ def attend(
     scores_BHTS = jnp.where(mask_B1TS, scores_BHTS, jnp.finfo(scores_BHTS.dtype).min)
     weights_BHTS = jax.nn.softmax(scores_BHTS, axis=-1).astype(v_BSHK.dtype)
     if dropout_rng is not None and dropout > 0.0:
-        keep_BHTS = jax.random.bernoulli(dropout_rng, 1.0 - dropout, weights_BHTS.shape)
+        keep_BHTS = kept(dropout_rng, dropout, weights_BHTS.shape)
         weights_BHTS = jnp.where(keep_BHTS, weights_BHTS / (1.0 - dropout), 0.0)
     return jnp.einsum("BHTS,BSHK->BTHK", weights_BHTS, v_BSHK)
 

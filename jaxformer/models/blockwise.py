@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxformer.models.dropout import kept
+
 # Queries per block where blocks leave keys out and where they do not; blocks per row, which a program holds one by one.
 SMALL, LARGE, MOST = 128, 512, 8
 Reach = tuple[int | None, int | None]  # how far before and behind its own place a query may see; None: to the end
@@ -52,8 +54,7 @@ def read_in_blocks(
 ) -> jax.Array:
     """Return [B, T, H, K]: softmax(q k + bias) v over the keys that the mask shows; softmax in float32 or wider.
 
-    With an `rng` weights are dropped at the rate `dropout`. The masks are kept for the backward pass, a byte for each
-    weight: to draw them again takes longer than all else here.
+    With an `rng` weights are dropped at the rate `dropout`; which, the backward pass draws again.
     """
     return _forward(q_BHTK, k_BHSK, v_BHSK, mask_B1TS, bias_1HTS, rng, blocks, dropout)[0]
 
@@ -68,8 +69,11 @@ def _exponents(q_BHTK: jax.Array, k_BHSK: jax.Array, mask: jax.Array, bias: jax.
     return jnp.where(mask[:, :, queries, keys], scores_BHTS, jnp.finfo(dtype).min)
 
 
-def _dropped(x_BHTS: jax.Array, keep_BHTS: jax.Array | None) -> jax.Array:
-    return x_BHTS if keep_BHTS is None else jnp.where(keep_BHTS, x_BHTS, 0.0)
+def _dropped(x_BHTS: jax.Array, rng: jax.Array | None, dropout: float, block: Block) -> jax.Array:
+    """Return what dropout leaves of a block's entries, not yet scaled up."""
+    if rng is None:
+        return x_BHTS
+    return jnp.where(kept(jax.random.fold_in(rng, block.start), dropout, x_BHTS.shape), x_BHTS, 0.0)
 
 
 def _forward(
@@ -77,7 +81,7 @@ def _forward(
     rng: jax.Array | None, blocks: tuple[Block, ...], dropout: float,
 ) -> tuple[jax.Array, Any]:  # fmt: skip
     read: list[jax.Array] = []
-    largest, sums, keeps = [], [], []
+    largest, sums = [], []
     q = q_BHTK
     for block in blocks:
         if read:  # XLA:CPU would otherwise compute all scores first
@@ -86,24 +90,19 @@ def _forward(
         largest.append(jnp.max(scores_BHTS, axis=-1, keepdims=True))
         weights_BHTS = jnp.exp(scores_BHTS - largest[-1])
         sums.append(jnp.sum(weights_BHTS, axis=-1, keepdims=True))
-        keep_BHTS = None
-        if rng is not None:
-            drawn_BHTS = jax.random.bernoulli(jax.random.fold_in(rng, block.start), 1.0 - dropout, weights_BHTS.shape)
-            keep_BHTS = jax.lax.optimization_barrier(drawn_BHTS)  # XLA:CPU would keep the bits, eight times as large
-        keeps.append(keep_BHTS)
-        weights_BHTS = _dropped(weights_BHTS, keep_BHTS).astype(v_BHSK.dtype)
+        weights_BHTS = _dropped(weights_BHTS, rng, dropout, block).astype(v_BHSK.dtype)
         values_BHSK = v_BHSK[:, :, block.first_key : block.end_key]
         y_BHTK = jnp.einsum("BHTS,BHSK->BHTK", weights_BHTS, values_BHSK, preferred_element_type=scores_BHTS.dtype)
         read.append((y_BHTK / (sums[-1] * (1.0 - dropout))).astype(v_BHSK.dtype))
     y_BTHK, largest_BHT1, sums_BHT1 = (_row(parts) for parts in (read, largest, sums))
     y_BTHK = y_BTHK.swapaxes(1, 2)
-    return y_BTHK, (q_BHTK, k_BHSK, v_BHSK, mask_B1TS, bias_1HTS, keeps, y_BTHK, largest_BHT1, sums_BHT1)
+    return y_BTHK, (q_BHTK, k_BHSK, v_BHSK, mask_B1TS, bias_1HTS, rng, y_BTHK, largest_BHT1, sums_BHT1)
 
 
-def _backward(blocks: tuple[Block, ...], dropout: float, kept: Any, g_BTHK: jax.Array) -> tuple[Any, ...]:
+def _backward(blocks: tuple[Block, ...], dropout: float, saved: Any, g_BTHK: jax.Array) -> tuple[Any, ...]:
     # Without the barrier XLA would find the forward pass's scores to be the same, and keep them.
-    kept, g_BTHK = jax.lax.optimization_barrier((kept, g_BTHK))
-    q_BHTK, k_BHSK, v_BHSK, mask_B1TS, bias_1HTS, keeps, y_BTHK, largest_BHT1, sums_BHT1 = kept
+    saved, g_BTHK = jax.lax.optimization_barrier((saved, g_BTHK))
+    q_BHTK, k_BHSK, v_BHSK, mask_B1TS, bias_1HTS, rng, y_BTHK, largest_BHT1, sums_BHT1 = saved
     dtype, wide = q_BHTK.dtype, sums_BHT1.dtype
     g_BHTK = g_BTHK.swapaxes(1, 2).astype(wide)
     # The derivative of a softmax needs each row's sum of weight times gradient, which is what it read times gradient.
@@ -114,7 +113,7 @@ def _backward(blocks: tuple[Block, ...], dropout: float, kept: Any, g_BTHK: jax.
     # Sums over queries are made transposed: XLA:CPU has a fast product for these forms only.
     dk_BHKS, dv_BHKS = (jnp.zeros(x.swapaxes(2, 3).shape, wide) for x in (k_BHSK, v_BHSK))
     q_BHKT, g_BHKT = q_BHTK.swapaxes(2, 3), g_BHTK.swapaxes(2, 3)
-    for block, keep_BHTS in zip(blocks, keeps, strict=True):
+    for block in blocks:
         if dq:
             (q_BHTK, g_BHTK, q_BHKT, g_BHKT), dq[-1], dk_BHKS, dv_BHKS = jax.lax.optimization_barrier(
                 ((q_BHTK, g_BHTK, q_BHKT, g_BHKT), dq[-1], dk_BHKS, dv_BHKS)
@@ -125,12 +124,12 @@ def _backward(blocks: tuple[Block, ...], dropout: float, kept: Any, g_BTHK: jax.
         dweights_BHTS = jnp.einsum(
             "BHTK,BHSK->BHTS", g_BHTK[:, :, queries], v_BHSK[:, :, keys], preferred_element_type=wide
         )
-        dscores_BHTS = weights_BHTS * (_dropped(dweights_BHTS, keep_BHTS) - means_BHT1[:, :, queries])
+        dscores_BHTS = weights_BHTS * (_dropped(dweights_BHTS, rng, dropout, block) - means_BHT1[:, :, queries])
         if bias_1HTS is not None:
             places = (block.first_key, k_BHSK.shape[2] - block.end_key, 0)
             dbias_1HTS = jnp.sum(dscores_BHTS, axis=0, keepdims=True)
             dbias.append(jax.lax.pad(dbias_1HTS, jnp.zeros((), wide), ((0, 0, 0),) * 3 + (places,)))
-        weights_BHTS = _dropped(weights_BHTS, keep_BHTS).astype(dtype)
+        weights_BHTS = _dropped(weights_BHTS, rng, dropout, block).astype(dtype)
         dscores_BHTS = dscores_BHTS.astype(dtype)
         dq.append(jnp.einsum("BHTS,BHSK->BHTK", dscores_BHTS, k_BHSK[:, :, keys]))
         dk_BHKS = _added(dk_BHKS, jnp.einsum("BHKT,BHTS->BHKS", q_BHKT[..., queries], dscores_BHTS), block)

@@ -16,6 +16,7 @@ from jaxformer.devices import constrain
 from jaxformer.models.attention import attend, attend_few, wide
 from jaxformer.models.blockwise import Reach
 from jaxformer.models.config import Execution, TransformerConfig
+from jaxformer.models.dropout import kept
 from jaxformer.models.positions import Rotation, rotated, sinusoids
 from jaxformer.models.products import product, transposed_product
 
@@ -120,8 +121,7 @@ def dropout(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
     """Drop entries of x when the module was given a dropout rng, that is in training."""
     if rate == 0.0 or not module.has_rng("dropout"):
         return x
-    keep = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, x.shape)
-    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+    return jnp.where(kept(module.make_rng("dropout"), rate, x.shape), x / (1.0 - rate), jnp.zeros_like(x))
 
 
 class Attention(nn.Module):

@@ -19,6 +19,7 @@ import optax
 
 from jaxformer.checks import check_choice, check_range, several
 from jaxformer.errors import UserError
+from jaxformer.models import hashed, places
 from jaxformer.trees import flatten, mask, num_layers, unflatten
 
 BIASES_AND_NORMS = ("(.*/)?bias", ".*norm/.*")
@@ -292,18 +293,9 @@ def _rounded(x: jax.Array, seed: jax.Array) -> jax.Array:
     The noise is a hash of each entry's place (MurmurHash3's finaliser, twice), not `jax.random`: that would be an array
     of its own, larger than what is saved, where this is a few integer operations within the update.
     """
-    place = jnp.zeros(x.shape, jnp.uint32)
-    for axis, size in enumerate(x.shape):
-        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    noise = _hashed(_hashed(place) + seed) >> 16
+    noise = hashed(hashed(places(x.shape)) + seed) >> 16
     bits = (jax.lax.bitcast_convert_type(x, jnp.uint32) + noise) & jnp.uint32(0xFFFF0000)
     return jnp.where(jnp.isfinite(x), jax.lax.bitcast_convert_type(bits, jnp.float32), x).astype(jnp.bfloat16)
-
-
-def _hashed(x: jax.Array) -> jax.Array:
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        x = (x ^ (x >> shift)) * jnp.uint32(factor)
-    return x ^ (x >> 16)
 
 
 def decay_weights(
