@@ -25,7 +25,6 @@ from states import assert_equal, make_params, make_state, restore_named, save_al
 import jaxformer.checkpoint.digest as digest
 import jaxformer.checkpoint.manager as manager
 from jaxformer.checkpoint import CheckpointConfig, Checkpoints, restore_params, stored_shapes
-from jaxformer.checkpoint.copying import copied
 from jaxformer.errors import UserError
 
 
@@ -166,56 +165,27 @@ def test_a_changed_number_in_the_digest_is_found(tmp_path: Path) -> None:
         restore_named(tmp_path, shapes(make_state(0)))
 
 
-class Writer:
-    """Stands for Orbax; remembers what it was given, and with which priority it would write."""
-
-    def __init__(self) -> None:
-        self.given: list[Any] = []
-        self.priorities: list[int] = []
-
-    def save(self, folder: Path, args: Any, force: bool) -> None:
-        self.given.append(args.item)
-        self.priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-        folder.mkdir()
-
-    def wait_until_finished(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
 def test_on_the_cpu_a_donation_does_not_wait_for_the_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = Writer()
-    monkeypatch.setattr(manager, "_make_orbax", lambda state: writer)
+    given: list[Any] = []
+
+    class Writer:
+        def save(self, folder: Path, args: Any, force: bool) -> None:
+            given.append(args.item)
+            folder.mkdir()
+
+        def wait_until_finished(self) -> None:
+            pass
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(manager, "_make_orbax", lambda state: Writer())
     state = make_state(1)
     checkpoints = Checkpoints(tmp_path, CheckpointConfig())
     checkpoints.save(1, state)
     checkpoints.close()
-    for held, own in zip(jax.tree.leaves(writer.given[0]), jax.tree.leaves(state), strict=True):
+    for held, own in zip(jax.tree.leaves(given[0]), jax.tree.leaves(state), strict=True):
         assert held.unsafe_buffer_pointer() != own.unsafe_buffer_pointer()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux")
-def test_a_save_yields_to_the_steps_that_follow_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = Writer()
-    monkeypatch.setattr(manager, "_make_orbax", lambda state: writer)
-    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
-    checkpoints.save(1, make_state(1))
-    checkpoints.save(2, make_state(2), urgent=True)
-    checkpoints.close()
-    assert writer.priorities == [19, own]
-    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
-
-
-def test_the_copy_of_a_state_is_one_block_of_equal_arrays() -> None:
-    state = make_state(3)
-    copy = copied(state)
-    assert_equal(copy, state)
-    starts = sorted((leaf.unsafe_buffer_pointer(), -(-leaf.nbytes // 64) * 64) for leaf in jax.tree.leaves(copy))
-    assert [start + size for start, size in starts[:-1]] == [start for start, _ in starts[1:]]
-    assert_equal(copied({"none": jnp.zeros((0, 3))}), {"none": jnp.zeros((0, 3))})
 
 
 def test_what_a_kill_leaves_is_cleared(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

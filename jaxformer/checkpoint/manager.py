@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from jaxformer.checkpoint.copying import copied, yield_to_training
 from jaxformer.checkpoint.digest import (
     DIGEST,
     PARAMS,
@@ -100,11 +100,10 @@ class Checkpoints:
         self._newest: int | None = None
         quiet_orbax()
 
-    def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None, *, urgent: bool = False) -> None:
+    def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
         """Start saving; return once the state is copied, so that it may be donated. A step is saved only once.
 
-        `metrics` are those of an evaluation of this very state; one of them ranks the checkpoints. Unless it is
-        `urgent`, what is written has the processor only when nothing else, such as the next steps, wants it.
+        `metrics` are those of an evaluation of this very state; one of them ranks the checkpoints.
 
         Raises:
           UserError: this save, or the one before it, which is waited for, met a full disk or a missing permission.
@@ -115,19 +114,17 @@ class Checkpoints:
             return
         self._newest = step
         arrays = {path: (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in array_paths(state).items()}
-        on_cpu = jax.default_backend() == "cpu"
-        if on_cpu:
+        if jax.default_backend() == "cpu":
             # Nothing leaves the device there, and a donation would wait until all is written.
-            state = copied(state)
-        waits = on_cpu and jax.process_count() == 1
+            state = jax.block_until_ready(jax.tree.map(jnp.copy, state))
         with self._failures(step):
             if not is_remote(self.directory):  # a bucket would be made there
                 self.directory.mkdir(parents=True, exist_ok=True)
-            if not waits:  # devices hand over their arrays, and processes meet, before the next step
-                self._write(step, state)
+            if self._orbax is None:
+                self._orbax = _make_orbax(state)
+            self._orbax.save(self._being_written(step), args=ocp.args.PyTreeSave(state), force=True)
         values = {name: float(value) for name, value in (metrics or {}).items()}
-        rest = (step, state if waits else None, arrays, values, urgent)
-        self._thread = threading.Thread(target=self._finish, args=rest, name="checkpoint")
+        self._thread = threading.Thread(target=self._finish, args=(step, arrays, values), name="checkpoint")
         self._thread.start()
 
     def wait(self) -> None:
@@ -174,22 +171,9 @@ class Checkpoints:
     def _being_written(self, step: int | None) -> Path:
         return self._folder(step, "" if is_remote(self.directory) else UNFINISHED)
 
-    def _write(self, step: int, state: Any) -> None:
-        """Let Orbax begin to write."""
-        if self._orbax is None:
-            self._orbax = _make_orbax(state)
-        self._orbax.save(self._being_written(step), args=ocp.args.PyTreeSave(state), force=True)
-
-    def _finish(
-        self, step: int, state: Any, arrays: dict[str, tuple[Shape, str]], metrics: dict[str, float], urgent: bool
-    ) -> None:
-        """In a thread: let Orbax write `state`, unless it has begun (None), and wait for it; then write the digest,
-        give the folder its name, delete old ones."""
+    def _finish(self, step: int, arrays: dict[str, tuple[Shape, str]], metrics: dict[str, float]) -> None:
+        """In the background: wait for Orbax, then write the digest, give the folder its name, delete old ones."""
         try:
-            if not urgent:
-                yield_to_training()
-            if state is not None:
-                self._write(step, state)
             assert self._orbax is not None
             self._orbax.wait_until_finished()
             if jax.process_index() == 0:

@@ -77,14 +77,10 @@ class Learner:
         self, number: int, phase: Phase, state: TrainState, batch: Mapping[str, np.ndarray]
     ) -> tuple[TrainState, Metrics]:
         """Take step `number` on this process's rows of its batch; return at once, the device goes on. The old state is
-        used up. On a CPU wait for the step before: it gives its temporaries back after the next one has taken its own,
-        so that both would be held, where the next one is already given out."""
+        used up."""
         check_batch(batch, self.config.model, self.data.supervision)
         rate, taught = self.learning_rate(number - 1), () if self.teacher is None else (self.teacher.params,)
-        step, placed_batch = self.steps(phase).train_step, place(self.mesh, batch)
-        if jax.default_backend() == "cpu":
-            jax.block_until_ready(state)
-        return step(state, placed_batch, self.rngs[1], rate, *taught)
+        return self.steps(phase).train_step(state, place(self.mesh, batch), self.rngs[1], rate, *taught)
 
     def judge(self, state: TrainState) -> dict[str, float]:
         """Return the metrics of a state's parameters, or of their moving average where that is what is judged, on the

@@ -78,7 +78,7 @@ def loop(run: OpenedRun, learner: Learner, state: TrainState) -> dict[str, float
                 results = evaluate(run, learner, watch, state)
                 due = due.after(patience_left(run, watch.log), training.patience)
             if due.saves and (due.must_save or not watch.meter.consecutive_non_finite):
-                save(run, watch, state, results if due.evaluates else {}, urgent=due.must_save)
+                save(run, watch, state, results if due.evaluates else {})
             if due.stop:
                 stop(run, step, due.stop)
             if due.ends:
@@ -154,14 +154,13 @@ def evaluate(run: OpenedRun, learner: Learner, watch: Instruments, state: TrainS
     return found
 
 
-def save(run: OpenedRun, watch: Instruments, state: TrainState, metrics: dict[str, float], *, urgent: bool) -> None:
-    """Start to save a checkpoint; it is `urgent` where training waits for it. `metrics` are those of an evaluation of
-    this very state. One that is not finite says nothing of the others either: no class is chosen by the scores of a
-    model that gives none."""
+def save(run: OpenedRun, watch: Instruments, state: TrainState, metrics: dict[str, float]) -> None:
+    """Start to save a checkpoint; `metrics` are those of an evaluation of this very state. One that is not finite says
+    nothing of the others either: no class is chosen by the scores of a model that gives none."""
     metrics = {} if not_finite(metrics) else metrics
     with watch.meter.saving():
         run.lock.confirm()
-        run.checkpoints.save(int(state.step), state, metrics, urgent=urgent)
+        run.checkpoints.save(int(state.step), state, metrics)
         run.footprint.flush()
 
 
