@@ -1,5 +1,6 @@
 """Bytes per device: those of real arrays, and activations beside those of compiled programs."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -13,7 +14,8 @@ from jaxformer.config import Config, load
 from jaxformer.devices.sharding import AXES, make_mesh, placed, split
 from jaxformer.planning.activations import held
 from jaxformer.planning.plan import make_plan
-from jaxformer.runs.learner import step_settings
+from jaxformer.runs import learner
+from jaxformer.runs.learner import Learner, step_settings
 from jaxformer.runs.loading import build_model
 from jaxformer.training.compiled import compiled_steps
 from jaxformer.trees import flatten
@@ -215,3 +217,27 @@ def test_unrolled_layers_beyond_the_fourth_add_as_much_as_those() -> None:
         return make_plan(load("gpt", [f"model.num_layers={layers}"]))["bytes_per_device"]["activations"]
 
     assert activations(8) - activations(6) == pytest.approx(activations(6) - activations(4), rel=1e-3)
+
+
+# What is held at once.
+
+
+def test_on_the_cpu_a_step_is_given_out_when_the_one_before_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else several steps have their temporaries at once."""
+    for name in ("check_batch", "place"):
+        monkeypatch.setattr(learner, name, lambda *given: None)
+    done: list[bool] = []
+    monkeypatch.setattr(
+        Learner,
+        "steps",
+        lambda self, phase: SimpleNamespace(train_step=lambda state, *rest: done.append(state.is_ready())),
+    )
+    config = SimpleNamespace(model=None)
+    given: Any = SimpleNamespace(supervision=None)
+    one = Learner(config, given, None, None, None, (None, None))  # type: ignore[arg-type]
+    monkeypatch.setattr(Learner, "learning_rate", lambda self, number: 0.0)
+    slow = jax.jit(lambda x: jax.lax.fori_loop(0, 300, lambda _, y: jnp.tanh(y @ x), x))
+    state: Any = slow(jnp.ones((500, 500)))
+    assert not state.is_ready()
+    one.step(2, None, state, {})  # type: ignore[arg-type]
+    assert done == [True]

@@ -77,10 +77,14 @@ class Learner:
         self, number: int, phase: Phase, state: TrainState, batch: Mapping[str, np.ndarray]
     ) -> tuple[TrainState, Metrics]:
         """Take step `number` on this process's rows of its batch; return at once, the device goes on. The old state is
-        used up."""
+        used up. On a CPU wait for the step before: given out early, every further step held one more set of temporaries
+        (benchmarks/results/memory-cpu.md)."""
         check_batch(batch, self.config.model, self.data.supervision)
         rate, taught = self.learning_rate(number - 1), () if self.teacher is None else (self.teacher.params,)
-        return self.steps(phase).train_step(state, place(self.mesh, batch), self.rngs[1], rate, *taught)
+        step, placed_batch = self.steps(phase).train_step, place(self.mesh, batch)
+        if jax.default_backend() == "cpu":
+            jax.block_until_ready(state)
+        return step(state, placed_batch, self.rngs[1], rate, *taught)
 
     def judge(self, state: TrainState) -> dict[str, float]:
         """Return the metrics of a state's parameters, or of their moving average where that is what is judged, on the
