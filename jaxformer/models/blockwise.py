@@ -59,7 +59,7 @@ def read_in_blocks(
     return _forward(q_BHTK, k_BHSK, v_BHSK, mask_B1TS, bias_1HTS, rng, blocks, dropout)[0]
 
 
-def _exponents(q_BHTK: jax.Array, k_BHSK: jax.Array, mask: jax.Array, bias: jax.Array | None, block: Block) -> Any:
+def _scores(q_BHTK: jax.Array, k_BHSK: jax.Array, mask: jax.Array, bias: jax.Array | None, block: Block) -> Any:
     """Return the masked scores [B, H, t, s] of a block."""
     queries, keys = slice(block.start, block.end), slice(block.first_key, block.end_key)
     dtype = jnp.promote_types(q_BHTK.dtype, jnp.float32)
@@ -86,7 +86,7 @@ def _forward(
     for block in blocks:
         if read:  # XLA:CPU would otherwise compute all scores first
             q, read[-1] = jax.lax.optimization_barrier((q, read[-1]))
-        scores_BHTS = _exponents(q, k_BHSK, mask_B1TS, bias_1HTS, block)
+        scores_BHTS = _scores(q, k_BHSK, mask_B1TS, bias_1HTS, block)
         largest.append(jnp.max(scores_BHTS, axis=-1, keepdims=True))
         weights_BHTS = jnp.exp(scores_BHTS - largest[-1])
         sums.append(jnp.sum(weights_BHTS, axis=-1, keepdims=True))
@@ -119,7 +119,7 @@ def _backward(blocks: tuple[Block, ...], dropout: float, saved: Any, g_BTHK: jax
                 ((q_BHTK, g_BHTK, q_BHKT, g_BHKT), dq[-1], dk_BHKS, dv_BHKS)
             )
         queries, keys = slice(block.start, block.end), slice(block.first_key, block.end_key)
-        scores_BHTS = _exponents(q_BHTK, k_BHSK, mask_B1TS, bias_1HTS, block)
+        scores_BHTS = _scores(q_BHTK, k_BHSK, mask_B1TS, bias_1HTS, block)
         weights_BHTS = jnp.exp(scores_BHTS - largest_BHT1[:, :, queries])
         dweights_BHTS = jnp.einsum(
             "BHTK,BHSK->BHTS", g_BHTK[:, :, queries], v_BHSK[:, :, keys], preferred_element_type=wide
