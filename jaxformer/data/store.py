@@ -310,7 +310,7 @@ def _sentences(texts: Sequence[str], encoded: Encoded, splitter: Splitter) -> np
     sizes = np.array([*map(len, texts)], np.int64)
     begin = np.cumsum(sizes) - sizes  # of each text, were they one
     full = np.flatnonzero(encoded.counts)
-    found = [splitter.starts(texts[number]) for number in full]
+    found = [splitter.starts(texts[number]) for number in full.tolist()]
     of_start = np.repeat(full, [*map(len, found)])
     starts = begin[of_start] + np.fromiter(itertools.chain.from_iterable(found), np.int64, len(of_start))
     shift = np.repeat(begin, encoded.counts)
