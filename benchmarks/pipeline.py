@@ -71,8 +71,9 @@ def tokenised(documents: list[str], tokenizer: Tokenizer, splitter: Any, rounds:
 
     Raises SystemExit where the two give other tokens."""
     source: Any = SimpleNamespace(
-        documents=lambda split, left_out: iter(documents), fingerprint=lambda split: "", splitter=splitter
-    )
+        documents=lambda split, left_out: iter(documents), fingerprint=lambda split: "", splitter=splitter,
+        amount=lambda split: 0,
+    )  # fmt: skip
 
     def build() -> Store:
         with tempfile.TemporaryDirectory() as folder:
