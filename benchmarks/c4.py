@@ -1,0 +1,30 @@
+"""C4: a training step of BERT-base's masked language model, 8 rows of 128 tokens, against transformers, which projects all
+places to the vocabulary where we project the 20 that are predicted."""
+
+from trainers import from_transformers, training
+
+
+def reference():  # type: ignore[no-untyped-def]
+    import transformers
+
+    config = transformers.BertConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    return transformers.BertForMaskedLM(config)
+
+
+def run(model, batch):  # type: ignore[no-untyped-def]
+    import torch
+    from torch.nn import functional
+
+    logits = model(input_ids=batch["inputs"]).logits
+    labels = torch.full_like(batch["inputs"], -100).scatter_(1, batch["predict_positions"], batch["targets"])
+    return functional.cross_entropy(logits.view(-1, logits.shape[-1]), labels.view(-1))
+
+
+CASES = (
+    training(
+        "c4", "BERT-base, masked words, 8 × 128, against transformers", 1.25, spec="bert:base", rows=8,
+        reference=reference, rounds=2,
+        overrides=("objective.sequence_length=128", "objective.max_predictions=20", "objective.next_sentence=False"),
+        rivals={"transformers": from_transformers("BertForMaskedLM", run, attn_implementation="sdpa")},
+    ),
+)  # fmt: skip
