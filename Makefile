@@ -10,12 +10,15 @@
 #   make test-full              everything but test-reference: all cases, also those that no sample holds
 #   make test-faults            break the code in twenty-five places and see the tests turn red
 #   make lint                   ruff and mypy
+#   make bench                  speed and memory beside PyTorch and transformers: one table, in under 25 minutes on two cores;
+#                               in the environment of test-reference; RESULTS=folder for its files
 #   make constraints            resolve the versions anew for PYTHON and write its file in constraints/
 #
 # PYTHON=python3.12 chooses the Python of .venv, SECOND_PYTHON=… the one of test-second.
 
 SHELL := /bin/sh
 FAMILY ?= bert
+RESULTS ?= benchmarks/results
 # One process a core, and one more: some test always waits, for a process that it started or a launcher that polls. Five
 # take all the memory that a laptop can spare.
 WORKERS := $(shell cores=$$(getconf _NPROCESSORS_ONLN || echo 2); [ $$cores -lt 4 ] || cores=4; expr $$cores + 1)
@@ -25,7 +28,7 @@ PYTHON ?= $(shell .ci/find-python 3.13 3.12 3.14 3.11 3)
 PIP_FLAGS ?= --quiet --disable-pip-version-check --no-compile
 
 .PHONY: venv venv-second venv-reference demo test test-slow test-full test-faults test-second test-reference lint \
-    constraints
+    bench constraints
 .NOTPARALLEL:
 
 venv: .venv/installed
@@ -83,6 +86,9 @@ venv-second: .venv/installed
 
 test-second: venv-second
 	$(if $(SECOND_PYTHON),.venv-$(SECOND)/bin/python $(PYTEST) -m "versions and not slow")
+
+bench: .venv-reference/installed
+	.venv-reference/bin/python benchmarks/run.py --output $(RESULTS)
 
 lint: .venv/installed
 	.venv/bin/ruff check .

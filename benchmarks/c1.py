@@ -1,4 +1,4 @@
-"""C1: a training step of nanoGPT's demo, 4 layers of width 128, 12 rows of 64 tokens, 65 ids, against nanoGPT-style PyTorch."""
+"""C1: a training step of nanoGPT's demo (4 layers of width 128, 12 rows of 64 tokens, 65 ids) against plain PyTorch."""
 
 from nanogpt import gpt2_training
 

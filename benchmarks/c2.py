@@ -1,4 +1,4 @@
-"""C2: a training step of a GPT with 6 layers of width 384, 8 rows of 256 tokens, 8192 ids, against nanoGPT-style PyTorch."""
+"""C2: a training step of a GPT (6 layers of width 384, 8 rows of 256 tokens, 8192 ids) against plain PyTorch."""
 
 from nanogpt import gpt2_training
 

@@ -1,4 +1,4 @@
-"""C3: a training step of GPT-2 124M, one row of 256 tokens, against transformers and nanoGPT-style PyTorch."""
+"""C3: a training step of GPT-2 124M, one row of 256 tokens, against transformers and plain PyTorch."""
 
 from nanogpt import gpt2_training
 from trainers import from_transformers

@@ -1,5 +1,7 @@
-"""C4: a training step of BERT-base's masked language model, 8 rows of 128 tokens, against transformers, which projects all
-places to the vocabulary where we project the 20 that are predicted."""
+"""C4: a training step of BERT-base's masked language model, 8 rows of 128 tokens, against transformers.
+
+They project all places to the vocabulary, we the 20 of a row that are predicted.
+"""
 
 from trainers import from_transformers, training
 

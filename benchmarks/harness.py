@@ -1,7 +1,7 @@
 """How two programs are compared: fresh processes in turn, on an idle machine, equal results before any figure.
 
-A comparison is a `Case`: functions that each run in a process of their own and return what they measured. `compare` runs
-them in turn, refuses figures where the sides disagree, and returns one record, which is what the JSON files hold.
+A comparison is a `Case`: functions that each run in a process of their own and return what they measured. `compare`
+runs them in turn, `rows` makes figures of what they measured, and none where the sides disagree.
 """
 
 import dataclasses
@@ -208,6 +208,17 @@ def check(case: Case, runs: Sequence[Mapping[str, Any]]) -> None:
                 raise Refused(f"ours and {run['side']} ({run['round']}) differ at {place}: {what}")
 
 
+def parity(case: Case, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what was compared before any figure, and how far the sides were apart: of losses, relative."""
+    first = runs[0].get("checked", [])
+    if len(case.sides) == 1 or not case.tolerance:
+        return {"equal": True, "compared": len(first) * (len(case.sides) > 1)}
+    pairs = [(one, other) for run in runs[1:] for one, other in zip(first, run["checked"], strict=False)]
+    apart = max(abs(one - other) / abs(one) for one, other in pairs)
+    losses = {run["side"]: run["checked"] for run in runs if run["round"] == 0}
+    return {"equal": True, "compared": len(first), "tolerance": case.tolerance, "apart": apart, "losses": losses}
+
+
 def rival(case: Case, runs: Sequence[Mapping[str, Any]]) -> str:
     """Return the rival's setting with the best median of the first measure in the first round."""
     first = case.measures[0]
@@ -290,14 +301,16 @@ def about() -> dict[str, Any]:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
-    named = {name: value for name, value in os.environ.items() if name.startswith(("XLA_", "JAX_", "MALLOC_"))}
+    named = {
+        name: value for name, value in os.environ.items() if name.startswith(("XLA_", "JAX_")) and "DIR" not in name
+    }
     return {
         "date": datetime.date.today().isoformat(),
         "commit": _git("rev-parse", "--short=10", "HEAD") + ("+" if _git("status", "--porcelain") else ""),
         "device": f"{model.strip()}, {THREADS} of {os.cpu_count()} cores",
         "threads": THREADS,
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
-        "environment": {"XLA_FLAGS": "", "ours": named, "theirs": MALLOC} | {"XLA_FLAGS": named.get("XLA_FLAGS", "")},
+        "environment": {"XLA_FLAGS": ""} | named | {"theirs": MALLOC},
     }
 
 

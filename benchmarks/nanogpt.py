@@ -46,7 +46,9 @@ def build(weights: Path, heads: int, compiled: bool = False) -> tuple[Callable[[
             logits = functional.linear(self.ln_f(x), self.wte.weight)
             return functional.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))
 
-    stored = {name.removeprefix("transformer."): tensor for name, tensor in load_file(weights / "model.safetensors").items()}
+    stored = {
+        name.removeprefix("transformer."): tensor for name, tensor in load_file(weights / "model.safetensors").items()
+    }
     matrices = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # stored the other way round there
     stored = {name: tensor.T.contiguous() if name.endswith(matrices) else tensor for name, tensor in stored.items()}
     layers = 1 + max(int(name.split(".")[1]) for name in stored if name.startswith("h."))

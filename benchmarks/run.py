@@ -52,7 +52,7 @@ def _number(path: Path) -> tuple[int, str]:
 
 
 def measured(names: Any, rounds: int, anyway: bool, output: Path | None) -> list[dict[str, Any]]:
-    """Run comparisons one after the other and return a record of each case; one that fails says why and loses no other."""
+    """Run comparisons one after the other and return a record of each case; one that fails loses no other."""
     about, records = harness.about(), []
     with tempfile.TemporaryDirectory() as folder:
         peaks = peaks_of_the_machine(Path(folder))
@@ -63,16 +63,25 @@ def measured(names: Any, rounds: int, anyway: bool, output: Path | None) -> list
                 record = {"name": case.name, "what": case.what} | about | {"anyway": anyway, "peaks": peaks}
                 try:
                     runs = harness.compare(comparison, case, where, rounds, anyway)
-                    record |= {"rows": harness.rows(case, runs, peaks), "runs": runs}
+                    record |= {"rows": harness.rows(case, runs, peaks), "parity": harness.parity(case, runs)}
+                    record["runs"] = [{key: value for key, value in run.items() if key != "checked"} for run in runs]
                 except Exception as error:  # whatever one case meets
                     record |= {"refused": str(error) or type(error).__name__, "rows": [], "runs": []}
                 record["seconds"] = round(time.monotonic() - began)
                 records.append(record)
-                print(table.table([record]), file=sys.stderr, flush=True)
+                print("\n".join(table.lines(record)), f"({record['seconds']} s)", file=sys.stderr, flush=True)
                 if output:
-                    output.mkdir(parents=True, exist_ok=True)
-                    (output / f"{case.name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+                    write(output / f"{case.name}.json", record)
     return records
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Write a record, a line for each of its entries and for each run."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    short = json.loads(json.dumps(record), parse_float=lambda digits: float(f"{float(digits):.6g}"))
+    runs = ",\n  ".join(json.dumps(run) for run in short.pop("runs"))
+    lines = [f'"{key}": {json.dumps(value)}' for key, value in short.items()]
+    path.write_text("{\n " + ",\n ".join([*lines, f'"runs": [\n  {runs}\n ]']) + "\n}\n", encoding="utf-8")
 
 
 def peaks_of_the_machine(folder: Path) -> dict[str, float]:

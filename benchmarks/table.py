@@ -11,15 +11,17 @@ MISSED = " **missed**"
 
 def table(records: Sequence[Mapping[str, Any]]) -> str:
     """Return the rows of all records as Markdown; a floor that is missed is marked, and so is what has no figures."""
-    lines = [f"| {' | '.join(HEAD)} |", "| --- |" + " ---: |" * (len(HEAD) - 1)]
-    for record in records:
-        name = record["name"].upper()
-        if "refused" in record:
-            lines.append(f"| {name} {record['what']} | no figures: {record['refused']} |" + " |" * (len(HEAD) - 2))
-        for row in record["rows"]:
-            busy = " (machine not idle)" if record.get("anyway") else ""
-            lines.append(f"| {name} {row['what']}{busy} | {' | '.join(_cells(row))} |")
-    return "\n".join(lines)
+    head = [f"| {' | '.join(HEAD)} |", "| --- |" + " ---: |" * (len(HEAD) - 1)]
+    return "\n".join([*head, *(line for record in records for line in lines(record))])
+
+
+def lines(record: Mapping[str, Any]) -> list[str]:
+    """Return the rows of one record."""
+    name = record["name"].upper()
+    if "refused" in record:
+        return [f"| {name} {record['what']} | no figures: {record['refused']} |" + " |" * (len(HEAD) - 2)]
+    busy = " (machine not idle)" if record["anyway"] else ""
+    return [f"| {name} {row['what']}{busy} | {' | '.join(_cells(row))} |" for row in record["rows"]]
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
@@ -47,35 +49,31 @@ def page(records: Sequence[Mapping[str, Any]]) -> str:
     """Return the table with what it was measured on, as a Markdown page."""
     if not records:
         return "# Comparisons on a CPU\n\nNothing was measured.\n"
-    first = records[0]
-    peaks = first.get("peaks", {})
+    first, peaks = records[0], records[0]["peaks"]
+    gflops, gigabytes = (peaks.get(name, 0.0) / 1e9 for name in ("flops_per_second", "bytes_per_second"))
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items() if version)
-    starts = [
+    starts = "\n".join(
         f"| {record['name'].upper()} | {' | '.join(_seconds(row, kind) for kind in STARTS)} |"
         for record in records
         for row in record["rows"][:1]
         if "first_cold_s" in row
-    ]
-    return "\n".join(
-        [
-            "# Comparisons on a CPU",
-            "",
-            f"{first['date']}, commit {first['commit']}, `make bench`: {first['device']}; {versions}; float32, the same",
-            "weights and batches, losses or tokens equal. Medians of fresh processes in turn; the ratio is theirs / ours",
-            "(above 1 we are faster). The physical floor is the FLOPs at the fastest matrix product measured here",
-            f"({peaks.get('flops_per_second', 0) / 1e9:,.0f} GFLOP/s) or the bytes at the fastest reading "
-            f"({peaks.get('bytes_per_second', 0) / 1e9:.1f} GB/s).",
-            "",
-            table(records),
-            "",
-            "Seconds from the start of the process to the first result:",
-            "",
-            "| | ours, nothing compiled | ours, compiled before | theirs |",
-            "| --- | ---: | ---: | ---: |",
-            *starts,
-            "",
-        ]
     )
+    return f"""# Comparisons on a CPU
+
+{first["date"]}, commit {first["commit"]}, `make bench`: {first["device"]}; {versions};
+float32, the same weights and batches, losses or tokens equal. Medians of fresh processes in turn; the ratio is theirs /
+ours (above 1 we are faster), and a floor is what it, or ours alone, must reach. The physical floor is the FLOPs at the
+fastest matrix product measured here ({gflops:,.0f} GFLOP/s), or the bytes at the fastest reading
+({gigabytes:.1f} GB/s).
+
+{table(records)}
+
+Seconds from the start of the process to the first result:
+
+| | ours, nothing compiled | ours, compiled before | theirs |
+| --- | ---: | ---: | ---: |
+{starts}
+"""
 
 
 STARTS = ("first_cold_s", "first_warm_s", "theirs_first_s")

@@ -1,9 +1,11 @@
-"""Training on both sides: our step as `jaxformer train` takes it, and a plain PyTorch loop with the same weights and batches.
+"""Training on both sides: our step as `jaxformer train` takes it, and a plain PyTorch loop.
 
-AdamW with clipping on both, float32, no dropout. The losses of the first twenty steps must agree.
+The same weights and batches, AdamW with clipping on both, float32, no dropout. The losses of the first twenty steps
+must agree.
 """
 
 import functools
+import importlib
 import itertools
 import json
 import time
@@ -21,25 +23,28 @@ CHECKED, WARMUP, LEAST, WINDOW = 20, 3, 8, 5.0  # steps, steps, steps, seconds
 SAME = (
     "training.phases=()", "training.compute_dtype=float32", "model.dropout=0", "model.attention_dropout=0",
     "model.hidden_dropout=0", "model.final_dropout=0", "optimizer.name=adamw", f"optimizer.learning_rate={RATE}",
-    "optimizer.schedule=constant", "optimizer.warmup_steps=0", f"optimizer.beta1={BETAS[0]}", f"optimizer.beta2={BETAS[1]}",
-    f"optimizer.epsilon={EPSILON}", f"optimizer.weight_decay={DECAY}", f"optimizer.clip_norm={CLIP}",
-    "optimizer.bias_correction=True",
+    "optimizer.schedule=constant", "optimizer.warmup_steps=0", "optimizer.bias_correction=True",
+    f"optimizer.beta1={BETAS[0]}", f"optimizer.beta2={BETAS[1]}", f"optimizer.epsilon={EPSILON}",
+    f"optimizer.weight_decay={DECAY}", f"optimizer.clip_norm={CLIP}",
 )  # fmt: skip
 
 
 def training(
     name: str, what: str, floor: float, *, spec: str, rows: int, reference: Callable[[], Any],
-    rivals: Mapping[str, Callable[[Path], Any]], overrides: tuple[str, ...] = (), memory: str = "peak_mb", rounds: int = 3,
+    rivals: Mapping[str, Callable[[Path], Any]], overrides: tuple[str, ...] = (), memory: str = "peak_mb",
+    rounds: int = 3,
 ) -> Case:  # fmt: skip
-    """Return the case of a training step of a config of ours. `reference` makes the model of transformers whose weights
-    both sides take; each of `rivals` makes, from the folder of those, a function from a batch to its loss, and parameters.
+    """Return the case of a training step of a config of ours.
+
+    `reference` makes the model of transformers whose weights both sides take; each of `rivals` makes, from the folder
+    of those, a function from a batch to its loss, and the parameters.
     """
     config = (spec, (*SAME, f"training.batch_size={rows}", *overrides))
     sides: dict[str, Callable[[Path, int], dict[str, Any]]] = {"ours": functools.partial(ours, config)}
     sides |= {setting: functools.partial(theirs, build) for setting, build in rivals.items()}
     return Case(
-        name=name, what=what, sides=sides, measures=(Measure(ratio=floor),), memory=memory, tolerance=1e-4, rounds=rounds,
-        make=functools.partial(make, config, reference),
+        name=name, what=what, sides=sides, measures=(Measure(ratio=floor),), memory=memory, rounds=rounds,
+        tolerance=1e-4, make=functools.partial(make, config, reference),
     )  # fmt: skip
 
 
@@ -68,16 +73,23 @@ def make(config: tuple[str, tuple[str, ...]], reference: Callable[[], Any], fold
     reference().save_pretrained(folder / "weights")
     learner = learner_of(config)
     resolved = learner.config
-    shapes = {name: (resolved.training.batch_size, *shape) for name, (shape, _) in resolved.supervision.shapes.items()}
-    batches = [_batch(np.random.default_rng(number), shapes, resolved.model) for number in range(BATCHES)]
-    np.savez(folder / "batches.npz", **{f"{n}/{key}": array for n, one in enumerate(batches) for key, array in one.items()})
+    shapes = shapes_of(resolved)
+    batches = [batch_of(resolved, number) for number in range(BATCHES)]
+    np.savez(
+        folder / "batches.npz", **{f"{n}/{key}": array for n, one in enumerate(batches) for key, array in one.items()}
+    )
     told = {"flops": learner.flops(1), "formula": "jaxformer.training.flops", "shapes": shapes}
     told |= {"parameters": learner.num_parameters, "config": resolved.to_dict() | {"spec": config[0]}}
     (folder / "told.json").write_text(json.dumps(told, default=str))
 
 
-def _batch(rng: np.random.Generator, shapes: Mapping[str, tuple[int, ...]], model: Any) -> dict[str, np.ndarray]:
+def shapes_of(config: Any) -> dict[str, tuple[int, ...]]:
+    return {name: (config.training.batch_size, *shape) for name, (shape, _) in config.supervision.shapes.items()}
+
+
+def batch_of(config: Any, number: int) -> dict[str, np.ndarray]:
     """Return a full batch by the names of docs/batch.md; small ids are frequent, as in text."""
+    rng, shapes, model = np.random.default_rng(number), shapes_of(config), config.model
     batch: dict[str, np.ndarray] = {}
     for name, shape in shapes.items():
         if name.endswith("weights"):
@@ -95,7 +107,10 @@ def _batch(rng: np.random.Generator, shapes: Mapping[str, tuple[int, ...]], mode
             batch[name] = (model.vocab_size ** rng.random(shape)).astype(np.int32) - 1
     if model.family == "decoder_only":
         batch["targets"][:, :-1] = batch["inputs"][:, 1:]
-    return {name: np.ascontiguousarray(array, np.float32 if "weights" in name else np.int32) for name, array in batch.items()}
+    return {
+        name: np.ascontiguousarray(array, np.float32 if "weights" in name else np.int32)
+        for name, array in batch.items()
+    }
 
 
 def batches_of(folder: Path) -> Iterator[dict[str, np.ndarray]]:
@@ -113,11 +128,13 @@ def ours(config: tuple[str, tuple[str, ...]], folder: Path, number: int) -> dict
 
     compiling: list[float] = []
     jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: compiling.append(seconds) if "backend_compile" in event else None
+        lambda event, seconds, **more: compiling.append(seconds) if "backend_compile" in event else None
     )
     from jaxformer.devices import prepare_process
 
     prepare_process()
+    importlib.import_module("jaxformer.runs.learner")
+    imported = peak_mb()
     learner, state = start(config, folder / "weights")
     phase, batches = learner.config.phases[-1], batches_of(folder)
     holder = [state]
@@ -129,7 +146,9 @@ def ours(config: tuple[str, tuple[str, ...]], folder: Path, number: int) -> dict
 
     found = timed(step, number)
     told = json.loads((folder / "told.json").read_text())
-    return found | {name: told[name] for name in ("flops", "formula", "shapes")} | {"compile_seconds": sum(compiling)}
+    return found | {name: told[name] for name in ("flops", "formula", "shapes")} | {
+        "compile_seconds": sum(compiling), "imported_mb": imported,
+    }  # fmt: skip
 
 
 def start(config: tuple[str, tuple[str, ...]], weights: Path) -> tuple[Any, Any]:
@@ -186,6 +205,7 @@ def theirs(build: Callable[[Path], Any], folder: Path, number: int) -> dict[str,
     import torch
 
     torch.set_num_threads(THREADS)
+    imported = peak_mb()
     loss_of, parameters = build(folder / "weights")
     decayed = [parameter for parameter in parameters if parameter.ndim > 1]
     others = [parameter for parameter in parameters if parameter.ndim < 2]
@@ -205,11 +225,11 @@ def theirs(build: Callable[[Path], Any], folder: Path, number: int) -> dict[str,
         optimizer.step()
         return loss.item
 
-    return timed(step, number)
+    return timed(step, number) | {"imported_mb": imported}
 
 
 def from_transformers(kind: str, run: Callable[[Any, Any], Any], **settings: Any) -> Callable[[Path], Any]:
-    """Return a builder of a model of transformers in its fastest attention; `run` turns (model, batch) into the loss."""
+    """Return a builder of a model of transformers; `run` turns (model, batch) into the loss."""
 
     def build(weights: Path) -> Any:
         import transformers

@@ -34,7 +34,9 @@ def make(system: str, folder: Path) -> None:
 
     torch.manual_seed(0)
     if system == "gpt2":
-        transformers.GPT2LMHeadModel(transformers.GPT2Config(initializer_range=0.06)).save_pretrained(folder / "weights")
+        transformers.GPT2LMHeadModel(transformers.GPT2Config(initializer_range=0.06)).save_pretrained(
+            folder / "weights"
+        )
         return
     t5 = transformers.T5ForConditionalGeneration(
         transformers.T5Config(

@@ -1,0 +1,115 @@
+"""The benchmarks: no figure without parity, floors that are missed are marked, one failure loses no other."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The harness, importable as its own processes import it, and forgotten afterwards."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import harness
+    import run
+    import table
+
+    yield harness, table, run
+    for name in set(sys.modules) - before:
+        if getattr(sys.modules[name], "__file__", None) and FOLDER in Path(str(sys.modules[name].__file__)).parents:
+            del sys.modules[name]
+
+
+def a_run(side: str, seconds: float, checked: list[float], number: int = 0, mb: float = 100.0) -> dict[str, Any]:
+    figures = {"step": [seconds, seconds, 10.0 * seconds]}
+    return {"side": side, "round": number, "figures": figures, "checked": checked, "peak_mb": mb, "flops": 1e9}
+
+
+def a_case(harness: Any, **changes: Any) -> Any:
+    sides = dict.fromkeys(("ours", "plain", "compiled"), lambda folder, number: {})
+    settings = {"name": "c0", "what": "a step", "sides": sides, "tolerance": 1e-4} | changes
+    return harness.Case(measures=(harness.Measure(ratio=1.1),), **settings)
+
+
+def test_there_is_no_figure_without_parity(benchmarks: Any) -> None:
+    harness = benchmarks[0]
+    case = a_case(harness)
+    same = [a_run("ours", 1.0, [4.0, 3.0]), a_run("plain", 2.0, [4.00001, 3.0]), a_run("compiled", 3.0, [4.0, 3.0])]
+    assert harness.rows(case, same, {})[0]["ratio"] == 2.0
+    assert harness.parity(case, same)["apart"] < 1e-5
+    for other in ([4.0, 3.01], []):
+        with pytest.raises(harness.Refused):
+            harness.rows(case, [same[0], a_run("plain", 2.0, other), same[2]], {})
+    with pytest.raises(harness.Refused, match="nothing says"):
+        harness.rows(case, same[:1], {})
+    with pytest.raises(harness.Refused, match="other tokens"):
+        harness.rows(a_case(harness, tolerance=0.0), same, {})
+
+
+def test_the_best_setting_of_the_rival_counts_and_what_is_missed_is_marked(benchmarks: Any) -> None:
+    harness, table, _ = benchmarks
+    case = a_case(harness)
+    runs = [a_run("ours", 1.0, [4.0], mb=126.0), a_run("plain", 1.2, [4.0]), a_run("compiled", 1.05, [4.0])]
+    (row,) = harness.rows(case, runs, {"flops_per_second": 4e9})
+    assert (row["rival"], row["ratio"], row["met"], row["memory_met"]) == ("compiled", 1.05, False, False)
+    assert row["of_physical"] == 0.25
+    record = {"name": "c0", "what": "a step", "anyway": False, "rows": [row]}
+    shown = table.table([record]).splitlines()[-1]
+    assert shown.count("**missed**") == 2 and "(compiled)" in shown and "25%" in shown
+    runs[0] = a_run("ours", 0.9, [4.0], mb=124.0)
+    record["rows"] = harness.rows(case, runs, {})
+    assert "missed" not in table.table([record])
+    assert "not idle" in table.table([record | {"anyway": True}])
+    assert "because" in table.table([record | {"refused": "because", "rows": []}])
+
+
+def test_one_comparison_that_fails_loses_no_other(
+    benchmarks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness, table, run = benchmarks
+    cases = tuple(a_case(harness, name=name) for name in ("broken", "sound"))
+    runs = [a_run("ours", 1.0, [4.0]), a_run("plain", 1.2, [4.0])]
+
+    def compare(comparison: str, case: Any, *rest: Any) -> list[dict[str, Any]]:
+        if case.name == "broken":
+            raise RuntimeError("no compiler")
+        return runs
+
+    monkeypatch.setattr(harness, "cases", lambda comparison: cases)
+    monkeypatch.setattr(harness, "compare", compare)
+    monkeypatch.setattr(run, "peaks_of_the_machine", lambda folder: {})
+    records = run.measured(["c0"], 1, True, tmp_path)
+    assert records[0]["refused"] == "no compiler" and records[1]["rows"][0]["met"]
+    assert {path.name for path in tmp_path.iterdir()} == {"broken.json", "sound.json"}
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n{}\nold\n{}\nafter\n".format(*table.MARKERS))
+    table.put(readme, records)
+    text = readme.read_text()
+    assert "SOUND" in text and "old" not in text and text.startswith("before") and text.endswith("after\n")
+    assert "no compiler" in table.page(records)
+
+
+def test_every_comparison_says_what_it_compares(benchmarks: Any) -> None:
+    harness = benchmarks[0]
+    names = []
+    for comparison in harness.COMPARISONS:
+        said = ast.get_docstring(ast.parse((FOLDER / f"{comparison}.py").read_text(encoding="utf-8")))
+        assert said and said.startswith(f"{comparison.upper()}: ")
+        for case in harness.cases(comparison):
+            names.append(case.name)
+            assert "ours" in case.sides and case.what and case.measures
+            assert all(harness._floor(measure) or measure.key == "restored" for measure in case.measures)
+    assert len(names) == len(set(names)) == 14
+
+
+def test_the_side_that_is_measured_is_ours_as_users_have_it(benchmarks: Any, tmp_path: Path) -> None:
+    harness = benchmarks[0]
+    ours, theirs = (harness.environment(side, tmp_path) for side in ("ours", "plain"))
+    assert not any(name.startswith("MALLOC_") for name in ours) and harness.MALLOC.items() <= theirs.items()
+    assert ours["JAXFORMER_CACHE"].startswith(str(tmp_path))
