@@ -25,7 +25,7 @@ def run(model, batch):  # type: ignore[no-untyped-def]
 CASES = (
     training(
         "c4", "BERT-base, masked words, 8 × 128, against transformers", 1.25, spec="bert:base", rows=8,
-        reference=reference, rounds=2,
+        reference=reference,
         overrides=("objective.sequence_length=128", "objective.max_predictions=20", "objective.next_sentence=False"),
         rivals={"transformers": from_transformers("BertForMaskedLM", run, attn_implementation="sdpa")},
     ),

@@ -41,14 +41,15 @@ def started(command: list[str], workdir: Path, cache: Path) -> float:
 def ours(config: tuple[str, ...], folder: Path, number: int) -> dict[str, Any]:
     overrides = [f"--config.{override}" for override in ("training.log_every=1", *config[1:])]
     command = [sys.executable, "-m", "jaxformer", "train", f"--config={config[0]}", *overrides]
-    cache = folder / f"cache{number}"
-    seconds = {kind: [started(command, folder / f"{kind}{number}", cache)] for kind in ("cold", "warm")}
+    own = folder / f"{config[0].replace(':', '-')}-{number}"  # nothing is cached there
+    own.mkdir()
+    seconds = {kind: [started(command, own / kind, own / "cache")] for kind in ("cold", "warm")}
     return {"figures": seconds, "command": " ".join(["jaxformer", *command[3:]])}
 
 
 CASES = tuple(
     Case(
-        name=name, what=what, sides={"ours": functools.partial(ours, config)}, memory="", rounds=2,
+        name=name, what=what, sides={"ours": functools.partial(ours, config)}, memory="",
         measures=tuple(
             Measure(key=key, what=f"{what} to the first step, {said}", unit="s", most=most)
             for key, said, most in (("cold", "nothing cached", cold), ("warm", "again", warm))

@@ -31,12 +31,17 @@ THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 
 MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 BEFORE, DURING = 0.06, 0.03  # shares of the machine that others may take, before and during a run
 REPEATS, PATIENCE = 2, 60.0  # of a run that others disturbed; seconds to wait for an idle machine
+TIMEOUT = 300  # seconds that one process may take
 UNITS = {"ms": 1e3, "s": 1.0, "M tokens/s": 1e-6, "times": 1.0, "%": 100.0, "MB": 1e-6}
 MEMORY = 1.25  # times the rival's memory that ours may take
 
 
 class Refused(Exception):
     """Why there are no figures."""
+
+
+class Failed(Refused):
+    """What a process said before it failed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +72,7 @@ class Case:
     make: Callable[[Path], None] | None = None
     memory: str = "peak_mb"  # which number of a side is its memory; "": not compared
     tolerance: float = 0.0  # relative, of what `checked` holds; 0: equal
-    rounds: int = 3
+    rounds: int = 2
 
 
 def cases(comparison: str) -> tuple[Case, ...]:
@@ -123,12 +128,15 @@ def environment(side: str, folder: Path) -> dict[str, str]:
 
 
 def in_process(comparison: str, case: str, side: str, folder: Path, number: int) -> dict[str, Any]:
-    """Run one side in a fresh process and return what it measured. Raises Refused, with its last words, if it fails."""
+    """Run one side in a fresh process and return what it measured. Raises Failed, with its last words."""
     command = [sys.executable, str(HERE / "run.py"), "--child", comparison, case, side, str(folder), str(number)]
     env = environment(side, folder) | {"BENCHMARK_STARTED": repr(time.time())}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=600)
+    try:
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=TIMEOUT)
+    except subprocess.TimeoutExpired as late:
+        raise Failed(f"{side} took more than {TIMEOUT} s") from late
     if done.returncode:
-        raise Refused(f"{side} failed: {' | '.join(done.stderr.strip().splitlines()[-3:])[-400:]}")
+        raise Failed(f"{side} failed: {' / '.join(done.stderr.strip().splitlines()[-2:])[-300:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -172,9 +180,12 @@ def undisturbed(comparison: str, case: str, side: str, folder: Path, number: int
 
 
 def compare(comparison: str, case: Case, folder: Path, rounds: int = 0, anyway: bool = False) -> list[dict[str, Any]]:
-    """Return all runs of a case, sides in turn. Raises Refused for a machine that is not idle, and, after the first
-    round, for sides that disagree."""
-    if case.make is not None:
+    """Return all runs of a case, sides in turn, and of a setting of the rival that does not run here why ("failed").
+
+    Raises Refused for a machine that is not idle, for a side that fails, and, after the first round, for sides that
+    disagree. Cases of one comparison that read the same share a folder, and what was made there.
+    """
+    if case.make is not None and not any(folder.iterdir()):
         in_process(comparison, case.name, "make", folder, 0)
     runs: list[dict[str, Any]] = []
     sides = list(case.sides)
@@ -182,19 +193,23 @@ def compare(comparison: str, case: Case, folder: Path, rounds: int = 0, anyway: 
         for side in sides:
             try:
                 runs.append(undisturbed(comparison, case.name, side, folder, number, anyway))
-            except Refused as why:  # a rival's setting that does not run here is none
-                others = [run for run in runs if run["side"] != "ours"]
-                if not (number == 0 and side == sides[-1] and others and "failed" in str(why)):
+            except Failed as why:
+                if number or side == "ours" or len(sides) < 3:
                     raise
-                print(f"  {case.name}: {why}", file=sys.stderr, flush=True)
+                runs.append({"side": side, "round": number, "failed": str(why)})
         if number == 0:
             check(case, runs)
             sides = ["ours", *([rival(case, runs)] if len(case.sides) > 1 else [])]
     return runs
 
 
+def finished(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [run for run in runs if "failed" not in run]
+
+
 def check(case: Case, runs: Sequence[Mapping[str, Any]]) -> None:
     """Raise Refused unless all runs computed the same: losses within the tolerance, or equal tokens."""
+    runs = finished(runs)
     if len(case.sides) == 1:
         return
     if len({run["side"] for run in runs}) < 2 or not all(run.get("checked") for run in runs):
@@ -210,6 +225,7 @@ def check(case: Case, runs: Sequence[Mapping[str, Any]]) -> None:
 
 def parity(case: Case, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return what was compared before any figure, and how far the sides were apart: of losses, relative."""
+    runs = finished(runs)
     first = runs[0].get("checked", [])
     if len(case.sides) == 1 or not case.tolerance:
         return {"equal": True, "compared": len(first) * (len(case.sides) > 1)}
@@ -224,7 +240,7 @@ def rival(case: Case, runs: Sequence[Mapping[str, Any]]) -> str:
     first = case.measures[0]
     medians = {
         run["side"]: statistics.median(run["figures"][first.key])
-        for run in runs
+        for run in finished(runs)
         if run["side"] != "ours" and run["round"] == 0
     }
     return (max if first.rate else min)(medians, key=medians.__getitem__)

@@ -58,8 +58,8 @@ def measured(names: Any, rounds: int, anyway: bool, output: Path | None) -> list
         peaks = peaks_of_the_machine(Path(folder))
         for comparison in names:
             for case in harness.cases(comparison):
-                began, where = time.monotonic(), Path(folder) / case.name
-                where.mkdir()
+                began, where = time.monotonic(), Path(folder) / comparison
+                where.mkdir(exist_ok=True)
                 record = {"name": case.name, "what": case.what} | about | {"anyway": anyway, "peaks": peaks}
                 try:
                     runs = harness.compare(comparison, case, where, rounds, anyway)

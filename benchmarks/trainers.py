@@ -19,7 +19,7 @@ from harness import THREADS, Case, Measure, peak_mb, since_start
 
 RATE, BETAS, EPSILON, DECAY, CLIP = 1e-3, (0.9, 0.95), 1e-8, 0.1, 1.0
 BATCHES = 4  # in turn, so that the losses fall
-CHECKED, WARMUP, LEAST, WINDOW = 20, 3, 8, 5.0  # steps, steps, steps, seconds
+CHECKED, WARMUP, LEAST, WINDOW = 20, 3, 5, 5.0  # steps, steps, steps, seconds
 SAME = (
     "training.phases=()", "training.compute_dtype=float32", "model.dropout=0", "model.attention_dropout=0",
     "model.hidden_dropout=0", "model.final_dropout=0", "optimizer.name=adamw", f"optimizer.learning_rate={RATE}",
@@ -32,7 +32,7 @@ SAME = (
 def training(
     name: str, what: str, floor: float, *, spec: str, rows: int, reference: Callable[[], Any],
     rivals: Mapping[str, Callable[[Path], Any]], overrides: tuple[str, ...] = (), memory: str = "peak_mb",
-    rounds: int = 3,
+    rounds: int = 2,
 ) -> Case:  # fmt: skip
     """Return the case of a training step of a config of ours.
 
