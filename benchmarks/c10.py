@@ -45,7 +45,7 @@ def ours(folder: Path, number: int) -> dict[str, Any]:
     prepare_process()
     from trainers import batch_of, learner_of
 
-    spec, overrides = GPT2[0].sides["ours"].args[0]  # type: ignore[attr-defined]
+    spec, overrides = GPT2[0].sides["ours"].args[0]
     learner = learner_of((spec, (*overrides, f"objective.sequence_length={LENGTH}")))
     state, phase = learner.last.make_state(learner.rngs[0]), learner.config.phases[-1]
     batch, size = batch_of(learner.config, 0), sum(leaf.nbytes for leaf in jax.tree.leaves(state))

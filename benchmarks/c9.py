@@ -57,7 +57,7 @@ def tokenising_and_batches(folder: Path) -> tuple[float, float]:
     store = build_store(config.data, "train", tokenizer, folder)
     rate = len(store.tokens) / (time.perf_counter() - began)
 
-    spec, overrides = HUNGRIEST[0].sides["ours"].args[0]  # type: ignore[attr-defined]
+    spec, overrides = HUNGRIEST[0].sides["ours"].args[0]
     hungry = configs.load(spec, overrides)
     objective = hungry.supervision.bind(tokenizer.vocabulary)
     batches = train_batches(
@@ -76,7 +76,7 @@ def step_seconds() -> float:
     """Return the median seconds of a step of C1."""
     from trainers import batch_of, learner_of
 
-    learner = learner_of(HUNGRIEST[0].sides["ours"].args[0])  # type: ignore[attr-defined]
+    learner = learner_of(HUNGRIEST[0].sides["ours"].args[0])
     state, phase, seconds = learner.last.make_state(learner.rngs[0]), learner.config.phases[-1], []
     batch = batch_of(learner.config, 0)
     for number in range(1, 61):

@@ -145,7 +145,7 @@ def child(comparison: str, case: str, side: str, folder: Path, number: int) -> N
     """Be that process: print what a side measured as the last line. "make" writes what both sides read."""
     one = find(comparison, case)
     if side == "make":
-        one.make(folder)  # type: ignore[misc]
+        one.make(folder)
         print("{}")
         return
     found = one.sides[side](folder, number)
@@ -216,6 +216,8 @@ def check(case: Case, runs: Sequence[Mapping[str, Any]]) -> None:
         raise Refused("nothing says that both sides computed the same")
     first = runs[0]["checked"]
     for run in runs[1:]:
+        if not case.tolerance and len(run["checked"]) != len(first):
+            raise Refused(f"ours and {run['side']} wrote {len(first)} and {len(run['checked'])} tokens")
         for place, (one, other) in enumerate(zip(first, run["checked"], strict=False)):
             same = math.isclose(one, other, rel_tol=case.tolerance) if case.tolerance else one == other
             if not same:

@@ -36,7 +36,7 @@ def theirs(folder: Path, number: int) -> dict[str, Any]:
     torch.set_num_threads(THREADS)
     square, row = torch.ones(SIZE, SIZE), torch.ones(SIZE)
     much = torch.ones(64 * SIZE, SIZE)  # 1 GB
-    product, read = best(lambda: square @ square), best(lambda: much @ row)
+    product, read = best(lambda: square @ square), min(best(lambda: much @ row), best(lambda: much.sum()))
     return {"figures": {"flops_per_second": 2 * SIZE**3 / product, "bytes_per_second": 4 * much.numel() / read}}
 
 
