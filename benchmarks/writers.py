@@ -87,8 +87,8 @@ def ours(system: str, rows: int, beams: int, folder: Path, number: int) -> dict[
         answers = generate(model, made[0], list(prompts(system, rows)), settings, rules)
         return np.array([answer[0].ids for answer in answers])
 
-    # A token reads the weights of the decoder, and the table as the softmax; what makes keys and values of the encoder's
-    # output is read once.
+    # A token reads the weights of the decoder, and the table as the softmax; what makes keys and values of the
+    # encoder's output is read once.
     once = re.compile("encoder/.*|.*cross_attention/(key|value)/.*")
     read = [leaf.nbytes for path, leaf in flatten(params).items() if not once.fullmatch(path)]
     return timed(write) | {"bytes": NEW * sum(read), "shapes": {"prompts": [rows, PROMPT], "new": NEW, "beams": beams}}
