@@ -113,3 +113,47 @@ def test_the_side_that_is_measured_is_ours_as_users_have_it(benchmarks: Any, tmp
     ours, theirs = (harness.environment(side, tmp_path) for side in ("ours", "plain"))
     assert not any(name.startswith("MALLOC_") for name in ours) and harness.MALLOC.items() <= theirs.items()
     assert ours["JAXFORMER_CACHE"].startswith(str(tmp_path))
+
+
+def test_a_run_that_others_disturb_is_discarded(
+    benchmarks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness = benchmarks[0]
+    shares: list[float] = []
+    monkeypatch.setattr(harness, "in_process", lambda *arguments: a_run("ours", 1.0, [4.0]))
+    monkeypatch.setattr(harness, "wait_until_idle", lambda: 0.01)
+    monkeypatch.setattr(harness.Watch, "foreign", lambda self: shares.pop(0))
+    run = ("c0", "c0", "ours", tmp_path, 0)
+    shares[:] = [0.2, 0.01]
+    assert harness.undisturbed(*run, False)["discarded"] == 1
+    shares[:] = [0.2] * 3
+    with pytest.raises(harness.Refused, match="others took more"):
+        harness.undisturbed(*run, False)
+    shares[:] = [0.2]
+    assert harness.undisturbed(*run, True)["foreign_share"] == 0.2
+    monkeypatch.setattr(harness, "wait_until_idle", lambda: 0.5)
+    with pytest.raises(harness.Refused, match="busy"):
+        harness.undisturbed(*run, False)
+
+
+def test_a_setting_of_the_rival_that_does_not_run_is_told_and_loses_nothing(
+    benchmarks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness = benchmarks[0]
+
+    def undisturbed(comparison: str, case: str, side: str, folder: Path, number: int, anyway: bool) -> dict[str, Any]:
+        if side in broken:
+            raise harness.Failed("no compiler")
+        return a_run(side, 1.0, [4.0], number)
+
+    monkeypatch.setattr(harness, "undisturbed", undisturbed)
+    case, broken = a_case(harness), ["compiled"]
+    runs = harness.compare("c0", case, tmp_path)
+    assert [run["side"] for run in runs] == ["ours", "plain", "compiled", "ours", "plain"]
+    assert runs[2]["failed"] == "no compiler" and harness.rows(case, runs, {})[0]["rival"] == "plain"
+    broken[:] = ["plain", "compiled"]
+    with pytest.raises(harness.Refused):
+        harness.compare("c0", case, tmp_path)
+    broken[:] = ["ours"]
+    with pytest.raises(harness.Failed):
+        harness.compare("c0", case, tmp_path)
