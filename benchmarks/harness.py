@@ -260,7 +260,7 @@ def rows(case: Case, runs: Sequence[Mapping[str, Any]], peaks: Mapping[str, floa
         row |= {"rival": other, "floor": _floor(measure)}
         row["ours"] = _median(ours, measure)
         row["theirs"] = _median(theirs, measure)
-        if row["theirs"]:
+        if row["theirs"] and row["ours"] > 0:
             row["ratio"] = row["ours"] / row["theirs"] if measure.rate else row["theirs"] / row["ours"]
         row["met"] = _is_met(measure, row)
         if place == 0:
@@ -268,6 +268,7 @@ def rows(case: Case, runs: Sequence[Mapping[str, Any]], peaks: Mapping[str, floa
             if case.memory and theirs:
                 row["ours_mb"], row["theirs_mb"] = (max(run[case.memory] for run in one) for one in (ours, theirs))
                 row["memory_met"] = row["ours_mb"] <= MEMORY * row["theirs_mb"]
+                row["imported_mb"] = [run.get("imported_mb") for run in (ours[0], theirs[0])]
             row |= {"memory": case.memory} | _starts(ours, theirs)
         found.append(row)
     return found

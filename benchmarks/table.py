@@ -58,13 +58,19 @@ def page(records: Sequence[Mapping[str, Any]]) -> str:
         for row in record["rows"][:1]
         if "first_cold_s" in row
     )
+    imported = next(
+        (row["imported_mb"] for record in records for row in record["rows"][:1] if row.get("imported_mb")), 0
+    )
+    memory = "Memory is the highest resident set"
+    if imported and all(imported):
+        memory += f"; imports alone hold {imported[0]:,.0f} MB of ours and {imported[1]:,.0f} MB of theirs"
     return f"""# Comparisons on a CPU
 
 {first["date"]}, commit {first["commit"]}, `make bench`: {first["device"]}; {versions};
 float32, the same weights and batches, losses or tokens equal. Medians of fresh processes in turn; the ratio is theirs /
 ours (above 1 we are faster), and a floor is what it, or ours alone, must reach. The physical floor is the FLOPs at the
 fastest matrix product measured here ({gflops:,.0f} GFLOP/s), or the bytes at the fastest reading
-({gigabytes:.1f} GB/s).
+({gigabytes:.1f} GB/s). {memory}.
 
 {table(records)}
 
