@@ -3,10 +3,12 @@
 The time that the next 20 steps lose, the memory that a save takes beside the state, and the time to restore.
 """
 
+import ctypes
 import gc
 import shutil
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +19,14 @@ BEFORE = AFTER = 20
 LENGTH = 64  # of the row that is stepped on: short steps, whose own variation hides less
 
 
-class Highest:
-    """The most memory that this process holds from now on (Linux)."""
-
-    def __init__(self) -> None:
-        gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")
-        self.before = self._read("VmRSS")
-
-    def grown(self) -> float:
-        """Return the bytes above what was held at first."""
-        return max(self._read("VmHWM") - self.before, 0.0)
-
-    @staticmethod
-    def _read(name: str) -> float:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024.0 * int(next(line.split()[1] for line in lines if line.startswith(name)))
+def highest(act: Callable[[], object]) -> float:
+    """Return the most bytes that this process holds while it acts, what was freed before left out (Linux, glibc)."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    act()
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024.0 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 
 
 def ours(folder: Path, number: int) -> dict[str, Any]:
@@ -60,26 +54,35 @@ def ours(folder: Path, number: int) -> dict[str, Any]:
         return state, seconds
 
     state, _ = steps(state, 1, 5)
-    highest = Highest()
     state, plain = steps(state, 6, BEFORE)
-    usual = highest.grown()  # what stepping itself takes for a while
     path = folder / f"checkpoints{number}"
     checkpoints = Checkpoints(path, learner.config.checkpoint)
     saved = np.asarray(jax.tree.leaves(state.params)[0]).copy()
-    highest, began = Highest(), time.perf_counter()
+    began = time.perf_counter()
     checkpoints.save(5 + BEFORE, state, {})
     state, after = steps(state, 6 + BEFORE, AFTER)
     lost = time.perf_counter() - began - AFTER * statistics.median(plain)
     checkpoints.wait()
-    copied = max(highest.grown() - usual, 0.0) / size
     shapes = jax.eval_shape(learner.last.make_state, learner.rngs[0])
-    del state
     began = time.perf_counter()
     found = checkpoints.restore_latest(placed(shapes, learner.last.shardings))
     jax.block_until_ready(found)
     restored = time.perf_counter() - began
     assert found is not None
     same = bool(np.array_equal(jax.tree.leaves(found[1].params)[0], saved))
+    holder = [found[1]]
+    del found, state
+
+    def three_steps() -> None:
+        holder[0], _ = steps(holder[0], 1, 3)
+
+    def three_steps_after_a_save() -> None:
+        checkpoints.save(1 + BEFORE + AFTER, holder[0], {})
+        three_steps()
+        checkpoints.wait()
+
+    usual = highest(three_steps)
+    copied = (highest(three_steps_after_a_save) - usual) / size
     checkpoints.close()
     shutil.rmtree(path)
     figures = {"lost": [lost], "copied": [copied], "restored": [restored]}
@@ -99,11 +102,16 @@ def theirs(folder: Path, number: int) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     path, weight = folder / f"{number}.pt", model.transformer.wte.weight.detach().clone()
-    highest, began = Highest(), time.perf_counter()
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)
+
+    def save() -> None:
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)
+
+    began = time.perf_counter()
+    save()
     lost = time.perf_counter() - began  # nothing is written in the background: training waits for all of it
     size = path.stat().st_size
-    copied = highest.grown() / size
+    usual = highest(lambda: None)
+    copied = (highest(save) - usual) / size
     began = time.perf_counter()
     found = torch.load(path)
     model.load_state_dict(found["model"])

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from harness import THREADS, Case, Measure, peak_mb, since_start
 
-RATE, BETAS, EPSILON, DECAY, CLIP = 1e-3, (0.9, 0.95), 1e-8, 0.1, 1.0
+BETAS, EPSILON, DECAY, CLIP = (0.9, 0.95), 1e-8, 0.1, 1.0
 BATCHES = 4  # in turn, so that the losses fall
 CHECKED, WARMUP, LEAST, WINDOW = 20, 3, 5, 5.0  # steps, steps, steps, seconds
 SAME = (
     "training.phases=()", "training.compute_dtype=float32", "model.dropout=0", "model.attention_dropout=0",
-    "model.hidden_dropout=0", "model.final_dropout=0", "optimizer.name=adamw", f"optimizer.learning_rate={RATE}",
+    "model.hidden_dropout=0", "model.final_dropout=0", "optimizer.name=adamw",
     "optimizer.schedule=constant", "optimizer.warmup_steps=0", "optimizer.bias_correction=True",
     f"optimizer.beta1={BETAS[0]}", f"optimizer.beta2={BETAS[1]}", f"optimizer.epsilon={EPSILON}",
     f"optimizer.weight_decay={DECAY}", f"optimizer.clip_norm={CLIP}",
@@ -32,16 +32,16 @@ SAME = (
 def training(
     name: str, what: str, floor: float, *, spec: str, rows: int, reference: Callable[[], Any],
     rivals: Mapping[str, Callable[[Path], Any]], overrides: tuple[str, ...] = (), memory: str = "peak_mb",
-    rounds: int = 2,
+    rounds: int = 2, rate: float = 1e-3,
 ) -> Case:  # fmt: skip
     """Return the case of a training step of a config of ours.
 
     `reference` makes the model of transformers whose weights both sides take; each of `rivals` makes, from the folder
     of those, a function from a batch to its loss, and the parameters.
     """
-    config = (spec, (*SAME, f"training.batch_size={rows}", *overrides))
+    config = (spec, (*SAME, f"training.batch_size={rows}", f"optimizer.learning_rate={rate}", *overrides))
     sides: dict[str, Callable[[Path, int], dict[str, Any]]] = {"ours": functools.partial(ours, config)}
-    sides |= {setting: functools.partial(theirs, build) for setting, build in rivals.items()}
+    sides |= {setting: functools.partial(theirs, build, rate) for setting, build in rivals.items()}
     return Case(
         name=name, what=what, sides=sides, measures=(Measure(ratio=floor),), memory=memory, rounds=rounds,
         tolerance=1e-4, make=functools.partial(make, config, reference),
@@ -200,7 +200,7 @@ def timed(step: Callable[[int], Callable[[], float]], number: int) -> dict[str, 
     }
 
 
-def theirs(build: Callable[[Path], Any], folder: Path, number: int) -> dict[str, Any]:
+def theirs(build: Callable[[Path], Any], rate: float, folder: Path, number: int) -> dict[str, Any]:
     """Train with PyTorch: fused AdamW, gradients set to None; `build` chooses attention and activation."""
     import torch
 
@@ -210,7 +210,7 @@ def theirs(build: Callable[[Path], Any], folder: Path, number: int) -> dict[str,
     decayed = [parameter for parameter in parameters if parameter.ndim > 1]
     others = [parameter for parameter in parameters if parameter.ndim < 2]
     groups = [{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=BETAS, eps=EPSILON, fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=rate, betas=BETAS, eps=EPSILON, fused=True)
     batches = batches_of(folder)
 
     def step(number: int) -> Callable[[], float]:
