@@ -11,7 +11,7 @@
 #   make test-faults            break the code in twenty-five places and see the tests turn red
 #   make lint                   ruff and mypy
 #   make bench                  speed and memory beside PyTorch and transformers: one table, in under 25 minutes on two cores;
-#                               in the environment of test-reference; RESULTS=folder for its files
+#                               in the environment of test-reference; RESULTS=folder for its files, ROUNDS=3 for more
 #   make constraints            resolve the versions anew for PYTHON and write its file in constraints/
 #
 # PYTHON=python3.12 chooses the Python of .venv, SECOND_PYTHON=… the one of test-second.
@@ -88,7 +88,7 @@ test-second: venv-second
 	$(if $(SECOND_PYTHON),.venv-$(SECOND)/bin/python $(PYTEST) -m "versions and not slow")
 
 bench: .venv-reference/installed
-	.venv-reference/bin/python benchmarks/run.py --output $(RESULTS)
+	.venv-reference/bin/python benchmarks/run.py --output $(RESULTS) $(if $(ROUNDS),--rounds $(ROUNDS))
 
 lint: .venv/installed
 	.venv/bin/ruff check .

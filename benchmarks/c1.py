@@ -5,6 +5,6 @@ from nanogpt import gpt2_training
 CASES = (
     gpt2_training(
         "c1", "GPT 4 layers, width 128, 12 × 64, against plain PyTorch", 0.90,
-        layers=4, width=128, heads=4, length=64, rows=12, ids=65, memory="growth_mb", rounds=3,
+        layers=4, width=128, heads=4, length=64, rows=12, ids=65, memory="growth_mb",
     ),
 )  # fmt: skip

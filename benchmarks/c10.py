@@ -125,7 +125,7 @@ def theirs(folder: Path, number: int) -> dict[str, Any]:
 
 CASES = (
     Case(
-        name="c10", what="checkpoints of GPT-2 124M", sides={"ours": ours, "torch.save": theirs}, memory="",
+        name="c10", what="checkpoints of GPT-2 124M", sides={"ours": ours, "torch.save": theirs}, memory="", rounds=1,
         measures=(
             Measure(key="lost", what=f"a save: what the next {AFTER} steps lose", unit="s", most=0.5),
             Measure(key="copied", what="a save: memory beside the state", unit="times", most=1.25),

@@ -49,7 +49,7 @@ def ours(config: tuple[str, ...], folder: Path, number: int) -> dict[str, Any]:
 
 CASES = tuple(
     Case(
-        name=name, what=what, sides={"ours": functools.partial(ours, config)}, memory="",
+        name=name, what=what, sides={"ours": functools.partial(ours, config)}, memory="", rounds=1,
         measures=tuple(
             Measure(key=key, what=f"{what} to the first step, {said}", unit="s", most=most)
             for key, said, most in (("cold", "nothing cached", cold), ("warm", "again", warm))

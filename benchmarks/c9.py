@@ -105,7 +105,7 @@ def waiting(spec: str, folder: Path) -> float:
 
 CASES = (
     Case(
-        name="c9", what="data", sides={"ours": ours}, memory="",
+        name="c9", what="data", sides={"ours": ours}, memory="", rounds=1,
         measures=(
             Measure(key="tokenising", what="tokenising, WordPiece of 4096", unit="M tokens/s", least=1.5),
             Measure(key="batches", what="batches beside C1's step", unit="times", least=20),

@@ -60,7 +60,7 @@ def build(weights: Path, heads: int, compiled: bool = False) -> tuple[Callable[[
 
 def gpt2_training(
     name: str, what: str, floor: float, *, layers: int, width: int, heads: int, length: int, rows: int, ids: int,
-    compiled: bool = True, rivals: Mapping[str, Any] | None = None, memory: str = "peak_mb", rounds: int = 2,
+    compiled: bool = True, rivals: Mapping[str, Any] | None = None, memory: str = "peak_mb",
 ) -> Case:  # fmt: skip
     """Return the case of a GPT-2 of this size against the program above, and against further `rivals`."""
 
@@ -81,5 +81,5 @@ def gpt2_training(
         settings["torch.compile"] = functools.partial(build, heads=heads, compiled=True)
     return training(
         name, what, floor, spec="gpt2:124m", rows=rows, reference=reference, rivals=settings, memory=memory,
-        rounds=rounds, overrides=(*overrides, f"tokenizer.vocab_size={min(ids, 4096)}") if ids < 50_000 else overrides,
+        overrides=(*overrides, f"tokenizer.vocab_size={min(ids, 4096)}") if ids < 50_000 else overrides,
     )  # fmt: skip

@@ -60,10 +60,11 @@ def measured(names: Any, rounds: int, anyway: bool, output: Path | None) -> list
             for case in harness.cases(comparison):
                 began, where = time.monotonic(), Path(folder) / comparison
                 where.mkdir(exist_ok=True)
-                record = {"name": case.name, "what": case.what} | about | {"anyway": anyway, "peaks": peaks}
+                record = {"name": case.name, "what": case.what} | about | {"peaks": peaks, "idle": True}
                 try:
                     runs = harness.compare(comparison, case, where, rounds, anyway)
                     record |= {"rows": harness.rows(case, runs, peaks), "parity": harness.parity(case, runs)}
+                    record["idle"] = all(run["foreign_share"] <= harness.DURING for run in harness.finished(runs))
                     record["runs"] = [{key: value for key, value in run.items() if key != "checked"} for run in runs]
                 except Exception as error:  # whatever one case meets
                     record |= {"refused": str(error) or type(error).__name__, "rows": [], "runs": []}

@@ -20,7 +20,7 @@ def lines(record: Mapping[str, Any]) -> list[str]:
     name = record["name"].upper()
     if "refused" in record:
         return [f"| {name} {record['what']} | no figures: {record['refused']} |" + " |" * (len(HEAD) - 2)]
-    busy = " (machine not idle)" if record["anyway"] else ""
+    busy = "" if record["idle"] else " (machine not idle)"
     return [f"| {name} {row['what']}{busy} | {' | '.join(_cells(row))} |" for row in record["rows"]]
 
 

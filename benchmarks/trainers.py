@@ -32,7 +32,7 @@ SAME = (
 def training(
     name: str, what: str, floor: float, *, spec: str, rows: int, reference: Callable[[], Any],
     rivals: Mapping[str, Callable[[Path], Any]], overrides: tuple[str, ...] = (), memory: str = "peak_mb",
-    rounds: int = 2, rate: float = 1e-3,
+    rate: float = 1e-3,
 ) -> Case:  # fmt: skip
     """Return the case of a training step of a config of ours.
 
@@ -43,7 +43,7 @@ def training(
     sides: dict[str, Callable[[Path, int], dict[str, Any]]] = {"ours": functools.partial(ours, config)}
     sides |= {setting: functools.partial(theirs, build, rate) for setting, build in rivals.items()}
     return Case(
-        name=name, what=what, sides=sides, measures=(Measure(ratio=floor),), memory=memory, rounds=rounds,
+        name=name, what=what, sides=sides, measures=(Measure(ratio=floor),), memory=memory,
         tolerance=1e-4, make=functools.partial(make, config, reference),
     )  # fmt: skip
 

@@ -28,7 +28,15 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 def a_run(side: str, seconds: float, checked: list[float], number: int = 0, mb: float = 100.0) -> dict[str, Any]:
     figures = {"step": [seconds, seconds, 10.0 * seconds]}
-    return {"side": side, "round": number, "figures": figures, "checked": checked, "peak_mb": mb, "flops": 1e9}
+    return {
+        "side": side,
+        "round": number,
+        "figures": figures,
+        "checked": checked,
+        "peak_mb": mb,
+        "flops": 1e9,
+        "foreign_share": 0.01,
+    }
 
 
 def a_case(harness: Any, **changes: Any) -> Any:
@@ -59,13 +67,13 @@ def test_the_best_setting_of_the_rival_counts_and_what_is_missed_is_marked(bench
     (row,) = harness.rows(case, runs, {"flops_per_second": 4e9})
     assert (row["rival"], row["ratio"], row["met"], row["memory_met"]) == ("compiled", 1.05, False, False)
     assert row["of_physical"] == 0.25
-    record = {"name": "c0", "what": "a step", "anyway": False, "rows": [row]}
+    record = {"name": "c0", "what": "a step", "idle": True, "rows": [row]}
     shown = table.table([record]).splitlines()[-1]
     assert shown.count("**missed**") == 2 and "(compiled)" in shown and "25%" in shown
     runs[0] = a_run("ours", 0.9, [4.0], mb=124.0)
     record["rows"] = harness.rows(case, runs, {})
     assert "missed" not in table.table([record])
-    assert "not idle" in table.table([record | {"anyway": True}])
+    assert "not idle" in table.table([record | {"idle": False}])
     assert "because" in table.table([record | {"refused": "because", "rows": []}])
 
 
@@ -85,7 +93,7 @@ def test_one_comparison_that_fails_loses_no_other(
     monkeypatch.setattr(harness, "compare", compare)
     monkeypatch.setattr(run, "peaks_of_the_machine", lambda folder: {})
     records = run.measured(["c0"], 1, True, tmp_path)
-    assert records[0]["refused"] == "no compiler" and records[1]["rows"][0]["met"]
+    assert records[0]["refused"] == "no compiler" and records[1]["rows"][0]["met"] and records[1]["idle"]
     assert {path.name for path in tmp_path.iterdir()} == {"broken.json", "sound.json"}
     readme = tmp_path / "README.md"
     readme.write_text("before\n{}\nold\n{}\nafter\n".format(*table.MARKERS))
