@@ -43,7 +43,7 @@ class Beams(NamedTuple):
     seen_BTS: jax.Array  # bool: the entries of each one's own past, itself included
 
 
-def layer_of(layers: Any, number: int) -> Any:
+def layer_of(layers: Any, number: int | jax.Array) -> Any:
     """Return one layer's part of a tree whose arrays have a leading layer axis."""
     return jax.tree.map(lambda leaf: leaf[number], layers)
 
