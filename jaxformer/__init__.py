@@ -6,6 +6,7 @@
 The command line (`jaxformer --help`) does the rest. Importing this package imports neither JAX nor anything else.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["__version__", "load"]
 __version__ = "0.1.0"
+
+# XLA logs what concerns its developers; ours reaches Python as an exception. It reads this when it is first used.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def __getattr__(name: str) -> Any:

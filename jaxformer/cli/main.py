@@ -46,8 +46,6 @@ def _processes() -> Any:
 
 
 def _main(arguments: str | Sequence[str] | None) -> int:
-    # XLA logs what concerns its developers; ours reaches Python as an exception. Read when JAX is imported.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     words = list(several(sys.argv[1:] if arguments is None else arguments))
     # Behind a lone -- stands the command line of another process.
     cut = words.index("--") if words[:1] == ["launch"] and "--" in words else len(words)

@@ -16,7 +16,7 @@ from jaxformer.devices.processes import (
     let_speak,
     meet,
 )
-from jaxformer.devices.runtime import prepare_process
+from jaxformer.devices.runtime import options_of_one_run, prepare_process
 from jaxformer.devices.sharding import (
     Placement,
     ShardingConfig,
@@ -56,6 +56,7 @@ __all__ = [
     "make_mesh",
     "meet",
     "num_shares",
+    "options_of_one_run",
     "own_rows",
     "param_shardings",
     "place",

@@ -1,15 +1,18 @@
 """What learns in a run: the model, who teaches it, the mesh that they live on, and the compiled functions."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from jaxformer.config import Config
-from jaxformer.devices import activations_mesh, place
+from jaxformer.devices import activations_mesh, has_peers, place
 from jaxformer.models import Model, count_parameters
 from jaxformer.objectives import Supervision
 from jaxformer.runs.data import Data, check_batch
@@ -24,6 +27,7 @@ from jaxformer.training import (
     StepSettings,
     Teaching,
     TrainState,
+    compile_train_step,
     compiled_steps,
     losses_of,
     parameters_of,
@@ -86,6 +90,29 @@ class Learner:
             jax.block_until_ready(state)
         return step(state, placed_batch, self.rngs[1], rate, *taught)
 
+    @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Compile the first step of a fresh run in a thread, beside what is done meanwhile: XLA needs no Python for it.
+
+        Where there are peers nothing is: they would have to compile in one order.
+        """
+        if self.config.sharding.strategy == "pmap" or has_peers():
+            yield
+            return
+        thread = threading.Thread(target=self._compile_first, name="compiling")
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join()
+
+    def _compile_first(self) -> None:
+        phase, taught = self.config.phases[0], () if self.teacher is None else (self.teacher.params,)
+        made: Any = self.data.training[0][0].transform  # an objective or a task
+        batch = {name: ((phase.batch_size, *shape), dtype) for name, (shape, dtype) in made.shapes.items()}
+        with contextlib.suppress(Exception):  # the step itself will raise it
+            compile_train_step(self.steps(phase), self.mesh, batch, self.rngs[1], *taught)
+
     def judge(self, state: TrainState) -> dict[str, float]:
         """Return the metrics of a state's parameters, or of their moving average where that is what is judged, on the
         held-out rows; none where there are no such rows."""
@@ -98,11 +125,17 @@ def build_learner(run: OpenedRun, data: Data) -> Learner:
     config, mesh = run.config, run.mesh
     model = build_model(config, data.supervision, activations_mesh(config.sharding, mesh))
     teacher = open_teacher(config, data.teacher, mesh)
-    init_rng, dropout_rng = jax.random.split(jax.random.key(config.seed))
-    learner = Learner(config, data, model, mesh, teacher, (init_rng, dropout_rng))
+    learner = Learner(config, data, model, mesh, teacher, _rngs(np.int64(config.seed)))
     devices = f"{mesh.size} {jax.devices()[0].device_kind} device{'s' * (mesh.size > 1)}"
     run.display.note(f"{config.name}: {learner.num_parameters:,} parameters on {devices}")
     return learner
+
+
+@jax.jit  # one program, where each of these operations would be one
+def _rngs(seed: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the random numbers for fresh parameters, and those for dropout."""
+    init_rng, dropout_rng = jax.random.split(jax.random.key(seed))
+    return init_rng, dropout_rng
 
 
 def step_settings(

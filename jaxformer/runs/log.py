@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TextIO
 
 from jaxformer.errors import disk_errors
+from jaxformer.runs.tensorboard import EventFile
 from jaxformer.storage import finite, read_metrics
 
 
@@ -22,15 +23,12 @@ class MetricsLog:
         self._evaluated: set[int] = set()
         if not writes:
             return
-        # It imports all of PyTorch where that is installed, which takes seconds: only for who writes a log.
-        from tensorboardX import SummaryWriter
-
         with disk_errors(self.path):
             self._cut(resume_step)
             for entry in read_metrics(workdir):
                 self._note(entry["step"], entry)
             self._file: TextIO = self.path.open("a")
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+            self._board = EventFile(workdir / "tensorboard", resume_step + 1)
 
     def _cut(self, step: int) -> None:
         """Keep the whole lines of steps up to `step`, so that no step stands twice."""
@@ -72,9 +70,7 @@ class MetricsLog:
             self._file.write(json.dumps(finite({"step": step, **values})) + "\n")
             self._file.flush()
             self._note(step, values)
-            for name, value in values.items():
-                if math.isfinite(value):
-                    self._board.add_scalar(name, value, step)
+            self._board.write(step, values)
 
     def close(self) -> None:
         if not self.writes:

@@ -28,7 +28,8 @@ def start_state(run: OpenedRun, learner: Learner) -> TrainState:
     """
     state = _resumed(run, learner) if run.resumes else None
     if state is None:
-        state = learner.last.make_state(learner.rngs[0])
+        with learner.compiling():
+            state = learner.last.make_state(learner.rngs[0])
         params = _from_another(run, learner, state.params)
         state = state if params is None else beginning_with(state, params)
     if is_first():

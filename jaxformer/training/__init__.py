@@ -6,7 +6,14 @@ a run (`phases`); the moving average of the parameters (`moving_average`); the c
 What may come in: another optimizer, loss or way to teach.
 What must not: files, run directories, displays."""
 
-from jaxformer.training.compiled import Steps, StepSettings, compiled_eval_step, compiled_steps, without_schedule
+from jaxformer.training.compiled import (
+    Steps,
+    StepSettings,
+    compile_train_step,
+    compiled_eval_step,
+    compiled_steps,
+    without_schedule,
+)
 from jaxformer.training.distillation import DistillationConfig
 from jaxformer.training.flops import step_flops
 from jaxformer.training.moving_average import beginning_with, parameters_of
@@ -39,6 +46,7 @@ __all__ = [
     "TrainState",
     "TrainingConfig",
     "beginning_with",
+    "compile_train_step",
     "compiled_eval_step",
     "compiled_steps",
     "execution",

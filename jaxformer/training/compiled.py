@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxformer.devices import replicated, split, state_shardings
+from jaxformer.devices import options_of_one_run, placed, replicated, split, state_shardings
 from jaxformer.models import Model
 from jaxformer.training.moving_average import with_moving_average
 from jaxformer.training.optimizers import Optimizer, freeze, make_optimizer
@@ -53,7 +54,7 @@ def compiled_steps(model: Model, settings: StepSettings, mesh: Mesh) -> Steps:
     def make_state(rng: jax.Array) -> TrainState:
         return init_state(model, update, rng)
 
-    placed = state_shardings(mesh, jax.eval_shape(make_state, jax.random.key(0)), model.config.head_dim)
+    shardings = state_shardings(mesh, jax.eval_shape(make_state, jax.random.key(0)), model.config.head_dim)
     step = functools.partial(
         make_train_step, model, settings.losses, update, settings.accumulation_steps, settings.teaching,
         skips=settings.skips,
@@ -61,14 +62,25 @@ def compiled_steps(model: Model, settings: StepSettings, mesh: Mesh) -> Steps:
     if settings.strategy == "pmap":
         train_step = _pmapped(step(axis="data"), mesh)
     else:
-        shard = functools.partial(jax.lax.with_sharding_constraint, shardings=placed.params)
+        shard = functools.partial(jax.lax.with_sharding_constraint, shardings=shardings.params)
         train_step = jax.jit(
             step(shard_gradients=shard) if mesh.size > 1 else step(),
             donate_argnums=0,
-            out_shardings=(placed, everywhere),
+            out_shardings=(shardings, everywhere),
         )
     eval_step = compiled_eval_step(model, settings.losses)
-    return Steps(jax.jit(make_state, out_shardings=placed), train_step, eval_step, placed)
+    made = jax.jit(make_state, out_shardings=shardings, compiler_options=options_of_one_run())
+    return Steps(made, train_step, eval_step, shardings)
+
+
+def compile_train_step(
+    steps: Steps, mesh: Mesh, batch: Mapping[str, tuple[tuple[int, ...], Any]], rng: jax.Array, *taught: Any
+) -> None:
+    """Compile a jitted step for a state of these steps and a global batch, (shape, dtype) by name: its first call then
+    finds it compiled."""
+    state = placed(jax.eval_shape(steps.make_state, rng), steps.shardings)
+    rows = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=split(mesh)) for name, (shape, dtype) in batch.items()}
+    steps.train_step.lower(state, rows, rng, 1.0, *taught).compile()
 
 
 @functools.lru_cache(maxsize=8)
