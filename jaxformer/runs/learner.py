@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -27,8 +26,8 @@ from jaxformer.training import (
     StepSettings,
     Teaching,
     TrainState,
-    compile_train_step,
     compiled_steps,
+    compiling,
     losses_of,
     parameters_of,
     schedule,
@@ -92,26 +91,19 @@ class Learner:
 
     @contextlib.contextmanager
     def compiling(self) -> Iterator[None]:
-        """Compile the first step of a fresh run in a thread, beside what is done meanwhile: XLA needs no Python for it.
-
-        Where there are peers nothing is: they would have to compile in one order.
-        """
+        """Compile the first step of a fresh run beside what is done meanwhile. Where there are peers nothing is: they
+        would have to compile in one order."""
         if self.config.sharding.strategy == "pmap" or has_peers():
             yield
             return
-        thread = threading.Thread(target=self._compile_first, name="compiling")
-        thread.start()
+        phase, taught = self.config.phases[0], () if self.teacher is None else (self.teacher.params,)
+        made: Any = self.data.training[0][0].transform  # an objective or a task
+        batch = {name: ((phase.batch_size, *shape), dtype) for name, (shape, dtype) in made.shapes.items()}
+        thread = compiling(self.steps(phase), self.mesh, batch, self.rngs[1], *taught)
         try:
             yield
         finally:
             thread.join()
-
-    def _compile_first(self) -> None:
-        phase, taught = self.config.phases[0], () if self.teacher is None else (self.teacher.params,)
-        made: Any = self.data.training[0][0].transform  # an objective or a task
-        batch = {name: ((phase.batch_size, *shape), dtype) for name, (shape, dtype) in made.shapes.items()}
-        with contextlib.suppress(Exception):  # the step itself will raise it
-            compile_train_step(self.steps(phase), self.mesh, batch, self.rngs[1], *taught)
 
     def judge(self, state: TrainState) -> dict[str, float]:
         """Return the metrics of a state's parameters, or of their moving average where that is what is judged, on the

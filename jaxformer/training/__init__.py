@@ -9,9 +9,9 @@ What must not: files, run directories, displays."""
 from jaxformer.training.compiled import (
     Steps,
     StepSettings,
-    compile_train_step,
     compiled_eval_step,
     compiled_steps,
+    compiling,
     without_schedule,
 )
 from jaxformer.training.distillation import DistillationConfig
@@ -46,9 +46,9 @@ __all__ = [
     "TrainState",
     "TrainingConfig",
     "beginning_with",
-    "compile_train_step",
     "compiled_eval_step",
     "compiled_steps",
+    "compiling",
     "execution",
     "freeze",
     "init_state",

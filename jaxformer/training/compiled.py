@@ -1,7 +1,9 @@
 """The compiled functions of a run: its step, its evaluation, and how its state is made, on a mesh of devices."""
 
+import contextlib
 import dataclasses
 import functools
+import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -73,14 +75,21 @@ def compiled_steps(model: Model, settings: StepSettings, mesh: Mesh) -> Steps:
     return Steps(made, train_step, eval_step, shardings)
 
 
-def compile_train_step(
+def compiling(
     steps: Steps, mesh: Mesh, batch: Mapping[str, tuple[tuple[int, ...], Any]], rng: jax.Array, *taught: Any
-) -> None:
-    """Compile a jitted step for a state of these steps and a global batch, (shape, dtype) by name: its first call then
-    finds it compiled."""
-    state = placed(jax.eval_shape(steps.make_state, rng), steps.shardings)
+) -> threading.Thread:
+    """Start to compile a jitted step, for a global batch of (shape, dtype) by name, in a thread: XLA needs no Python.
+    Once that has ended, the first call of the step finds it compiled, or raises what the thread did not tell."""
+    state = placed(jax.eval_shape(steps.make_state, rng), steps.shardings)  # here: both threads would trace it
     rows = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=split(mesh)) for name, (shape, dtype) in batch.items()}
-    steps.train_step.lower(state, rows, rng, 1.0, *taught).compile()
+
+    def work() -> None:
+        with contextlib.suppress(Exception):
+            steps.train_step.lower(state, rows, rng, 1.0, *taught).compile()
+
+    thread = threading.Thread(target=work, name="compiling")
+    thread.start()
+    return thread
 
 
 @functools.lru_cache(maxsize=8)
