@@ -1,10 +1,10 @@
 """The life of a run, above the config.
 
 What lives here: a run opened for training (`opened`), what it reads (`data`), what learns (`learner`, `teacher`), where
-it starts (`start`), the story of its steps (`loop`), watched by `instruments` (`log`, `monitor`), when it ends early
-(`patience`); what of it stays on disk (`record`, `staging`), what it has read (`fingerprints`, `paths`); and how it is
-used afterwards (`loading`, `judging`): for answers (`predicting`), texts (`generating`, `streaming`), vectors
-(`embedding`) and scores (`scoring`, `documents`) of what is new (`given`), in files of any length (`answering`,
+it starts (`start`), the story of its steps (`loop`), watched by `instruments` (`log`, `tensorboard`, `monitor`), when
+it ends early (`patience`); what of it stays on disk (`record`, `staging`), what it has read (`fingerprints`, `paths`);
+and how it is used afterwards (`loading`, `judging`): for answers (`predicting`), texts (`generating`, `streaming`),
+vectors (`embedding`) and scores (`scoring`, `documents`) of what is new (`given`), in files of any length (`answering`,
 `score_rows`, `answer_rows`, `answer_file`, `shapes`).
 What may come in: another verb that needs what a run consists of.
 What must not: how a step computes (training), what batches hold (data), how results are drawn (report)."""
