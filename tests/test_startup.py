@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
-from compiling import xla_flags
+from compiling import AS_USERS, xla_flags
 from training import make_corpus, pretraining
 
 import jaxformer.runs.tensorboard as tensorboard
+from jaxformer.devices import options_of_one_run
 
 # Trains one step in a process of its own, whose programs and imports are its alone.
 TRAINS = """
@@ -56,3 +59,13 @@ def test_scalars_are_the_bytes_of_an_event_file(tmp_path: Path, monkeypatch: pyt
         "6576616c2f616363757261637915000000bea12ccc84"
     )
     assert "tfevents" in path.name
+
+
+def test_what_runs_once_is_compiled_quickly_unless_the_user_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert options_of_one_run() is None  # the tests' own flags say how
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    options = options_of_one_run()
+    assert options is not None
+    draw = jax.jit(lambda rng: jax.random.truncated_normal(rng, -2.0, 2.0, (64, 32)), compiler_options=options)
+    as_users = jax.jit(lambda rng: jax.random.truncated_normal(rng, -2.0, 2.0, (64, 32)), compiler_options=AS_USERS)
+    np.testing.assert_array_equal(draw(jax.random.key(3)), as_users(jax.random.key(3)))
