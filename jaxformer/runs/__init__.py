@@ -1,7 +1,7 @@
 """The life of a run, above the config.
 
 What lives here: a run opened for training (`opened`), what it reads (`data`), what learns (`learner`, `teacher`), where
-it starts (`start`), the story of its steps (`loop`), watched by `instruments` (`log`, `tensorboard`, `monitor`), when
+it starts (`start`), the story of its steps (`loop`), watched by `instruments` (`log`, `monitor`), when
 it ends early (`patience`); what of it stays on disk (`record`, `staging`), what it has read (`fingerprints`, `paths`);
 and how it is used afterwards (`loading`, `judging`): for answers (`predicting`), texts (`generating`, `streaming`),
 vectors (`embedding`) and scores (`scoring`, `documents`) of what is new (`given`), in files of any length (`answering`,

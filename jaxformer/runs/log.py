@@ -3,12 +3,12 @@
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from jaxformer.errors import disk_errors
-from jaxformer.runs.tensorboard import EventFile
 from jaxformer.storage import finite, read_metrics
 
 
@@ -28,7 +28,7 @@ class MetricsLog:
             for entry in read_metrics(workdir):
                 self._note(entry["step"], entry)
             self._file: TextIO = self.path.open("a")
-            self._board = EventFile(workdir / "tensorboard", resume_step + 1)
+            self._board = _board(workdir / "tensorboard", resume_step + 1)
 
     def _cut(self, step: int) -> None:
         """Keep the whole lines of steps up to `step`, so that no step stands twice."""
@@ -70,7 +70,9 @@ class MetricsLog:
             self._file.write(json.dumps(finite({"step": step, **values})) + "\n")
             self._file.flush()
             self._note(step, values)
-            self._board.write(step, values)
+            for name, value in values.items():
+                if math.isfinite(value):
+                    self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
         if not self.writes:
@@ -78,3 +80,21 @@ class MetricsLog:
         with disk_errors(self.path):
             self._file.close()
             self._board.close()
+
+
+def _board(folder: Path, first_step: int) -> Any:
+    """Return what writes scalars for TensorBoard, which forgets older ones from `first_step` on.
+
+    Where PyTorch is installed, tensorboardX imports it for arrays of its kind, which takes seconds. Here it has none,
+    and does without PyTorch as where it is absent.
+    """
+    modules: dict[str, Any] = sys.modules
+    absent = "torch" not in modules
+    if absent:
+        modules["torch"] = None  # importing it raises ImportError
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if absent:
+            del modules["torch"]
+    return SummaryWriter(str(folder), purge_step=first_step)
