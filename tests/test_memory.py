@@ -1,6 +1,5 @@
 """Bytes per device: those of real arrays, and activations beside those of compiled programs."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -14,8 +13,7 @@ from jaxformer.config import Config, load
 from jaxformer.devices.sharding import AXES, make_mesh, placed, split
 from jaxformer.planning.activations import held
 from jaxformer.planning.plan import make_plan
-from jaxformer.runs import learner
-from jaxformer.runs.learner import Learner, step_settings
+from jaxformer.runs.learner import step_settings
 from jaxformer.runs.loading import build_model
 from jaxformer.training.compiled import compiled_steps
 from jaxformer.trees import flatten
@@ -163,10 +161,11 @@ def test_what_accumulation_and_fsdp_add() -> None:
 
     whole, twice = plan("training.batch_size=8"), plan("training.batch_size=16", "training.accumulation_steps=2")
     assert twice["activations"] == whole["activations"] + whole["gradients"]
-    # Scanned layers' gradients are there from the start: nothing of them hides behind activations.
+    # Scanned layers' gradients are there from the start: nothing of them hides behind activations. The table is there
+    # whole, and so are its gradient from the logits and that from the look-up, until each device keeps its share.
     shared = plan("training.batch_size=16", "sharding.fsdp=2")
     layer, table = 4 * 12 * 768**2, 4 * 50_257 * 768
-    assert layer + 2 * table <= shared["activations"] - whole["activations"] <= 1.1 * (layer + 2 * table)
+    assert layer + 2 * table <= shared["activations"] - whole["activations"] <= layer + 3 * table
 
 
 def test_with_few_examples_the_clipped_gradients_are_the_most() -> None:
@@ -203,7 +202,9 @@ def test_levers_lower_the_activations() -> None:
         "model.dropout=0", "sharding.tensor=2", "sharding.fsdp=2", "objective.sequence_length=512",
     ):  # fmt: skip
         assert activations(lever, *(["training.phases=()"] if "batch" in lever else [])) < whole, lever
-    assert activations("training.remat=full") < activations("training.remat=dots")
+    # Whole logits take more room than either leaves of the layers.
+    chunks = "training.logits_chunk=128"
+    assert activations("training.remat=full", chunks) < activations("training.remat=dots", chunks)
     assert activations("training.compute_dtype=float32") > whole
     assert activations("sharding.tensor=2") < 0.7 * whole  # most of it is scores, which go by heads
     # A fused kernel holds no scores.
@@ -217,27 +218,3 @@ def test_unrolled_layers_beyond_the_fourth_add_as_much_as_those() -> None:
         return make_plan(load("gpt", [f"model.num_layers={layers}"]))["bytes_per_device"]["activations"]
 
     assert activations(8) - activations(6) == pytest.approx(activations(6) - activations(4), rel=1e-3)
-
-
-# What is held at once.
-
-
-def test_on_the_cpu_a_step_is_given_out_when_the_one_before_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else several steps have their temporaries at once."""
-    for name in ("check_batch", "place"):
-        monkeypatch.setattr(learner, name, lambda *given: None)
-    done: list[bool] = []
-    monkeypatch.setattr(
-        Learner,
-        "steps",
-        lambda self, phase: SimpleNamespace(train_step=lambda state, *rest: done.append(state.is_ready())),
-    )
-    config = SimpleNamespace(model=None)
-    given: Any = SimpleNamespace(supervision=None)
-    one = Learner(config, given, None, None, None, (None, None))  # type: ignore[arg-type]
-    monkeypatch.setattr(Learner, "learning_rate", lambda self, number: 0.0)
-    slow = jax.jit(lambda x: jax.lax.fori_loop(0, 300, lambda _, y: jnp.tanh(y @ x), x))
-    state: Any = slow(jnp.ones((500, 500)))
-    assert not state.is_ready()
-    one.step(2, None, state, {})  # type: ignore[arg-type]
-    assert done == [True]

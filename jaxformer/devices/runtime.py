@@ -13,7 +13,8 @@ _LEVEL = "xla_backend_optimization_level"
 
 
 def prepare_process() -> None:
-    """Keep compiled programs on disk between runs, and freed memory in the process. Call it before the first array.
+    """Keep compiled programs on disk between runs, and freed memory in the process; on CPU run one program at a time.
+    Call it before the first array.
 
     What the user has set in JAX's or glibc's own environment variables stays.
     """
@@ -21,6 +22,10 @@ def prepare_process() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
         # Also what compiles quickly: reading it takes some milliseconds, and a start compiles several such programs.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    if "JAX_CPU_ENABLE_ASYNC_DISPATCH" not in os.environ:
+        # Run in the background, a step on CPU keeps its temporaries until the one after the next is done: two sets of
+        # them, or as many as there are steps given out, at no gain in time (benchmarks/results/memory-cpu.md).
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     _keep_freed_memory()
 
 

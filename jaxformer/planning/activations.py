@@ -9,8 +9,7 @@ compiler's buffer assignment does: a result is made, lives until its last reader
   in their stead. Exponentials, error functions, divisions, roots and concatenations are never repeated: if several read
   them (forward and backward) they are held. So attention keeps float32 [B, H, T, S] after the exponential and the
   dropped weights in the compute dtype; an exact GELU keeps its input, erfc(x) in two parts and its output.
-- Random bits of a dropout mask are two uint32 per entry (both words of threefry), kept for the backward pass; in a scan
-  over layers the mask alone (one byte), with one set of counters beside the loop.
+- A dropout mask is computed again where it is read (`models/dropout.py`).
 - A loop (`scan` over layers, micro-batches or chunks of logits) holds what it stacks for all of its turns, and once
   what one turn needs. Rematerialised layers appear as what is computed again.
 - A matrix product that sums over rows (every weight's gradient) reads one operand from a transposed copy.
@@ -43,10 +42,10 @@ _DEAR = ("exp", "exp2", "expm1", "log", "log1p", "tanh", "logistic", "erf", "erf
          "pow", "div", "sin", "cos", "concatenate")  # fmt: skip
 _VIEWS = ("reshape", "squeeze", "expand_dims", "copy", "name")
 _MOVES = (*_VIEWS, "slice", "dynamic_slice", "convert_element_type", "transpose", "broadcast_in_dim")
-_SUMS = (*_MOVES, "pad", "add_any", "add", "concatenate", "name")  # what turns a layer's gradients into the stack's
+_SUMS = (*_MOVES, "pad", "add_any", "add", "concatenate", "name", "optimization_barrier")  # what turns a layer's gradients into the stack's
 _MOST = 0.9  # of the gradients: the last layer's are being made, then they are applied
 GRADIENT = "gradient"  # the name that the traced step gives to its gradients
-_DOUBLE = ("random_bits", "erfc")  # computed by XLA in two arrays
+_DOUBLE = ("erfc",)  # computed by XLA in two arrays
 
 
 class Held(NamedTuple):
@@ -239,16 +238,18 @@ def _walk(steps: Sequence[_Step], results: Sequence[_Value]) -> Held:
         dying[number].append(value)
 
     alive: set[_Value] = set()
-    counters = 8.0 * sum(math.prod(shape) for step in steps if step.name == "scan" for shape in _masks(step))
-    sums = {True: 0.0, False: counters}  # bytes of gradients, and of all else
+    sums = {True: 0.0, False: 0.0}  # bytes of gradients, and of all else
     peak, moments = (0.0, 0.0), []
 
     def take(value: _Value, sign: int) -> None:
         (alive.add if sign > 0 else alive.discard)(value)
         sums[value.gradient] += sign * value.size
 
+    # The gradients that a loop stacks begin as zeros, which XLA makes before all else.
+    for value in {value for step in steps if step.name == "scan" for value in step.writes if value.gradient}:
+        take(value, 1)
     for number, step in enumerate(steps):
-        made = [value for value in step.writes if value not in fused]
+        made = [value for value in step.writes if value not in fused and value not in alive]
         ends = [value for value in dying[number] if value in alive]
         if step.fuses or step.name in _IN_PLACE:
             every = step.name == "optimization_barrier"
@@ -286,19 +287,3 @@ def _within(step: _Step) -> float:
         if summed and not batched and max(summed) < len(step.reads[0].shape) - 1:
             return step.reads[0].size
     return 0.0
-
-
-def _masks(step: _Step) -> set[tuple[int, ...]]:
-    """Return the shapes of the random bits that the turns of a scan draw."""
-
-    def drawn(jaxpr: Any) -> set[tuple[int, ...]]:
-        found: set[tuple[int, ...]] = set()
-        for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-            if equation.primitive.name == "random_bits":
-                found.add(tuple(equation.outvars[0].aval.shape))
-            for value in equation.params.values():
-                if hasattr(getattr(value, "jaxpr", value), "eqns"):
-                    found |= drawn(value)
-        return found
-
-    return drawn(step.params["jaxpr"])

@@ -77,17 +77,20 @@ class Learner:
         return count_parameters(self.model)
 
     def step(
-        self, number: int, phase: Phase, state: TrainState, batch: Mapping[str, np.ndarray]
-    ) -> tuple[TrainState, Metrics]:
-        """Take step `number` on this process's rows of its batch; return at once, the device goes on. The old state is
-        used up. On a CPU wait for the step before: given out early, every further step held one more set of temporaries
-        (benchmarks/results/memory-cpu.md)."""
+        self, number: int, phase: Phase, state: TrainState, batch: Mapping[str, np.ndarray],
+        compiling: contextlib.AbstractContextManager[None] | None = None,
+    ) -> tuple[TrainState, Metrics]:  # fmt: skip
+        """Take step `number` on this process's rows of its batch; an accelerator goes on after the return. The old
+        state is used up. The first step of a phase compiles within `compiling` (under pmap it runs there, too)."""
         check_batch(batch, self.config.model, self.data.supervision)
         rate, taught = self.learning_rate(number - 1), () if self.teacher is None else (self.teacher.params,)
-        step, placed_batch = self.steps(phase).train_step, place(self.mesh, batch)
-        if jax.default_backend() == "cpu":
-            jax.block_until_ready(state)
-        return step(state, placed_batch, self.rngs[1], rate, *taught)
+        step, arguments = self.steps(phase).train_step, (state, place(self.mesh, batch), self.rngs[1], rate, *taught)
+        if compiling is not None:
+            with compiling:
+                if self.config.sharding.strategy == "pmap":
+                    return step(*arguments)
+                step.lower(*arguments).compile()
+        return step(*arguments)
 
     @contextlib.contextmanager
     def compiling(self) -> Iterator[None]:

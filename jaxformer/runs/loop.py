@@ -62,8 +62,7 @@ def loop(run: OpenedRun, learner: Learner, state: TrainState) -> dict[str, float
             watch.before(step)
             with watch.meter.waiting_for_data():
                 phase, batch = next(batches)
-            with watch.meter.stepping(phase):
-                state, metrics = learner.step(step, phase, state, batch)
+            state, metrics = learner.step(step, phase, state, batch, watch.meter.compiling(phase))
             if pending is not None:  # the device is already at the next step while this one's numbers are read
                 watch.meter.read(step - 1, pending)
             pending = metrics

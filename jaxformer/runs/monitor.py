@@ -51,10 +51,10 @@ class Meter:
         yield
         self.since += time.perf_counter() - began
 
-    def stepping(self, phase: Phase) -> contextlib.AbstractContextManager[None]:
-        """Leave the first call of a phase out of the training time: it compiles, and returns when that is done."""
+    def compiling(self, phase: Phase) -> contextlib.AbstractContextManager[None] | None:
+        """Return what leaves the compilation of a phase's step out of the training time; None where that is done."""
         compiles, self.phase = phase is not self.phase, phase
-        return self.paused() if compiles else contextlib.nullcontext()
+        return self.paused() if compiles else None
 
     @contextlib.contextmanager
     def waiting_for_data(self) -> Iterator[None]:
