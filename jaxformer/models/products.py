@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxformer.models.attention import wide
 
@@ -17,21 +18,28 @@ FEW_ROWS = 64
 SUMS_ARE_FAST = jax.__version_info__ >= (0, 11)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+PRODUCT = "product"  # how rematerialisation knows what a product returned
+
+
 def product(x: jax.Array, kernel_KN: jax.Array, dtype: Any = None) -> jax.Array:
     """Return x [..., K] times a kernel [K, N], [..., N], added up and returned in `dtype`, or as `x` is.
 
     Its gradients are those of jnp.matmul. The kernel's is multiplied out from activations as they lie, where JAX's own
     rule leaves XLA:CPU to copy the larger of the two the other way round: a tenth of a training step.
     """
+    return checkpoint_name(_product(x, kernel_KN, dtype), PRODUCT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x: jax.Array, kernel_KN: jax.Array, dtype: Any) -> jax.Array:
     return jnp.matmul(x, kernel_KN, preferred_element_type=dtype)
 
 
-def _product(x: jax.Array, kernel_KN: jax.Array, dtype: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return product(x, kernel_KN, dtype), (x, kernel_KN)
+def _forward(x: jax.Array, kernel_KN: jax.Array, dtype: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _product(x, kernel_KN, dtype), (x, kernel_KN)
 
 
-def _product_gradients(dtype: Any, read: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _backward(dtype: Any, read: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel_KN = read
     x_RK, g_RN = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
     multiply = functools.partial(jax.lax.dot_general, preferred_element_type=dtype)
@@ -45,7 +53,7 @@ def _product_gradients(dtype: Any, read: tuple[jax.Array, jax.Array], g: jax.Arr
     return x_bar_RK.reshape(x.shape).astype(x.dtype), kernel_bar_KN.astype(kernel_KN.dtype)
 
 
-product.defvjp(_product, _product_gradients)
+_product.defvjp(_forward, _backward)
 
 
 def transposed_product(x: jax.Array, kernel: jax.Array, *, in_rows: bool = False) -> jax.Array:

@@ -18,9 +18,10 @@ from jaxformer.models.attention import reach_of, visibility_mask
 from jaxformer.models.config import Execution, TransformerConfig
 from jaxformer.models.layers import Block, Inputs, LayerCache, Norm, Reads, dropout, initializer
 from jaxformer.models.positions import relative_buckets, rotations
+from jaxformer.models.products import PRODUCT
 
 REMAT_POLICIES: dict[str, Any] = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

@@ -42,10 +42,18 @@ _DEAR = ("exp", "exp2", "expm1", "log", "log1p", "tanh", "logistic", "erf", "erf
          "pow", "div", "sin", "cos", "concatenate")  # fmt: skip
 _VIEWS = ("reshape", "squeeze", "expand_dims", "copy", "name")
 _MOVES = (*_VIEWS, "slice", "dynamic_slice", "convert_element_type", "transpose", "broadcast_in_dim")
-_SUMS = (*_MOVES, "pad", "add_any", "add", "concatenate", "name", "optimization_barrier")  # what turns a layer's gradients into the stack's
+_SUMS = (
+    *_MOVES,
+    "pad",
+    "add_any",
+    "add",
+    "concatenate",
+    "name",
+    "optimization_barrier",
+)  # what turns a layer's gradients into the stack's
 _MOST = 0.9  # of the gradients: the last layer's are being made, then they are applied
 GRADIENT = "gradient"  # the name that the traced step gives to its gradients
-_DOUBLE = ("erfc",)  # computed by XLA in two arrays
+_DOUBLE = ("random_bits", "erfc")  # computed by XLA in two arrays
 
 
 class Held(NamedTuple):
