@@ -282,7 +282,7 @@ TYPOS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "cudnn with dropout": (
         "gpt", ("training.attention=cudnn",), ("training.attention", "'cudnn'", "model.attention_dropout=0"),
     ),
-    "xla with dropout": ("bert", ("training.attention=xla",), ("training.attention", "'xla'", "einsum")),
+    "xla with dropout": ("bert", ("training.attention=xla",), ("training.attention", "'xla'", "auto")),
     "batch and accumulation": (
         "gpt", ("training.accumulation_steps=7",), ("training.batch_size", "64", "accumulation_steps 7"),
     ),
