@@ -36,6 +36,9 @@ def connect() -> None:
     arguments = _peers(os.environ)
     if arguments is None or jax.distributed.is_initialized():
         return
+    if "JAX_CPU_ENABLE_ASYNC_DISPATCH" not in os.environ:
+        # As JAX has it by default: in the thread that calls it, a step in which a peer ends raises another error.
+        jax.config.update("jax_cpu_enable_async_dispatch", True)
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS, **arguments)
     except (RuntimeError, ValueError) as error:
@@ -122,7 +125,10 @@ def leave(code: int, together: bool) -> NoReturn:
 def is_peers_end(error: BaseException) -> bool:
     """Say whether an error of JAX's is what this process sees of the end of another one."""
     signs = r"gloo|nccl|connection|peer|heartbeat|coordination|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED"
-    return type(error).__name__ == "JaxRuntimeError" and bool(re.search(signs, str(error), re.I))
+    # Run in the calling thread, a step raises it as a ValueError, whose text begins with a status.
+    status = type(error) is ValueError and re.match(r"[A-Z_]+: ", str(error))
+    of_jax = type(error).__name__ == "JaxRuntimeError" or status
+    return bool(of_jax and re.search(signs, str(error), re.I))
 
 
 def let_speak() -> None:
