@@ -17,6 +17,7 @@ from compiling import xla_flags
 from training import assert_same_run, logged, make_corpus, pretraining
 
 from jaxformer.checkpoint import finished_steps
+from jaxformer.devices.processes import is_peers_end
 from jaxformer.launch import local
 from jaxformer.launch.policy import Outcome, outcome_of
 from jaxformer.storage import read_metrics
@@ -299,3 +300,12 @@ def test_the_launcher_tells_who_failed_first(scripts: list[str], code: int, said
     codes = local.ends(started, grace=2.0)
     assert all(process.poll() is not None for process in started)
     assert outcome_of(codes, lambda worker: "") == Outcome(code, said)
+
+
+def test_the_end_of_a_peer_is_told_from_other_errors() -> None:
+    """Also where a step runs in the thread that calls it, whose error is a ValueError with a status."""
+    lost = "UNKNOWN: Gloo all-reduce failed: Read error [127.0.0.1]:7381: Connection reset by peer"
+    assert is_peers_end(ValueError(lost))
+    assert not is_peers_end(ValueError("no peer of that name"))
+    assert not is_peers_end(ValueError("INVALID_ARGUMENT: shapes differ"))
+    assert not is_peers_end(RuntimeError(lost))

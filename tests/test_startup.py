@@ -31,7 +31,13 @@ print(json.dumps({"code": code, "programs": programs, "heavy": heavy}))
 
 @pytest.mark.slow
 def test_a_start_compiles_each_program_once_and_imports_no_other_framework(tmp_path: Path) -> None:
-    keys = {"training.num_steps": 1, "evaluation.max_examples": 0, "training.eval_every": 0, "footprint.enabled": False}
+    keys = {
+        "training.num_steps": 1,
+        "optimizer.warmup_steps": 0,
+        "evaluation.max_examples": 0,
+        "training.eval_every": 0,
+        "footprint.enabled": False,
+    }
     command = pretraining("bert", make_corpus(tmp_path), tmp_path / "run", **keys)
     environment = os.environ | {"XLA_FLAGS": xla_flags(1)}
     environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
