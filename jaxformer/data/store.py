@@ -131,18 +131,7 @@ def build_store(
         return source.documents(split, left_out)
 
     activity = f"tokenising {split}"
-    return _open_or_write(
-        cache,
-        key,
-        texts,
-        tokenizer,
-        source.splitter,
-        progress,
-        note,
-        activity,
-        functools.partial(source.amount, split),
-        True,
-    )
+    return _open_or_write(cache, key, texts, tokenizer, source, split, progress, note, activity, True)
 
 
 def build_examples(
@@ -166,8 +155,8 @@ def build_examples(
 
     activity = f"tokenising {split} examples"
     store = _open_or_write(
-        cache, [*key, *chosen, *classes], texts, tokenizer, source.splitter, progress, note, activity,
-        functools.partial(source.amount, split), False, records, detailed,
+        cache, [*key, *chosen, *classes], texts, tokenizer, source, split, progress, note, activity, False, records,
+        detailed,
     )  # fmt: skip
     examples = ExampleStore(store, fields, detailed)
     if len(examples) == 0:
@@ -188,24 +177,13 @@ def build_pairs(
         return source.texts(split, tuple(fields), left_out)
 
     activity = f"tokenising {split} pairs"
-    return _open_or_write(
-        cache,
-        key,
-        texts,
-        tokenizer,
-        source.splitter,
-        progress,
-        note,
-        activity,
-        functools.partial(source.amount, split),
-        False,
-    )
+    return _open_or_write(cache, key, texts, tokenizer, source, split, progress, note, activity, False)
 
 
 def _open_or_write(
     cache: Path, key: list[Any], texts: Callable[[LeftOut], Iterable[str]], tokenizer: Tokenizer,
-    splitter: Splitter, progress: Progress | None, note: Note | None, activity: str, amount: Callable[[], int],
-    drop_empty: bool, records: list[bytes] | None = None, detailed: bool = False,
+    source: Source, split: str, progress: Progress | None, note: Note | None, activity: str, drop_empty: bool,
+    records: list[bytes] | None = None, detailed: bool = False,
 ) -> Store:  # fmt: skip
     fingerprint = hashlib.sha256(json.dumps([FORMAT, *key]).encode()).hexdigest()[:16]
     path = cache / "stores" / fingerprint
@@ -221,8 +199,8 @@ def _open_or_write(
         try:
             left_out: LeftOut = {}
             _write(
-                temporary, texts(left_out), tokenizer, splitter, progress, activity, amount(), drop_empty,
-                left_out, detailed,
+                temporary, texts(left_out), tokenizer, source.splitter, progress, activity, source.amount(split),
+                drop_empty, left_out, detailed,
             )  # fmt: skip
             if records is not None:
                 (temporary / "records.bin").write_bytes(b"".join(records))
