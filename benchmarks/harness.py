@@ -28,7 +28,11 @@ COMPARISONS = tuple(f"c{number}" for number in range(1, 11))
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 # Ours keeps freed memory in the process (jaxformer/devices/runtime.py): so does the other side.
-MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+MALLOC = {
+    "MALLOC_ARENA_MAX": str(max(4, os.cpu_count() or 1)),
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+}
 BEFORE, DURING = 0.06, 0.03  # shares of the machine that others may take, before and during a run
 REPEATS, PATIENCE = 2, 60.0  # of a run that others disturbed; seconds to wait for an idle machine
 TIMEOUT = 300  # seconds that one process may take

@@ -9,6 +9,7 @@ import jax
 from jaxformer.storage import cache_folder
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # glibc's malloc.h
+ARENAS = max(4, os.cpu_count() or 1)  # of malloc
 _LEVEL = "xla_backend_optimization_level"
 
 
@@ -51,6 +52,7 @@ def _keep_freed_memory() -> None:
             mallopt = ctypes.CDLL("libc.so.6").mallopt
         except (OSError, AttributeError):
             return  # another C library
-        # One arena: only that one can grow beyond 64 MB without the kernel's help.
-        for option, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1)):
+        # Few arenas, for only the main thread's can grow beyond 64 MB without the kernel's help; but not one: threads
+        # that multiply would wait for each other, longest where compilation has left its crumbs.
+        for option, value in ((_M_ARENA_MAX, ARENAS), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1)):
             mallopt(option, value)

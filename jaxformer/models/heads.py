@@ -33,7 +33,7 @@ class TokenTable(nn.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Return hidden [..., D] times the table, [..., stored_vocab_size], in float32."""
-        return product(hidden, self.tokens.astype(hidden.dtype).T, wide(hidden.dtype))
+        return product(hidden, self.tokens.astype(hidden.dtype), wide(hidden.dtype), transposed=True)
 
 
 class VocabularyHead(nn.Module):

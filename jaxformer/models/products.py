@@ -21,36 +21,43 @@ SUMS_ARE_FAST = jax.__version_info__ >= (0, 11)
 PRODUCT = "product"  # how rematerialisation knows what a product returned
 
 
-def product(x: jax.Array, kernel_KN: jax.Array, dtype: Any = None) -> jax.Array:
-    """Return x [..., K] times a kernel [K, N], [..., N], added up and returned in `dtype`, or as `x` is.
+def product(x: jax.Array, kernel: jax.Array, dtype: Any = None, *, transposed: bool = False) -> jax.Array:
+    """Return x [..., K] times a kernel [K, N] (`transposed`: [N, K]), [..., N], added up and returned in `dtype`, or as
+    `x` is.
 
     Its gradients are those of jnp.matmul. The kernel's is multiplied out from activations as they lie, where JAX's own
     rule leaves XLA:CPU to copy the larger of the two the other way round: a tenth of a training step.
     """
-    return checkpoint_name(_product(x, kernel_KN, dtype), PRODUCT)
+    return checkpoint_name(_product(x, kernel, dtype, transposed), PRODUCT)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _product(x: jax.Array, kernel_KN: jax.Array, dtype: Any) -> jax.Array:
-    return jnp.matmul(x, kernel_KN, preferred_element_type=dtype)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _product(x: jax.Array, kernel: jax.Array, dtype: Any, transposed: bool) -> jax.Array:
+    return jnp.matmul(x, kernel.T if transposed else kernel, preferred_element_type=dtype)
 
 
-def _forward(x: jax.Array, kernel_KN: jax.Array, dtype: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _product(x, kernel_KN, dtype), (x, kernel_KN)
+def _forward(
+    x: jax.Array, kernel: jax.Array, dtype: Any, transposed: bool
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _product(x, kernel, dtype, transposed), (x, kernel)
 
 
-def _backward(dtype: Any, read: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel_KN = read
+def _backward(
+    dtype: Any, transposed: bool, read: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = read
     x_RK, g_RN = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
     multiply = functools.partial(jax.lax.dot_general, preferred_element_type=dtype)
-    x_bar_RK = multiply(g_RN, kernel_KN, (((1,), (1,)), ((), ())))
+    x_bar_RK = multiply(g_RN, kernel, (((1,), (0 if transposed else 1,)), ((), ())))
+    first, second = (g_RN, x_RK) if transposed else (x_RK, g_RN)
     over_rows = (((0,), (0,)), ((), ()))
-    # The first operand is the one that is turned round: the narrower one. The barrier keeps XLA from choosing itself.
-    if x_RK.shape[1] <= g_RN.shape[1]:
-        kernel_bar_KN = jax.lax.optimization_barrier(multiply(x_RK, g_RN, over_rows))
+    # XLA:CPU turns the first operand round. Of many rows that is to be the narrower one, and the result is turned
+    # instead. The barrier keeps XLA from choosing itself.
+    if len(first) * (first.shape[1] - second.shape[1]) <= kernel.size:
+        kernel_bar = jax.lax.optimization_barrier(multiply(first, second, over_rows))
     else:
-        kernel_bar_KN = jax.lax.optimization_barrier(multiply(g_RN, x_RK, over_rows)).T
-    return x_bar_RK.reshape(x.shape).astype(x.dtype), kernel_bar_KN.astype(kernel_KN.dtype)
+        kernel_bar = jax.lax.optimization_barrier(multiply(second, first, over_rows)).T
+    return x_bar_RK.reshape(x.shape).astype(x.dtype), kernel_bar.astype(kernel.dtype)
 
 
 _product.defvjp(_forward, _backward)

@@ -60,7 +60,7 @@ class Held(NamedTuple):
     """Bytes that a step holds on one device, its arguments (parameters, optimizer state, batch) left out.
 
     `peak` is all that is held at the fullest moment but gradients, `gradients` those that are there by then, and `last`
-    what is held beside all gradients from when the last of them are made until they are applied (clipped copies).
+    what is held beside all gradients from when the last of them are made until they are applied.
     """
 
     peak: float

@@ -9,9 +9,8 @@ activations.py says: `batch_size / accumulation_steps / (data x fsdp)` rows of t
 - with fsdp, what is gathered: the token table and its gradient, and the parameters of the largest layer; of all layers
   when they are unrolled without rematerialisation, for then XLA keeps what it gathered until the backward pass.
 
-They are what the step holds at its fullest beyond the three others, so that the sum is what it holds in all; where few
-examples make little of them, that moment is the optimizer's update (with clip_norm, the clipped gradients). Of unrolled
-layers four are traced: each further one adds as much as those.
+They are what the step holds at its fullest beyond the three others, so that the sum is what it holds in all. Of
+unrolled layers four are traced: each further one adds as much as those.
 
 Checked against XLA's CPU backend in float32 (tests/test_plan.py). Known to differ there: rematerialisation of unrolled
 layers is undone; what the collectives of gradients copy is not counted.

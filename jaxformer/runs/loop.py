@@ -4,9 +4,7 @@ then step, log, evaluate and save."""
 import contextlib
 import signal
 from pathlib import Path
-from typing import NamedTuple
-
-import jax
+from typing import Any, NamedTuple
 
 from jaxformer.config import Config
 from jaxformer.devices import agreed, meet
@@ -56,7 +54,7 @@ def loop(run: OpenedRun, learner: Learner, state: TrainState) -> dict[str, float
         if _owes_evaluation(run, watch, start):
             results = evaluate(run, learner, watch, state)
         last = start if has_ended(run, watch.log, start) else training.num_steps
-        pending: dict[str, jax.Array] | None = None  # of the newest step, whose numbers are not read yet
+        pending: Any = None  # metrics of the newest step, whose numbers are not read yet
         for step in range(start + 1, last + 1):
             run.lock.check()
             watch.before(step)
@@ -68,11 +66,12 @@ def loop(run: OpenedRun, learner: Learner, state: TrainState) -> dict[str, float
             pending = metrics
             watch.profiler.after(step, state)
             due = what_is_due(run.config, step, stop=run.signals.after_step())
-            if not (due.evaluates or due.saves):
+            # A state is judged or saved only once its own loss is known to be finite. A CPU has taken the step by now.
+            if (acts := due.evaluates or due.saves) or pending["loss"].is_ready():
+                watch.meter.read(step, pending, always=acts)
+                pending = None
+            if not acts:
                 continue
-            # A state is judged or saved only once its own loss is known to be finite.
-            watch.meter.read(step, pending, always=True)
-            pending = None
             if due.evaluates:
                 results = evaluate(run, learner, watch, state)
                 due = due.after(patience_left(run, watch.log), training.patience)

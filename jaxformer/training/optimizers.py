@@ -140,7 +140,7 @@ def make_optimizer(config: Optimizer, params: dict[str, Any]) -> optax.GradientT
     Raises:
       UserError: a pattern of `decay_exclude` other than the default ones selects nothing.
     """
-    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    clip = [clip_by_norm(config.clip_norm)] if config.clip_norm else []
     if isinstance(config, AdamW):
         adam = optax.scale_by_adam if config.bias_correction else scale_by_uncorrected_adam
         decay = [decay_weights(config.weight_decay, config.decay_exclude, params)] if config.weight_decay else []
@@ -159,6 +159,21 @@ def make_optimizer(config: Optimizer, params: dict[str, Any]) -> optax.GradientT
         momentum = [optax.ema(config.beta1, debias=False)] if config.beta1 else []
         return optax.chain(*clip, per_layer(layer), scale_by_given_rate(), *momentum)
     raise TypeError(f"no optimizer for {type(config).__name__}")
+
+
+def clip_by_norm(most: float) -> optax.GradientTransformation:
+    """Scale gradients down to the norm `most`, taken over all of them, where theirs is larger.
+
+    By one factor, as PyTorch does: optax's own clip divides every entry, which XLA:CPU writes out as a second set of
+    gradients and reads again.
+    """
+
+    def clip(gradients: Any, params: Any = None) -> Any:
+        norm = optax.tree.norm(gradients)
+        factor = jnp.where(norm < most, 1.0, most / norm)
+        return jax.tree.map(lambda gradient: gradient * factor.astype(gradient.dtype), gradients)
+
+    return optax.stateless(clip)
 
 
 def freeze(
