@@ -9,7 +9,7 @@ import jax
 from jaxformer.errors import UserError
 from jaxformer.models.config import Execution, TransformerConfig
 
-# Devices as this table tells them apart: cuDNN's kernels need an NVIDIA GPU of compute capability 8.0 (Ampere) or later.
+# Devices as this table tells them apart, and what errors call them. cuDNN's kernels need compute capability 8.0.
 DEVICES = {"cpu": "a CPU", "gpu": "an NVIDIA GPU from Ampere on", "other gpu": "another GPU", "tpu": "a TPU"}
 FUSED_ATTENTION = ("cudnn", "splash", "flash")  # kernels that never hold scores [B, H, T, S]
 
