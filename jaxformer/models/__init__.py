@@ -13,6 +13,7 @@ from jaxformer.models.implementations import (
     attentions_in_words,
     check_attentions,
     chosen_attentions,
+    device_for,
 )
 from jaxformer.models.model import Model, Params, cache_bytes, count_parameters
 from jaxformer.models.presets import PRESETS, SYSTEMS
@@ -35,6 +36,7 @@ __all__ = [
     "check_attentions",
     "chosen_attentions",
     "count_parameters",
+    "device_for",
     "hashed",
     "places",
 ]

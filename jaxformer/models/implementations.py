@@ -223,6 +223,12 @@ def attentions_in_words(choices: Mapping[str, Choice]) -> list[str]:
     return lines
 
 
+def device_for(name: str) -> str:
+    """Return which of DEVICES an implementation needs; "" where it runs on several."""
+    devices = () if name == "auto" else IMPLEMENTATIONS[name].devices
+    return devices[0] if len(devices) == 1 else ""
+
+
 def device_here() -> str:
     """Return which of DEVICES computations run on."""
     backend = jax.default_backend()

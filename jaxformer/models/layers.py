@@ -6,7 +6,7 @@ K head size. Kernels are 2-D per layer, as in the papers; a stack holds them wit
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -224,7 +224,7 @@ class Reads(NamedTuple):
     """What a layer reads beside its own input, the same for every layer but for the sight; None: there is no such
     thing. S is the length of the row that self-attention reads, or of the context."""
 
-    sight: Sight | Turns
+    sight: Any  # a Sight, or Turns where layers of two kinds share a loop
     bias_1HTS: jax.Array | None = None  # T5's position bias
     rotation: Rotation | None = None
     context_BSD: jax.Array | None = None  # what the encoder has made of its row

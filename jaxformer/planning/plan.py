@@ -22,7 +22,7 @@ from jaxformer.config import Config
 from jaxformer.devices import axis_sizes, check_batches, placements
 from jaxformer.errors import UserError
 from jaxformer.footprint import CHIPS, Chip, carbon_intensity, chip_named
-from jaxformer.models import Execution, Model, attentions_in_words, chosen_attentions, count_parameters
+from jaxformer.models import Execution, Model, attentions_in_words, chosen_attentions, count_parameters, device_for
 from jaxformer.objectives import Supervision
 from jaxformer.planning.memory import activation_bytes, optimizer_bytes, parameter_bytes
 from jaxformer.runs import build_model, check_teacher, label_names, stored_run, teacher_model
@@ -61,7 +61,8 @@ def make_plan(
     supervision = _labelled(config, notes)
     teacher = _teacher(config, notes)
     model = build_model(config, supervision)
-    dtype, kind = config.training.compute_dtype, "" if device is None else device.platform
+    dtype = config.training.compute_dtype
+    kind = device_for(config.training.attention) if device is None else device.platform
     if dtype == "auto":
         dtype, kind = "bfloat16", kind or "gpu"
         notes.append("training.compute_dtype auto is bfloat16, as on accelerators")
@@ -148,17 +149,16 @@ def _estimated(plan: Plan, chip: Chip, watts: float | None, config: Config) -> P
 def _attentions(config: Config, execution: Execution, device: Chip | None) -> list[str]:
     """Return which attention would run on the chip, or on each kind of device where none is named, and why none that is
     preferred."""
+    needed = device_for(config.training.attention)
+    kinds = (needed,) if needed else ("cpu", "gpu", "tpu")
     lines: dict[str, None] = {}
-    for kind in ("cpu", "gpu", "tpu") if device is None else (device.platform,):
+    for kind in kinds if device is None else (device.platform,):
         dtype = config.training.compute_dtype
         if dtype == "auto":
             dtype = "float32" if kind == "cpu" else "bfloat16"
         there = dataclasses.replace(execution, device=kind, dtype=dtype)
         for shapes in config.shapes:
-            try:
-                lines |= dict.fromkeys(attentions_in_words(chosen_attentions(config.model, there, shapes)))
-            except UserError as error:  # one that is named, which runs elsewhere
-                lines[f"on {kind}: {error}"] = None
+            lines |= dict.fromkeys(attentions_in_words(chosen_attentions(config.model, there, shapes)))
     return list(lines)
 
 
