@@ -1,8 +1,6 @@
 """Which attention runs: the table's refusals, one by one; who is chosen where, what is said of it, what is refused."""
 
 import dataclasses
-import json
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -101,6 +99,8 @@ def test_one_that_is_named_is_taken_or_refused_and_decoding_finds_its_own_way() 
         choose("flash", ON_TPU._replace(window=9))
     assert choose("cudnn", EASY._replace(decoding=True)).name == "blockwise"
     assert choose("xla", EASY._replace(decoding=True)).name == "xla"
+    with pytest.raises(UserError, match=r"^training.attention: 'cudnn' needs an NVIDIA GPU from Ampere on; "):
+        chosen_attentions(CONFIGS["gpt"], Execution(attention="cudnn"), {"inputs": ((8,), np.int32)})  # on a CPU
 
 
 def test_every_kind_of_attention_is_told_apart() -> None:
@@ -181,12 +181,3 @@ def test_the_plan_says_which_attention_runs(capsys: pytest.CaptureFixture[str]) 
     assert make_plan(named)["attention"] == [f"attention splash ({length} tokens on tpu)"]
     with pytest.raises(UserError, match="'splash' needs a TPU"):
         make_plan(named, chip="h100")
-
-
-def test_a_run_says_which_attention_it_takes(cli: Callable[..., Any], tmp_path: Any) -> None:
-    small = ("model.num_layers=1", "training.num_steps=1", "optimizer.warmup_steps=0", "sharding.data=1")
-    words = ("train", "--config=gpt2:smoke", f"--workdir={tmp_path / 'run'}", *(f"--config.{key}" for key in small))
-    code, out, err = cli(*words, "--config.training.attention=cudnn")
-    assert code == 2 and "training.attention: 'cudnn' needs an NVIDIA GPU from Ampere on; use auto" in err
-    code, out, err = cli(*words)
-    assert code == 0 and (out + err).count("attention einsum (") == 1
