@@ -29,7 +29,7 @@ from jaxformer.errors import UserError, suggest
 from jaxformer.evaluation import EvaluationConfig
 from jaxformer.footprint import FootprintConfig
 from jaxformer.generation import GenerationConfig, with_open_length
-from jaxformer.models import PRESETS, WITHOUT_DROPOUT, TransformerConfig
+from jaxformer.models import PRESETS, TransformerConfig, check_attentions
 from jaxformer.objectives import OBJECTIVES, Supervision
 from jaxformer.storage import read_record
 from jaxformer.tasks import TASKS, Definitions, joined, read_file, renamed
@@ -100,12 +100,17 @@ class Config:
     @property
     def longest_row(self) -> int:
         """How many tokens a stack reads at most, in any phase."""
-        return max(
-            shape[-1]
-            for phase in self.phases
-            for name, (shape, _) in phase.of(self.supervision).shapes.items()
-            if name.endswith("inputs")
-        )
+        return max(shape[-1] for one in self.shapes for name, (shape, _) in one.items() if name.endswith("inputs"))
+
+    @property
+    def shapes(self) -> list[dict[str, Any]]:
+        """The arrays of an example (see docs/batch.md) in each phase."""
+        return [phase.of(self.supervision).shapes for phase in self.phases]
+
+    @property
+    def packed(self) -> bool:
+        """Whether a row may hold several segments, in any phase."""
+        return any(phase.of(self.supervision).packed for phase in self.phases)
 
     @property
     def evaluation_rows(self) -> int:
@@ -401,11 +406,10 @@ def _check(config: Config) -> None:
     config.generation.check_family(model.family)
     if model.position == "learned" and longest > model.max_length:
         raise UserError(f"model.max_length: {model.max_length} positions, but rows are {longest} tokens long")
-    if config.distillation is not None:
-        if config.objective is None:
-            raise UserError("distillation: a student is taught on an objective, not on a task; leave one of them out")
-        if config.init_from and config.distillation.layers:
-            raise UserError("init_from: with distillation.layers the student begins from its teacher; leave one out")
+    if config.distillation is not None and config.objective is None:
+        raise UserError("distillation: a student is taught on an objective, not on a task; leave one of them out")
+    if config.distillation is not None and config.distillation.layers and config.init_from:
+        raise UserError("init_from: with distillation.layers the student begins from its teacher; leave one out")
     if training.patience and not training.eval_every:
         raise UserError(
             "training.patience: it counts evaluations, of which there is one alone, at the end; set training.eval_every"
@@ -413,8 +417,4 @@ def _check(config: Config) -> None:
     if config.evaluation.parameters == "ema" and not training.ema_decay:
         raise UserError("evaluation.parameters: ema is the average that training.ema_decay keeps; set that, too")
     schedule(config.optimizer, training.num_steps)  # refuses a warm-up that leaves no step to decay in
-    if training.attention in WITHOUT_DROPOUT and model.attention_dropout > 0:
-        raise UserError(
-            f"training.attention: '{training.attention}' has no attention dropout; "
-            "set model.attention_dropout=0 or use auto"
-        )
+    check_attentions(training.attention, model, training.compute_dtype, config.packed, config.shapes)

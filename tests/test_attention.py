@@ -1,4 +1,4 @@
-"""Attention in blocks: equal to the plain form, forward and backward; what it leaves out; who chooses it."""
+"""Attention in blocks: equal to the plain form, forward and backward; what it leaves out."""
 
 import dataclasses
 from typing import Any
@@ -11,11 +11,12 @@ from tiny import CONFIGS, batch_of, params_of, supervision_of
 
 from jaxformer.devices.sharding import ShardingConfig, activations_mesh, make_mesh
 from jaxformer.models import blockwise
-from jaxformer.models.attention import attend, implementation_for, reach_of, visibility_mask
+from jaxformer.models.attention import attend_masked
 from jaxformer.models.blockwise import Block, blocks_of
 from jaxformer.models.config import Execution
 from jaxformer.models.dropout import kept
 from jaxformer.models.model import Model
+from jaxformer.models.sight import reach_of, visibility_mask
 from jaxformer.training.step import group_sums
 from jaxformer.trees import flatten
 
@@ -41,7 +42,7 @@ def _segments(length: int) -> jax.Array:
 
 def _gradients(attention: str, arrays: list[jax.Array], mask: jax.Array, out: jax.Array, **how: Any) -> list[Any]:
     def read(*arrays: jax.Array) -> jax.Array:
-        return jnp.vdot(attend(*arrays[:3], mask, *arrays[3:], scale=0.5, implementation=attention, **how), out)
+        return jnp.vdot(attend_masked(*arrays[:3], mask, *arrays[3:], scale=0.5, implementation=attention, **how), out)
 
     places = tuple(range(len(arrays)))
     value, gradients = jax.jit(jax.value_and_grad(read, places))(*arrays)
@@ -97,7 +98,7 @@ def test_dropped_weights_have_the_gradient_of_what_was_dropped() -> None:
     found = _gradients("blockwise", [q, k, v, bias], mask, out, **how)
     for one, other in zip(found, (value, *gradients), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
-    assert abs(value - jnp.vdot(attend(q, k, v, mask, bias, scale=0.5), out)) > 0.1
+    assert abs(value - jnp.vdot(attend_masked(q, k, v, mask, bias, scale=0.5), out)) > 0.1
 
 
 @pytest.mark.slow
@@ -133,7 +134,7 @@ def test_scores_are_never_whole() -> None:
 
     def compiled(name: str) -> Any:
         def read(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return jnp.sum(attend(q, k, v, mask, scale=0.5, implementation=name, reach=(None, 0)) ** 2)
+            return jnp.sum(attend_masked(q, k, v, mask, scale=0.5, implementation=name, reach=(None, 0)) ** 2)
 
         return jax.jit(jax.grad(read, (0, 1, 2))).lower(*_drawn(shape, shape, shape)).compile()
 
@@ -180,10 +181,3 @@ def test_a_models_gradients_are_the_same(name: str, how: dict[str, Any]) -> None
     total = np.sqrt(sum(float(np.sum(np.square(leaf))) for leaf in expected.values()))
     for path, leaf in expected.items():
         assert np.linalg.norm(found[path] - leaf) <= max(1e-4 * np.linalg.norm(leaf), 1e-6 * total), path
-
-
-def test_auto_goes_by_length_and_device() -> None:
-    assert implementation_for("auto", 128) == implementation_for("auto", 1) == "einsum"
-    assert implementation_for("auto", 1024) == "blockwise"
-    assert implementation_for("auto", 1024, "gpu") == implementation_for("auto", 1024, "tpu") == "einsum"
-    assert implementation_for("einsum", 1024) == "einsum" and implementation_for("xla", 8) == "xla"

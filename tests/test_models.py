@@ -16,12 +16,13 @@ from sampling import sampled
 from tiny import CONFIGS, batch_of, model_of, params_of, supervision_of
 
 from jaxformer.errors import UserError
-from jaxformer.models.attention import attend, visibility_mask
+from jaxformer.models.attention import attend_masked
 from jaxformer.models.config import Execution, TransformerConfig
 from jaxformer.models.layers import Norm
 from jaxformer.models.model import Model, count_parameters
 from jaxformer.models.positions import _buckets, relative_buckets, rotated, rotations, sinusoids
 from jaxformer.models.presets import PRESETS
+from jaxformer.models.sight import visibility_mask
 from jaxformer.training.step import group_sums
 from jaxformer.trees import flatten, unflatten
 
@@ -356,8 +357,8 @@ def test_attention_implementations_agree(with_bias: bool) -> None:
     segments = jnp.array([[1, 1, 2, 2, 2, 0]] * 2)
     mask = visibility_mask(segments, segments, visibility="causal")
     bias = jnp.asarray(rng.normal(size=(1, 2, 6, 6)), jnp.float32) if with_bias else None
-    ours = attend(q, k, v, mask, bias, scale=0.5)
-    theirs = attend(q, k, v, mask, bias, scale=0.5, implementation="xla")
+    ours = attend_masked(q, k, v, mask, bias, scale=0.5)
+    theirs = attend_masked(q, k, v, mask, bias, scale=0.5, implementation="xla")
     real = np.asarray(segments) > 0
     np.testing.assert_allclose(ours[real], theirs[real], atol=2e-6)
     # By hand, for one query: softmax over the keys that it sees.

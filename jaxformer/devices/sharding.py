@@ -299,9 +299,14 @@ def constrain(x: jax.Array, mesh: Mesh | None, kinds: Iterable[str]) -> jax.Arra
     """
     if mesh is None or mesh.size == 1:
         return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition(mesh, kinds, x.shape)))
+
+
+def partition(mesh: Mesh, kinds: Iterable[str], shape: Sequence[int]) -> PartitionSpec:
+    """Return how an activation of this shape is split whose dimensions are of these kinds (see `constrain`)."""
     spec: list[Any] = []
-    for kind, length in zip(kinds, x.shape, strict=True):
+    for kind, length in zip(kinds, shape, strict=True):
         axes: tuple[str, ...] = BATCH if kind == "batch" else (SPLITS[kind],) if kind else ()
         size = int(np.prod([mesh.shape[axis] for axis in axes]))
         spec.append(axes if size > 1 and length % size == 0 else None)
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
+    return PartitionSpec(*spec)

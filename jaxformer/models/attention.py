@@ -1,8 +1,9 @@
-"""Attention: who sees whom (`visibility_mask`), and one function that attends.
+"""Attention: one function that attends, by whichever implementation was chosen.
 
 Shape suffixes: B batch, T queries, S keys, H heads, K head size.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -10,19 +11,8 @@ import jax.numpy as jnp
 
 from jaxformer.models.blockwise import Reach, blocks_of, read_in_blocks
 from jaxformer.models.dropout import kept
-
-IMPLEMENTATIONS = ("auto", "einsum", "blockwise", "xla", "cudnn")
-WITHOUT_DROPOUT = ("xla", "cudnn")  # `jax.nn.dot_product_attention`, which knows none
-# What `auto` is on a device: the implementation from so many queries on. See benchmarks/results/attention-cpu.md.
-AUTO: dict[str, dict[int, str]] = {"cpu": {1: "einsum", 256: "blockwise"}, "gpu": {1: "einsum"}, "tpu": {1: "einsum"}}
-
-
-def implementation_for(name: str, queries: int, device: str | None = None) -> str:
-    """Return the implementation that `name` is for rows of so many queries on a device (None: the one at hand)."""
-    if name != "auto":
-        return name
-    choices = AUTO.get(device or jax.default_backend(), {1: "einsum"})
-    return choices[max(least for least in choices if least <= max(queries, 1))]
+from jaxformer.models.kernels import KERNELS
+from jaxformer.models.sight import Sight, Turns
 
 
 def wide(dtype: Any) -> Any:
@@ -30,47 +20,38 @@ def wide(dtype: Any) -> Any:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def visibility_mask(
-    query_segments_BT: jax.Array,
-    key_segments_BS: jax.Array,
-    *,
-    visibility: str,
-    query_places_T: jax.Array | None = None,
-    key_places_S: jax.Array | None = None,
-    window: int | None = None,
-    prefix_length_B: jax.Array | None = None,
-) -> jax.Array:
-    """Return bool [B, 1, T, S]: True where query t may see key s.
-
-    Attention stays inside a segment. `causal` sees keys at or before the query's own place in the row, `prefix` also
-    every key before `prefix_length`, `full` everything. `window` keeps the nearest `window` keys on each visible side.
-    Padding (segment 0) sees padding, so that no softmax is empty; the loss gives it no weight. Queries and keys stand
-    at the places 0, 1, … of one row unless their places are given (generation over a cache).
-    """
-    mask_BTS = query_segments_BT[:, :, None] == key_segments_BS[:, None, :]
-    query_T1 = _places(query_places_T, query_segments_BT)[:, None]
-    key_1S = _places(key_places_S, key_segments_BS)[None, :]
-    if visibility != "full":
-        past_BTS = (key_1S <= query_T1)[None]
-        if visibility == "prefix" and prefix_length_B is not None:
-            past_BTS = past_BTS | (key_1S[None] < prefix_length_B[:, None, None])
-        mask_BTS = mask_BTS & past_BTS
-    if window is not None:
-        mask_BTS = mask_BTS & (jnp.abs(query_T1 - key_1S) < window)[None]
-    return mask_BTS[:, None]
-
-
-def _places(places_N: jax.Array | None, segments_BN: jax.Array) -> jax.Array:
-    return jnp.arange(segments_BN.shape[1]) if places_N is None else places_N
-
-
-def reach_of(visibility: str, window: int | None = None) -> Reach:
-    """Return how far before and behind its own place a query may see at most, whatever the segments."""
-    side = None if window is None else window - 1
-    return side, 0 if visibility == "causal" else side
-
-
 def attend(
+    q_BTHK: jax.Array,
+    k_BSHK: jax.Array,
+    v_BSHK: jax.Array,
+    sight: Sight | Turns,
+    bias_1HTS: jax.Array | None = None,
+    *,
+    scale: float,
+    dropout: float = 0.0,
+    dropout_rng: jax.Array | None = None,
+    mesh: Any = None,
+) -> jax.Array:
+    """Return [B, T, H, K]: softmax(scale q k + bias) v over the keys that each query sees, by the implementation that
+    the sight names; softmax in float32 or wider. Activations are split over the mesh, where one is given."""
+    if isinstance(sight, Turns):
+        read = functools.partial(attend, q_BTHK, k_BSHK, v_BSHK, scale=scale, dropout=dropout, dropout_rng=dropout_rng)
+        return jax.lax.cond(
+            sight.is_banded,
+            lambda: read(sight.banded, bias_1HTS, mesh=mesh),
+            lambda: read(sight.dense, bias_1HTS, mesh=mesh),
+        )
+    if sight.implementation in KERNELS:
+        return KERNELS[sight.implementation](q_BTHK, k_BSHK, v_BSHK, bias_1HTS, sight, scale=scale, mesh=mesh)
+    if sight.mask_B1TS is None:
+        raise ValueError(f"attention implementation '{sight.implementation}' reads a mask")
+    return attend_masked(
+        q_BTHK, k_BSHK, v_BSHK, sight.mask_B1TS, bias_1HTS, scale=scale, dropout=dropout, dropout_rng=dropout_rng,
+        implementation=sight.implementation, reach=sight.reach,
+    )  # fmt: skip
+
+
+def attend_masked(
     q_BTHK: jax.Array,
     k_BSHK: jax.Array,
     v_BSHK: jax.Array,
@@ -83,25 +64,23 @@ def attend(
     implementation: str = "einsum",
     reach: Reach = (None, None),
 ) -> jax.Array:
-    """Return [B, T, H, K]: softmax(scale q k + bias) v over the keys that the mask shows; softmax in float32 or wider.
+    """Return what `attend` does over the keys that a mask shows, by `einsum`, `blockwise` or `xla`.
 
-    `auto` chooses by length (`implementation_for`). `blockwise` leaves out keys beyond `reach`, which the mask must not
-    show. `xla` and `cudnn` go through `jax.nn.dot_product_attention` and know no dropout: with a dropout rng and a rate
-    above 0 they raise ValueError (the config refuses the combination before).
+    `blockwise` leaves out keys beyond `reach`, which the mask must not show. `xla` is `jax.nn.dot_product_attention`
+    and knows no dropout: with a dropout rng and a rate above 0 it raises ValueError (the config refuses that before).
     """
-    implementation = implementation_for(implementation, q_BTHK.shape[1])
     if implementation == "blockwise":
         blocks = blocks_of(q_BTHK.shape[1], k_BSHK.shape[1], reach)
         rng = dropout_rng if dropout > 0.0 else None
         q_BHTK, k_BHSK, v_BHSK = (x.swapaxes(1, 2) for x in (q_BTHK * scale, k_BSHK, v_BSHK))
         return read_in_blocks(q_BHTK, k_BHSK, v_BHSK, mask_B1TS, bias_1HTS, rng, blocks, dropout)
-    if implementation != "einsum":
+    if implementation == "xla":
         if dropout_rng is not None and dropout > 0.0:
             raise ValueError(f"attention implementation '{implementation}' has no attention dropout")
         bias = None if bias_1HTS is None else bias_1HTS.astype(q_BTHK.dtype)
         mask = jnp.broadcast_to(mask_B1TS, (*mask_B1TS.shape[:2], q_BTHK.shape[1], k_BSHK.shape[1]))
         product: Any = jax.nn.dot_product_attention  # its types ask for literal names of implementations
-        return product(q_BTHK, k_BSHK, v_BSHK, bias=bias, mask=mask, scale=scale, implementation=implementation)
+        return product(q_BTHK, k_BSHK, v_BSHK, bias=bias, mask=mask, scale=scale, implementation="xla")
     scores_BHTS = jnp.einsum("BTHK,BSHK->BHTS", q_BTHK * scale, k_BSHK, preferred_element_type=wide(q_BTHK.dtype))
     if bias_1HTS is not None:
         scores_BHTS = scores_BHTS + bias_1HTS.astype(scores_BHTS.dtype)

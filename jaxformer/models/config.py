@@ -132,6 +132,8 @@ class Execution:
     dtype: str = "float32"  # of activations and matrix products; parameters stay float32
     unroll: int = 0  # layers per iteration of the scan: 1 compiles fastest; 0 or num_layers: no scan, fastest steps
     remat: str = "none"  # none, dots (keep matrix products), full (keep only each layer's input)
-    attention: str = "auto"  # einsum, blockwise (ours), xla or cudnn (jax.nn.dot_product_attention); auto: by length
+    attention: str = "auto"  # one of models/implementations.py; auto: the first there that can do what is asked
+    packed: bool = True  # rows may hold several segments; else each is one, with padding behind it
+    device: str = ""  # the kind that attention is chosen for: cpu, gpu, tpu; "": the one at hand
     logits_chunk: int = 0  # positions of a row whose logits the loss holds at a time; 0: all of them
     mesh: Any = None  # a jax.sharding.Mesh that activations are split over; None: wherever their inputs are

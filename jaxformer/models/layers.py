@@ -6,7 +6,7 @@ K head size. Kernels are 2-D per layer, as in the papers; a stack holds them wit
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,11 +14,11 @@ import jax.numpy as jnp
 
 from jaxformer.devices import constrain
 from jaxformer.models.attention import attend, attend_few, wide
-from jaxformer.models.blockwise import Reach
 from jaxformer.models.config import Execution, TransformerConfig
 from jaxformer.models.dropout import kept
 from jaxformer.models.positions import Rotation, rotated, sinusoids
 from jaxformer.models.products import product, transposed_product
+from jaxformer.models.sight import Sight, Turns
 
 Initializer = Callable[..., jax.Array]
 Sublayer = Callable[[jax.Array], jax.Array]
@@ -125,7 +125,7 @@ def dropout(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
 
 
 class Attention(nn.Module):
-    """Multi-head attention; self or cross is which keys and values it is given, causality is the mask."""
+    """Multi-head attention; self or cross is which keys and values it is given, causality is who sees whom."""
 
     config: TransformerConfig
     execution: Execution
@@ -160,23 +160,21 @@ class Attention(nn.Module):
         q_BTHK: jax.Array,
         k_BSHK: jax.Array,
         v_BSHK: jax.Array,
-        mask_B1TS: jax.Array,
+        sight: Sight | Turns,
         bias_1HTS: jax.Array | None,
-        reach: Reach = (None, None),
     ) -> jax.Array:
-        """Return what the queries read, [B, T, D]; `reach` as of `attend`."""
+        """Return what the queries read, [B, T, D]."""
         trains = self.config.attention_dropout > 0.0 and self.has_rng("dropout")
         y_BTHK = attend(
             q_BTHK,
             k_BSHK,
             v_BSHK,
-            mask_B1TS,
+            sight,
             bias_1HTS,
             scale=self._scale(),
             dropout=self.config.attention_dropout,
             dropout_rng=self.make_rng("dropout") if trains else None,
-            implementation=self.execution.attention,
-            reach=reach,
+            mesh=self.execution.mesh,
         )
         return self.output(y_BTHK.reshape(*y_BTHK.shape[:2], -1))
 
@@ -185,13 +183,13 @@ class Attention(nn.Module):
         q_BTHK: jax.Array,
         k_BHSK: jax.Array,
         v_BHSK: jax.Array,
-        mask_B1TS: jax.Array,
+        sight: Sight,
         bias_1HTS: jax.Array | None,
     ) -> jax.Array:
-        """Return what the queries read in a cache, [B, T, D]."""
+        """Return what the queries read in a cache, [B, T, D]; the sight has a mask."""
         if q_BTHK.shape[1] > FEW_QUERIES:  # a prompt
-            return self(q_BTHK, k_BHSK.swapaxes(1, 2), v_BHSK.swapaxes(1, 2), mask_B1TS, bias_1HTS)
-        y_BHTK = attend_few(q_BTHK.swapaxes(1, 2), k_BHSK, v_BHSK, mask_B1TS, bias_1HTS, scale=self._scale())
+            return self(q_BTHK, k_BHSK.swapaxes(1, 2), v_BHSK.swapaxes(1, 2), sight, bias_1HTS)
+        y_BHTK = attend_few(q_BTHK.swapaxes(1, 2), k_BHSK, v_BHSK, sight.mask_B1TS, bias_1HTS, scale=self._scale())
         y_BTHK = y_BHTK.swapaxes(1, 2)
         return self.output(y_BTHK.reshape(*y_BTHK.shape[:2], -1))
 
@@ -223,17 +221,14 @@ class FeedForward(nn.Module):
 
 
 class Reads(NamedTuple):
-    """What a layer reads beside its own input, the same for every layer but for the mask; None: there is no such thing.
+    """What a layer reads beside its own input, the same for every layer but for the sight; None: there is no such
+    thing. S is the length of the row that self-attention reads, or of the context."""
 
-    S is the length of the row that self-attention reads, or of the context.
-    """
-
-    mask_B1TS: jax.Array
+    sight: Any  # a Sight, or Turns where layers of two kinds share a loop
     bias_1HTS: jax.Array | None = None  # T5's position bias
     rotation: Rotation | None = None
     context_BSD: jax.Array | None = None  # what the encoder has made of its row
-    context_mask_B1TS: jax.Array | None = None
-    reach: Reach = (None, None)  # how far a query may see at most before and behind its own place in the row
+    context_sight: Sight | None = None
 
 
 class Block(nn.Module):
@@ -258,11 +253,11 @@ class Block(nn.Module):
         def self_attention(h_BTD: jax.Array) -> jax.Array:
             k, v = self.attention.keys_values(h_BTD, reads.rotation)
             q = self.attention.queries(h_BTD, reads.rotation)
-            return self.attention(q, k, v, reads.mask_B1TS, reads.bias_1HTS, reads.reach)
+            return self.attention(q, k, v, reads.sight, reads.bias_1HTS)
 
         def cross_attention(h_BTD: jax.Array) -> jax.Array:
             k, v = self.cross_attention.keys_values(reads.context_BSD)
-            return self.cross_attention(self.cross_attention.queries(h_BTD), k, v, reads.context_mask_B1TS, None)
+            return self.cross_attention(self.cross_attention.queries(h_BTD), k, v, reads.context_sight, None)
 
         return self._sublayers(x_BTD, self_attention, cross_attention)
 
@@ -280,12 +275,12 @@ class Block(nn.Module):
             for name, new_BTHK in zip(("key", "value"), keys_values, strict=True):
                 new_BHTK = new_BTHK.astype(cache[name].dtype).swapaxes(1, 2)
                 written[name] = jax.lax.dynamic_update_slice_in_dim(cache[name], new_BHTK, index, axis=2)
-            return self.attention.cached(q_BTHK, written["key"], written["value"], reads.mask_B1TS, reads.bias_1HTS)
+            return self.attention.cached(q_BTHK, written["key"], written["value"], reads.sight, reads.bias_1HTS)
 
         def cross_attention(h_BTD: jax.Array) -> jax.Array:
             q_BTHK = self.cross_attention.queries(h_BTD)
             return self.cross_attention.cached(
-                q_BTHK, cache["cross_key"], cache["cross_value"], reads.context_mask_B1TS, None
+                q_BTHK, cache["cross_key"], cache["cross_value"], reads.context_sight, None
             )
 
         return self._sublayers(x_BTD, self_attention, cross_attention), written

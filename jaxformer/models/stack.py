@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.devices import constrain
-from jaxformer.models.attention import reach_of, visibility_mask
 from jaxformer.models.config import Execution, TransformerConfig
+from jaxformer.models.implementations import Choice, choose, wanted_by
 from jaxformer.models.layers import Block, Inputs, LayerCache, Norm, Reads, dropout, initializer
 from jaxformer.models.positions import relative_buckets, rotations
 from jaxformer.models.products import PRODUCT
+from jaxformer.models.sight import Sight, taking_turns, visibility_mask
 
 REMAT_POLICIES: dict[str, Any] = {
     "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
@@ -107,23 +108,14 @@ class Stack(nn.Module):
             context_BSD=context_BSD,
             context_segment_ids_BS=context_segment_ids_BS,
         )
-        # Written down once, or XLA:CPU compares segments and places again in every layer's exponentials, one by one.
-        reads = {
-            banded: read._replace(
-                mask_B1TS=jax.lax.optimization_barrier(read.mask_B1TS),
-                context_mask_B1TS=jax.lax.optimization_barrier(read.context_mask_B1TS),
-                reach=reach_of(self.visibility, config.attention_window if banded else None),
-            )
-            for banded, read in reads.items()
-        }
+        reads = {banded: _written_down(read) for banded, read in reads.items()}
         block = self._block()
         rngs = jax.random.split(self.make_rng("dropout"), config.num_layers) if self.has_rng("dropout") else None
 
         def body(kind: bool | None, x: jax.Array, scanned: Any) -> tuple[jax.Array, jax.Array | None]:
             layer, rng, banded = scanned
-            if kind is None:  # both take turns in one loop; dense layers reach further
-                mask_B1TS = jnp.where(banded, reads[True].mask_B1TS, reads[False].mask_B1TS)
-                read = reads[False]._replace(mask_B1TS=mask_B1TS)
+            if kind is None:  # both take turns in one loop
+                read = reads[False]._replace(sight=taking_turns(banded, reads[True].sight, reads[False].sight))
             else:
                 read = reads[kind]
             y = block.apply({"params": layer}, x, read, rngs=None if rng is None else {"dropout": rng})
@@ -188,6 +180,7 @@ class Stack(nn.Module):
             cache.segment_ids_BS,
             index=index,
             beams=beams,
+            decoding=True,
             prefix_length_B=cache.prefix_length_B,
             context_segment_ids_BS=cache.context_segment_ids_BS,
         )
@@ -200,8 +193,9 @@ class Stack(nn.Module):
 
     def _init_layers(self, rng: jax.Array) -> Any:
         keys = jax.random.split(rng, self.config.num_layers)
-        x_BTD, mask_B1TS = jnp.zeros((1, 1, self.config.d_model)), jnp.ones((1, 1, 1, 1), bool)
-        reads = Reads(mask_B1TS, context_BSD=x_BTD, context_mask_B1TS=mask_B1TS)  # the shapes do not matter
+        x_BTD, ones = jnp.zeros((1, 1, self.config.d_model)), jnp.ones((1, 1), jnp.int32)
+        sight = Sight("einsum", ones, ones, mask_B1TS=jnp.ones((1, 1, 1, 1), bool))
+        reads = Reads(sight, context_BSD=x_BTD, context_sight=sight)  # the shapes do not matter
         return jax.vmap(lambda key: self._block().init(key, x_BTD, reads)["params"])(keys)
 
     @nn.nowrap
@@ -221,6 +215,7 @@ class Stack(nn.Module):
         *,
         index: jax.Array | int = 0,
         beams: Beams | None = None,
+        decoding: bool = False,
         prefix_length_B: jax.Array | None = None,
         context_BSD: jax.Array | None = None,
         context_segment_ids_BS: jax.Array | None = None,
@@ -230,30 +225,38 @@ class Stack(nn.Module):
         places_T, places_S = index + jnp.arange(segment_ids_BT.shape[1]), jnp.arange(key_segments_BS.shape[1])
         if beams is not None:
             places_T, places_S = jnp.full(segment_ids_BT.shape[1], beams.place), beams.places_S
-        masks = {
-            banded: visibility_mask(
+        sights = {
+            banded: _sight(
+                self._choice(segment_ids_BT, banded=banded, decoding=decoding),
                 segment_ids_BT,
                 key_segments_BS,
-                visibility=self.visibility,
-                query_places_T=places_T,
-                key_places_S=places_S,
-                window=config.attention_window if banded else None,
-                prefix_length_B=prefix_length_B,
+                places_T,
+                places_S,
+                prefix_length_B,
             )
             for banded in set(config.banded_layers)
         }
         if beams is not None:
-            masks = {banded: mask_B1TS & beams.seen_BTS[:, None] for banded, mask_B1TS in masks.items()}
-        context_mask_B1TS, rotation = None, None
+            sights = {
+                banded: sight._replace(mask_B1TS=sight.mask_B1TS & beams.seen_BTS[:, None])
+                for banded, sight in sights.items()
+            }
+        context_sight, rotation = None, None
         if self.cross:
-            context_mask_B1TS = visibility_mask(segment_ids_BT, context_segment_ids_BS, visibility="full")
+            choice = self._choice(segment_ids_BT, context_segment_ids_BS, decoding=decoding)
+            context_sight = _sight(choice, segment_ids_BT, context_segment_ids_BS)
         bias_1HTS = self._position_bias(places_T, places_S)
         if config.position == "rotary":
             rotation = rotations(positions_BT, config.head_dim, config.rotary_base)
         return {
-            banded: Reads(mask_B1TS, bias_1HTS, rotation, context_BSD, context_mask_B1TS)
-            for banded, mask_B1TS in masks.items()
+            banded: Reads(sight, bias_1HTS, rotation, context_BSD, context_sight) for banded, sight in sights.items()
         }
+
+    def _choice(self, segments_BT: jax.Array, context_segments_BS: jax.Array | None = None, **kind: bool) -> Choice:
+        """Return the implementation of self-attention or, given a context, of cross-attention."""
+        queries, keys = segments_BT.shape[1], None if context_segments_BS is None else context_segments_BS.shape[1]
+        wanted = wanted_by(self.config, self.execution, self.visibility, queries, keys, **kind)
+        return choose(self.execution.attention, wanted)
 
     def _position_bias(self, places_T: jax.Array, places_S: jax.Array) -> jax.Array | None:
         """Return T5's position bias [1, H, T, S]: one table per stack, added to the logits of every layer."""
@@ -273,3 +276,34 @@ class Stack(nn.Module):
         if self.config.norm_placement == "pre":
             x_BTD = self.final_norm(x_BTD)
         return dropout(self, x_BTD, self.config.final_dropout)
+
+
+def _sight(
+    choice: Choice, query_segments_BT: jax.Array, key_segments_BS: jax.Array, places_T: jax.Array | None = None,
+    places_S: jax.Array | None = None, prefix_length_B: jax.Array | None = None,
+) -> Sight:  # fmt: skip
+    """Return who sees whom, with a mask where the implementation reads one."""
+    wanted, mask_B1TS = choice.wanted, None
+    if choice.reads_mask:
+        mask_B1TS = visibility_mask(
+            query_segments_BT,
+            key_segments_BS,
+            visibility=wanted.visibility,
+            query_places_T=places_T,
+            key_places_S=places_S,
+            window=wanted.window,
+            prefix_length_B=prefix_length_B,
+        )
+    # Places of a cache are not those of a row: what of it nobody sees, only the mask knows.
+    visibility, window = ("full", None) if wanted.decoding else (wanted.visibility, wanted.window)
+    return Sight(choice.name, query_segments_BT, key_segments_BS, visibility, window, mask_B1TS)
+
+
+def _written_down(reads: Reads) -> Reads:
+    """Return what layers read, its masks written down once, or XLA:CPU compares segments and places again in every
+    layer's exponentials, one by one."""
+
+    def written(sight: Any) -> Any:
+        return sight and sight._replace(mask_B1TS=jax.lax.optimization_barrier(sight.mask_B1TS))
+
+    return reads._replace(sight=written(reads.sight), context_sight=written(reads.context_sight))

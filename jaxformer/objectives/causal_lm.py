@@ -65,6 +65,10 @@ class CausalLM(Objective):
         return PACKINGS[self.packing]
 
     @property
+    def packed(self) -> bool:  # type: ignore[override]
+        return self.document_mask
+
+    @property
     def _end(self) -> str:
         return "separator" if self.family == "encoder_only" else "end"
 

@@ -42,6 +42,7 @@ class MaskedLM(Objective):
         "encoder_decoder": "a decoder writes text; bert_style and token_masking let it write what was masked",
     }
     needs: ClassVar[tuple[str, ...]] = ("pad", "classify", "separator", "mask")
+    packed: ClassVar[bool] = False
 
     sequence_length: int = 512
     masking_rate: float = 0.15

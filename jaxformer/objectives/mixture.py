@@ -134,6 +134,10 @@ class ObjectiveMixture:
         return any(member.fills_masks for member in self.bound)
 
     @property
+    def packed(self) -> bool:
+        return any(member.packed for member in self.bound)
+
+    @property
     def heads(self) -> dict[str, Head]:
         return self.bound[0].heads
 

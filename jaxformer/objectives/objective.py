@@ -44,6 +44,7 @@ class Objective:
     labelled: ClassVar[bool] = False
     labels: ClassVar[tuple[str, ...]] = ()
     fields: ClassVar[tuple[str, ...]] = ()
+    packed: ClassVar[bool] = True  # whatever an objective writes, attention stays inside segments
     predicts_tokens: ClassVar[bool] = True
     head_dropout: ClassVar[float] = 0.0
     heads: ClassVar[dict[str, Head]] = {}

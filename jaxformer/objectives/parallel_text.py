@@ -43,9 +43,12 @@ class ParallelText(TextToText):
         return self.source_field, self.target_field
 
     @property
+    def packed(self) -> bool:  # type: ignore[override]
+        return self.pack and self.family == "encoder_decoder"
+
+    @property
     def row_settings(self) -> dict[str, Any]:
-        packs = self.pack and self.family == "encoder_decoder"
-        return {"rows": self.rows, "lengths": [self.source_length, self.target_length], "pack": packs}
+        return {"rows": self.rows, "lengths": [self.source_length, self.target_length], "pack": self.packed}
 
     def write(self, row: Row, rng: np.random.Generator) -> Written:
         """Return one example; draws nothing. A packed row has a segment for each of its pairs."""

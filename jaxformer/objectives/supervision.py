@@ -97,6 +97,11 @@ class Supervision(Protocol):
         """{array: (shape of one example, dtype)} of everything that is emitted."""
 
     @property
+    def packed(self) -> bool:
+        """Whether a row may hold several segments, which see nothing of each other; else it is one, with padding
+        behind it, which kernels of attention read faster."""
+
+    @property
     def predicts_tokens(self) -> bool:
         """Whether there is the main group, "tokens"."""
 

@@ -22,6 +22,7 @@ class TextToText(Objective):
     families: ClassVar[tuple[str, ...]] = ("encoder_decoder", "decoder_only")
     refusals: ClassVar[dict[str, str]] = {"encoder_only": "it writes text, and the model has no decoder"}
     needs: ClassVar[tuple[str, ...]] = ("pad", "end")
+    packed: ClassVar[bool] = False
     delimited: ClassVar[bool] = True
 
     def for_model(self, model: "TransformerConfig") -> Self:

@@ -28,7 +28,7 @@ from jax.sharding import PartitionSpec
 
 from jaxformer.config import Config
 from jaxformer.devices import Placement, specs_like
-from jaxformer.models import Execution, Model, TransformerConfig
+from jaxformer.models import FUSED_ATTENTION, Execution, Model, TransformerConfig, chosen_attentions
 from jaxformer.objectives import Supervision
 from jaxformer.planning.activations import GRADIENT, Held, held
 from jaxformer.training import (
@@ -148,12 +148,16 @@ def _held(
     shards: int,
 ) -> Held:  # fmt: skip
     """Return what a step on one micro-batch of `rows` examples needs."""
-    # The attention of a fused kernel cannot be traced without its GPU: it is einsum's without the scores.
-    fused = set()
-    if model.execution.attention == "cudnn":
-        lengths = {shape[0] for name, (shape, _) in arrays.items() if name.endswith("inputs")}
-        fused = {(rows, model.config.num_heads, queries, keys) for queries in lengths for keys in lengths}
-        model = dataclasses.replace(model, execution=dataclasses.replace(model.execution, attention="einsum"))
+    # The attention of a fused kernel cannot be traced without its device: it is einsum's without the scores.
+    chosen = chosen_attentions(model.config, model.execution, arrays).values()
+    kernels = [choice.wanted for choice in chosen if choice.name in FUSED_ATTENTION]
+    texts = math.prod(arrays["inputs"][0][:-1])  # of a row
+    fused = {(rows * texts, model.config.num_heads, wanted.queries, wanted.keys) for wanted in kernels}
+    if fused:
+        execution = dataclasses.replace(model.execution, attention="einsum")
+        model = dataclasses.replace(model, execution=execution)
+        if teaching is not None:
+            teaching = teaching._replace(model=dataclasses.replace(teaching.model, execution=execution))
 
     def named(gradients: Any) -> Any:
         return jax.tree.map(lambda leaf: checkpoint_name(leaf, GRADIENT), gradients)

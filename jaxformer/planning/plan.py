@@ -22,7 +22,7 @@ from jaxformer.config import Config
 from jaxformer.devices import axis_sizes, check_batches, placements
 from jaxformer.errors import UserError
 from jaxformer.footprint import CHIPS, Chip, carbon_intensity, chip_named
-from jaxformer.models import Execution, Model, count_parameters, implementation_for
+from jaxformer.models import Execution, Model, attentions_in_words, chosen_attentions, count_parameters, device_for
 from jaxformer.objectives import Supervision
 from jaxformer.planning.memory import activation_bytes, optimizer_bytes, parameter_bytes
 from jaxformer.runs import build_model, check_teacher, label_names, stored_run, teacher_model
@@ -61,12 +61,12 @@ def make_plan(
     supervision = _labelled(config, notes)
     teacher = _teacher(config, notes)
     model = build_model(config, supervision)
-    dtype, attention = config.training.compute_dtype, config.training.attention
+    dtype = config.training.compute_dtype
+    kind = device_for(config.training.attention) if device is None else device.platform
     if dtype == "auto":
-        dtype = "bfloat16"
+        dtype, kind = "bfloat16", kind or "gpu"
         notes.append("training.compute_dtype auto is bfloat16, as on accelerators")
-        attention = implementation_for(attention, config.longest_row, "gpu")
-    execution = dataclasses.replace(model.execution, dtype=dtype, attention=attention)
+    execution = dataclasses.replace(model.execution, dtype=dtype, device=kind)
     model = dataclasses.replace(model, execution=execution)
 
     # Layers in a scan are traced once, however many there are; the parameters are the same.
@@ -112,6 +112,7 @@ def make_plan(
         "strategy": sharding.strategy,
         "mesh": sizes,
         "dtype": dtype,
+        "attention": _attentions(config, execution, device),
         "bytes_per_device": bytes_,
         "parameters": parameters,
         "notes": notes,
@@ -143,6 +144,22 @@ def _estimated(plan: Plan, chip: Chip, watts: float | None, config: Config) -> P
         "electricity": where,
         "kg_co2eq": None if kwh is None else kwh * grams / 1000,
     }
+
+
+def _attentions(config: Config, execution: Execution, device: Chip | None) -> list[str]:
+    """Return which attention would run on the chip, or on each kind of device where none is named, and why none that is
+    preferred."""
+    needed = device_for(config.training.attention)
+    kinds = (needed,) if needed else ("cpu", "gpu", "tpu")
+    lines: dict[str, None] = {}
+    for kind in kinds if device is None else (device.platform,):
+        dtype = config.training.compute_dtype
+        if dtype == "auto":
+            dtype = "float32" if kind == "cpu" else "bfloat16"
+        there = dataclasses.replace(execution, device=kind, dtype=dtype)
+        for shapes in config.shapes:
+            lines |= dict.fromkeys(attentions_in_words(chosen_attentions(config.model, there, shapes)))
+    return list(lines)
 
 
 def _labelled(config: Config, notes: list[str]) -> Supervision:
@@ -205,7 +222,10 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
     )
     print_paragraph(console, f"parameters        {plan['num_parameters']:,}")
     print_paragraph(console, f"FLOPs per token   {flops}  (forward and backward)")
-    print_paragraph(console, f"run               {plan['steps']:,} steps, {work}\n")
+    print_paragraph(console, f"run               {plan['steps']:,} steps, {work}")
+    for number, line in enumerate(plan["attention"]):
+        print_paragraph(console, f"{'' if number else 'attention':18}{line.removeprefix('attention ')}")
+    console.print()
     _print_bytes(plan, console)
     _print_estimate(plan, console)
     _print_placement(plan, console)

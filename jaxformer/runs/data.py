@@ -251,7 +251,8 @@ def training_batches(
 
 def check_batch(batch: Mapping[str, np.ndarray], model: TransformerConfig, supervision: Supervision) -> None:
     """Raise UserError for a number in a batch that points nowhere: a device would take the nearest row or place for it,
-    without a word. Predictions without weight do not count."""
+    without a word. Predictions without weight do not count. Raise it, too, for rows that are packed where the objective
+    says that none is: kernels of attention rely on it."""
     width = batch["inputs"].shape[-1]
     limits = dict.fromkeys(("inputs", "encoder_inputs", "targets"), (model.vocab_size, "ids of the model's vocabulary"))
     limits |= {"predict_positions": (width, "places of the row"), "prefix_length": (width + 1, "lengths of a prefix")}
@@ -278,6 +279,17 @@ def check_batch(batch: Mapping[str, np.ndarray], model: TransformerConfig, super
                 f"{supervision.name}: {name} holds {values[outside][0]}, but there are 0 to {limit - 1} ({what}); "
                 "the objective or task that makes this array is to be mended"
             )
+    for name in ("segment_ids", "encoder_segment_ids"):
+        if name in batch and not supervision.packed and not _is_one_segment(batch[name]):
+            raise UserError(
+                f"{supervision.name}: {name} has rows of several segments, or with padding before text; the objective "
+                "or task that makes them must say packed=True, or attention would cross segments"
+            )
+
+
+def _is_one_segment(segments: np.ndarray) -> bool:
+    """Whether every row is a text of segment 1 with padding behind it."""
+    return bool(((segments == 0) | (segments == 1)).all() and (np.diff(segments, axis=-1) <= 0).all())
 
 
 def held_out_members(

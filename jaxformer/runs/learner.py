@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from jaxformer.config import Config
 from jaxformer.devices import activations_mesh, has_peers, place
-from jaxformer.models import Model, count_parameters
+from jaxformer.models import Model, attentions_in_words, chosen_attentions, count_parameters
 from jaxformer.objectives import Supervision
 from jaxformer.runs.data import Data, check_batch
 from jaxformer.runs.judging import judge
@@ -123,7 +123,15 @@ def build_learner(run: OpenedRun, data: Data) -> Learner:
     learner = Learner(config, data, model, mesh, teacher, _rngs(np.int64(config.seed)))
     devices = f"{mesh.size} {jax.devices()[0].device_kind} device{'s' * (mesh.size > 1)}"
     run.display.note(f"{config.name}: {learner.num_parameters:,} parameters on {devices}")
+    for line in dict.fromkeys(line for shapes in config.shapes for line in _attentions(model, shapes)):
+        run.display.note(line)
     return learner
+
+
+def _attentions(model: Model, shapes: Mapping[str, Any]) -> list[str]:
+    """Return which attention runs on batches of these shapes, and why none that is preferred. Raises UserError for one
+    that is named and cannot run here."""
+    return attentions_in_words(chosen_attentions(model.config, model.execution, shapes))
 
 
 @jax.jit  # one program, where each of these operations would be one

@@ -31,6 +31,7 @@ class Task:
     families: ClassVar[tuple[str, ...]]  # that can carry it
     labelled: ClassVar[bool] = True
     reads_records: ClassVar[bool] = False
+    packed: ClassVar[bool] = False
     decodes: ClassVar[bool] = False
     delimited: ClassVar[bool] = False
     fills_masks: ClassVar[bool] = False

@@ -15,7 +15,7 @@ import optax
 
 from jaxformer.checks import check_choice, check_range
 from jaxformer.errors import UserError
-from jaxformer.models import IMPLEMENTATIONS, REMAT_POLICIES, Execution, Model, Params
+from jaxformer.models import ATTENTIONS, REMAT_POLICIES, Execution, Model, Params
 from jaxformer.objectives import Head, Supervision
 from jaxformer.training.distillation import DistillationConfig, cosine_loss, soft_loss
 from jaxformer.training.losses import cross_entropy, head_loss, in_chunks, weighted
@@ -35,7 +35,7 @@ class TrainingConfig:
     compute_dtype: str = "auto"  # auto: bfloat16 on accelerators, float32 on CPU; parameters are float32 always
     unroll_layers: int = 0  # 0: no scan over layers, fastest steps; 1: scan, fastest compilation; k: between
     remat: str = "none"
-    attention: str = "auto"  # auto: einsum or, for long rows on CPU, blockwise; see models/attention.py
+    attention: str = "auto"  # auto: the first that can do what the model asks; the table is models/implementations.py
     logits_chunk: int = 0  # positions of a row whose logits are held at a time; 0: all; small: less memory, slower
     trainable: tuple[str, ...] = (".*",)  # patterns of parameter paths, which may select layers: decoder/layers[0:3]/.*
     log_every: int = 10
@@ -58,7 +58,7 @@ class TrainingConfig:
             )
         check_choice("training.compute_dtype", self.compute_dtype, ("auto", "float32", "bfloat16"))
         check_choice("training.remat", self.remat, ("none", *REMAT_POLICIES))
-        check_choice("training.attention", self.attention, IMPLEMENTATIONS)
+        check_choice("training.attention", self.attention, ATTENTIONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,14 +101,15 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-def execution(config: TrainingConfig, mesh: Any = None) -> Execution:
-    """Return how the model runs on the devices at hand, split over a mesh where one is given."""
+def execution(config: TrainingConfig, mesh: Any = None, *, packed: bool = True) -> Execution:
+    """Return how the model runs on the devices at hand, split over a mesh where one is given, on rows that are
+    `packed` or one segment each."""
     dtype = config.compute_dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return Execution(
         dtype=dtype, unroll=config.unroll_layers, remat=config.remat, attention=config.attention,
-        logits_chunk=config.logits_chunk, mesh=mesh,
+        logits_chunk=config.logits_chunk, mesh=mesh, packed=packed,
     )  # fmt: skip
 
 
