@@ -21,6 +21,11 @@ class Chip(NamedTuple):
     watts: float | None
     source: str
 
+    @property
+    def platform(self) -> str:
+        """JAX's name of the backend: "gpu" or "tpu"."""
+        return "tpu" if self.kind.startswith("TPU") else "gpu"
+
 
 # By the name that `--chip` takes; of those with a common part of their kinds the most specific one first. Memory is
 # counted as the sheets do: 1 GB is 10^9 bytes, 1 GiB 2^30.
