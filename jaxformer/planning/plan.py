@@ -11,6 +11,8 @@ largest activations count, and FLOPs and tokens are those of each phase's steps.
 
 import dataclasses
 import math
+import os
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -19,7 +21,7 @@ from rich.text import Text
 
 from jaxformer.checks import check_range
 from jaxformer.config import Config
-from jaxformer.devices import axis_sizes, check_batches, placements
+from jaxformer.devices import axis_sizes, check_batches, flags_for, placements
 from jaxformer.errors import UserError
 from jaxformer.footprint import CHIPS, Chip, carbon_intensity, chip_named
 from jaxformer.models import Execution, Model, count_parameters, implementation_for
@@ -27,7 +29,7 @@ from jaxformer.objectives import Supervision
 from jaxformer.planning.memory import activation_bytes, optimizer_bytes, parameter_bytes
 from jaxformer.runs import build_model, check_teacher, label_names, stored_run, teacher_model
 from jaxformer.tables import estimate, gigabytes, percent, print_paragraph, roomy, table
-from jaxformer.training import Phase, step_flops
+from jaxformer.training import Phase, layers_on, step_flops
 
 Plan = dict[str, Any]
 
@@ -66,7 +68,10 @@ def make_plan(
         dtype = "bfloat16"
         notes.append("training.compute_dtype auto is bfloat16, as on accelerators")
         attention = implementation_for(attention, config.longest_row, "gpu")
-    execution = dataclasses.replace(model.execution, dtype=dtype, attention=attention)
+    # Without a chip an accelerator is meant, of which kind nobody said, unless a dtype was given.
+    platform = device.platform if device else "gpu" if config.training.compute_dtype == "auto" else "cpu"
+    layers = layers_on(platform, config.training, config.model)
+    execution = dataclasses.replace(model.execution, dtype=dtype, attention=attention, **layers._asdict())
     model = dataclasses.replace(model, execution=execution)
 
     # Layers in a scan are traced once, however many there are; the parameters are the same.
@@ -112,6 +117,8 @@ def make_plan(
         "strategy": sharding.strategy,
         "mesh": sizes,
         "dtype": dtype,
+        "platform": platform,
+        "execution": {"unroll_layers": layers.unroll, "remat": layers.remat, "attention": execution.attention},
         "bytes_per_device": bytes_,
         "parameters": parameters,
         "notes": notes,
@@ -119,6 +126,7 @@ def make_plan(
     }
     if device is not None:
         plan |= {"chip": chip.lower(), **_estimated(plan, device, watts, config)}
+        plan["flags"] = [flag._asdict() for flag in flags_for(device.platform, os.environ)]
     return plan
 
 
@@ -205,12 +213,20 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
     )
     print_paragraph(console, f"parameters        {plan['num_parameters']:,}")
     print_paragraph(console, f"FLOPs per token   {flops}  (forward and backward)")
-    print_paragraph(console, f"run               {plan['steps']:,} steps, {work}\n")
+    print_paragraph(console, f"run               {plan['steps']:,} steps, {work}")
+    print_paragraph(console, f"layers            {_layers(plan['execution'])}\n")
     _print_bytes(plan, console)
     _print_estimate(plan, console)
+    _print_flags(plan, console)
     _print_placement(plan, console)
     for note in plan["notes"]:
         print_paragraph(console, f"note: {note}", "dim")
+
+
+def _layers(execution: Mapping[str, Any]) -> str:
+    scans = {0: "unrolled", 1: "scanned one by one"}.get(execution["unroll_layers"])
+    scans = scans or f"scanned {execution['unroll_layers']} at a time"
+    return f"{scans}, rematerialisation {execution['remat']}"
 
 
 def _devices(plan: Plan) -> str:
@@ -241,7 +257,7 @@ def _print_bytes(plan: Plan, console: Console) -> None:
             print_paragraph(
                 console,
                 "less: training.accumulation_steps, training.remat=full with unroll_layers=1, training.logits_chunk; "
-                "more devices: sharding.fsdp, sharding.tensor",
+                "more devices: sharding.fsdp, sharding.tensor; --fit finds what fits",
             )
         console.print()
     else:
@@ -271,6 +287,15 @@ def _print_estimate(plan: Plan, console: Console) -> None:
     for name, formula in formulas(plan).items():
         print_paragraph(console, Text.assemble((f"{name:8}", "bold"), formula))
     print_paragraph(console, f"{plan['chip']}: {plan['source']}\n", "dim")
+
+
+def _print_flags(plan: Plan, console: Console) -> None:
+    """Print what a run sets for XLA on this chip's platform, with the reason of each."""
+    for number, flag in enumerate(plan.get("flags", ())):
+        heading = "every run sets, unless you do:\n" if number == 0 else ""
+        text = f"{flag['name'] or flag['variable']}={flag['value']}"
+        print_paragraph(console, Text.assemble(heading, text, (f"  {flag['why']}", "dim")))
+    console.print()
 
 
 def _print_placement(plan: Plan, console: Console) -> None:
