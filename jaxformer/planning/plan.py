@@ -109,7 +109,7 @@ def make_plan(
         "config": config.name,
         "model": config.selected["model"],
         "num_parameters": count_parameters(dataclasses.replace(model, execution=Execution(unroll=1))),
-        "flops_per_token": row_flops / _tokens(last),
+        "flops_per_token": row_flops / tokens_of(last),
         "tokens": tokens,
         "flops": flops,
         "steps": config.training.num_steps,
@@ -183,7 +183,7 @@ def _teacher(config: Config, notes: list[str]) -> Model | None:
     return teacher_model(config, run)
 
 
-def _tokens(supervision: Supervision) -> int:
+def tokens_of(supervision: Supervision) -> int:
     """Return how many tokens one example has, those of both stacks."""
     return sum(math.prod(shape) for name, (shape, _) in supervision.shapes.items() if name.endswith("inputs"))
 
@@ -196,7 +196,7 @@ def _work(config: Config, model: Model, supervision: Supervision, teacher: Model
         last = steps if phase.last is None else min(phase.last, steps)
         count = max(last - phase.first, 0)
         flops += count * flops_of(phase.first + 1)
-        tokens += count * phase.batch_size * _tokens(phase.of(supervision))
+        tokens += count * phase.batch_size * tokens_of(phase.of(supervision))
     return flops, tokens
 
 
