@@ -88,6 +88,6 @@ def shrink(config: ConfigDict, scale: str) -> None:
     config.model.update({"vocab_size": 4096, "dropout": 0.0, "attention_dropout": 0.0})
     config.tokenizer.vocab_size = 4096
     config.training.update({"num_steps": steps[scale], "log_every": 10, "eval_every": steps[scale] // 3})
-    config.training.update({"phases": (), "logits_chunk": 0, "unroll_layers": 0, "remat": "none"})
+    config.training.update({"phases": (), "logits_chunk": 0})
     config.checkpoint.every = steps[scale] // 3
     config.evaluation.max_examples = 256

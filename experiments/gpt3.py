@@ -54,10 +54,8 @@ def get_config(arg: str = "") -> ConfigDict:
         "clip_norm": 1.0,
     }
     config.training.update({"num_steps": steps(300e9), "batch_size": batch_size, "phases": tuple(phases)})
-    # 2048 rows of logits over 50,257 ids are 400 MB a row; layers of the larger models do not fit either.
+    # 2048 rows of logits over 50,257 ids are 400 MB a row.
     config.training.logits_chunk = 256
-    if size in ("6.7b", "13b", "175b"):
-        config.training.update({"unroll_layers": 1, "remat": "full"})
     if scale:
         common.shrink(config, scale)
         config.model.max_length = config.objective.sequence_length = 128

@@ -354,16 +354,15 @@ def plan(args: argparse.Namespace, overrides: list[str]) -> int:
     # Nothing is computed: an accelerator would take seconds to start, or be somebody else's.
     os.environ["JAX_PLATFORMS"] = "cpu"
     from jaxformer import config as configs
-    from jaxformer.planning import plan
+    from jaxformer.planning import fit, plan
 
     config = configs.load(args.config, overrides)
-    made = plan.make_plan(
-        config, num_devices=args.devices, chip=args.chip, utilisation=args.utilisation, watts=args.watts
-    )
+    make, show = (fit.find_placements, fit.print_placements) if args.fit else (plan.make_plan, plan.print_plan)
+    made = make(config, num_devices=args.devices, chip=args.chip, utilisation=args.utilisation, watts=args.watts)
     if args.json:
         print(json.dumps(made))
     else:
-        plan.print_plan(made)
+        show(made)
     return 0
 
 

@@ -1,10 +1,11 @@
 """What a run runs on.
 
 What lives here: the mesh and where arrays live on it (`sharding`), the processes of a run and how they end
-(`processes`), what a process must set before its first array (`runtime`).
+(`processes`), what a process must set before its first array (`runtime`), XLA's flags per platform (`flags`).
 What may come in: another axis of the mesh, another way to start processes.
 What must not: what the arrays mean."""
 
+from jaxformer.devices.flags import Flag, flags_for, flags_in_force
 from jaxformer.devices.processes import (
     agreed,
     check_same,
@@ -40,6 +41,7 @@ from jaxformer.devices.sharding import (
 )
 
 __all__ = [
+    "Flag",
     "Placement",
     "ShardingConfig",
     "activations_mesh",
@@ -50,6 +52,8 @@ __all__ = [
     "connect",
     "constrain",
     "first_alone",
+    "flags_for",
+    "flags_in_force",
     "gathered",
     "has_peers",
     "is_first",

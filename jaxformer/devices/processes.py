@@ -4,7 +4,6 @@ JAX's distributed runtime connects them and moves the bytes; whatever started th
 JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID) says who they are.
 """
 
-import importlib.util
 import itertools
 import os
 import re
@@ -19,11 +18,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from jaxformer.devices.flags import has_tpu
 from jaxformer.errors import UserError
 
 Result = TypeVar("Result")
 HEARTBEAT_SECONDS = 20  # a process not heard of for so long takes the others down
-_TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")  # up to v4, and from v5 on
 _DAY = 24 * 3600 * 1000  # milliseconds
 _meetings = itertools.count()  # each has a name of its own
 
@@ -74,8 +73,7 @@ def _peers(environment: Mapping[str, str]) -> dict[str, Any] | None:
         return {"local_device_ids": _local_devices(environment)}
     if count_in("OMPI_COMM_WORLD_SIZE") > 1:
         return {}
-    on_tpu = importlib.util.find_spec("libtpu") is not None and any(map(os.path.exists, _TPU_DEVICES))
-    return {} if on_tpu and environment.get("JAX_PLATFORMS", "tpu") != "cpu" else None
+    return {} if has_tpu() and environment.get("JAX_PLATFORMS", "tpu") != "cpu" else None
 
 
 def _local_devices(environment: Mapping[str, str]) -> list[int] | None:

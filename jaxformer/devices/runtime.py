@@ -6,6 +6,7 @@ import sys
 
 import jax
 
+from jaxformer.devices.flags import set_flags
 from jaxformer.storage import cache_folder
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # glibc's malloc.h
@@ -14,11 +15,12 @@ _LEVEL = "xla_backend_optimization_level"
 
 
 def prepare_process() -> None:
-    """Keep compiled programs on disk between runs, and freed memory in the process; on CPU run one program at a time.
-    Call it before the first array.
+    """Keep compiled programs on disk between runs, and freed memory in the process; on CPU run one program at a time,
+    on accelerators set XLA's flags (flags.py). Call it before the first array.
 
-    What the user has set in JAX's or glibc's own environment variables stays.
+    What the user has set in JAX's, XLA's or glibc's own environment variables stays.
     """
+    set_flags(os.environ)
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
         # Also what compiles quickly: reading it takes some milliseconds, and a start compiles several such programs.

@@ -158,9 +158,11 @@ def check_batches(sizes: Mapping[str, int], batch_sizes: Mapping[str, int]) -> N
     for name, size in batch_sizes.items():
         if size % count:
             phases = ", or leave the phases out with training.phases=()" if "phases" in name else ""
+            others = " or ".join(str(other) for other in (size // count * count, (size // count + 1) * count) if other)
+            fitting = [data for data in range(1, sizes["data"]) if size % (data * sizes["fsdp"]) == 0]
+            fewer = f", or sharding.data={fitting[-1]}, which uses fewer devices" if fitting else ""
             raise UserError(
-                f"{name}: {size} examples do not divide among {count} devices; use a multiple of {count}, "
-                f"or set sharding.data to use fewer devices{phases}"
+                f"{name}: {size} examples do not divide among {count} devices; set it to {others}{fewer}{phases}"
             )
 
 

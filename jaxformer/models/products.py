@@ -25,8 +25,9 @@ def product(x: jax.Array, kernel: jax.Array, dtype: Any = None, *, transposed: b
     """Return x [..., K] times a kernel [K, N] (`transposed`: [N, K]), [..., N], added up and returned in `dtype`, or as
     `x` is.
 
-    Its gradients are those of jnp.matmul. The kernel's is multiplied out from activations as they lie, where JAX's own
-    rule leaves XLA:CPU to copy the larger of the two the other way round: a tenth of a training step.
+    Its gradients are those of jnp.matmul, multiplied in the dtype of `x`. The kernel's is multiplied out from
+    activations as they lie, where JAX's own rule leaves XLA:CPU to copy the larger of the two the other way round: a
+    tenth of a training step.
     """
     return checkpoint_name(_product(x, kernel, dtype, transposed), PRODUCT)
 
@@ -46,7 +47,8 @@ def _backward(
     dtype: Any, transposed: bool, read: tuple[jax.Array, jax.Array], g: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = read
-    x_RK, g_RN = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+    # Logits are float32, and so is what comes back from them; their two products, the model's largest, shall not be.
+    x_RK, g_RN = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1]).astype(x.dtype)
     multiply = functools.partial(jax.lax.dot_general, preferred_element_type=dtype)
     x_bar_RK = multiply(g_RN, kernel, (((1,), (0 if transposed else 1,)), ((), ())))
     first, second = (g_RN, x_RK) if transposed else (x_RK, g_RN)

@@ -11,6 +11,8 @@ largest activations count, and FLOPs and tokens are those of each phase's steps.
 
 import dataclasses
 import math
+import os
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -19,7 +21,7 @@ from rich.text import Text
 
 from jaxformer.checks import check_range
 from jaxformer.config import Config
-from jaxformer.devices import axis_sizes, check_batches, placements
+from jaxformer.devices import axis_sizes, check_batches, flags_for, placements
 from jaxformer.errors import UserError
 from jaxformer.footprint import CHIPS, Chip, carbon_intensity, chip_named
 from jaxformer.models import Execution, Model, attentions_in_words, chosen_attentions, count_parameters, device_for
@@ -27,7 +29,7 @@ from jaxformer.objectives import Supervision
 from jaxformer.planning.memory import activation_bytes, optimizer_bytes, parameter_bytes
 from jaxformer.runs import build_model, check_teacher, label_names, stored_run, teacher_model
 from jaxformer.tables import estimate, gigabytes, percent, print_paragraph, roomy, table
-from jaxformer.training import Phase, step_flops
+from jaxformer.training import Phase, layers_on, step_flops
 
 Plan = dict[str, Any]
 
@@ -66,7 +68,8 @@ def make_plan(
     if dtype == "auto":
         dtype, kind = "bfloat16", kind or "gpu"
         notes.append("training.compute_dtype auto is bfloat16, as on accelerators")
-    execution = dataclasses.replace(model.execution, dtype=dtype, device=kind)
+    layers = layers_on(kind or "cpu", config.training, config.model)
+    execution = dataclasses.replace(model.execution, dtype=dtype, device=kind, **layers._asdict())
     model = dataclasses.replace(model, execution=execution)
 
     # Layers in a scan are traced once, however many there are; the parameters are the same.
@@ -104,7 +107,7 @@ def make_plan(
         "config": config.name,
         "model": config.selected["model"],
         "num_parameters": count_parameters(dataclasses.replace(model, execution=Execution(unroll=1))),
-        "flops_per_token": row_flops / _tokens(last),
+        "flops_per_token": row_flops / tokens_of(last),
         "tokens": tokens,
         "flops": flops,
         "steps": config.training.num_steps,
@@ -113,6 +116,8 @@ def make_plan(
         "mesh": sizes,
         "dtype": dtype,
         "attention": _attentions(config, execution, device),
+        "platform": kind or "cpu",
+        "execution": {"unroll_layers": layers.unroll, "remat": layers.remat},
         "bytes_per_device": bytes_,
         "parameters": parameters,
         "notes": notes,
@@ -120,6 +125,7 @@ def make_plan(
     }
     if device is not None:
         plan |= {"chip": chip.lower(), **_estimated(plan, device, watts, config)}
+        plan["flags"] = [flag._asdict() for flag in flags_for(device.platform.removeprefix("other "), os.environ)]
     return plan
 
 
@@ -192,7 +198,7 @@ def _teacher(config: Config, notes: list[str]) -> Model | None:
     return teacher_model(config, run)
 
 
-def _tokens(supervision: Supervision) -> int:
+def tokens_of(supervision: Supervision) -> int:
     """Return how many tokens one example has, those of both stacks."""
     return sum(math.prod(shape) for name, (shape, _) in supervision.shapes.items() if name.endswith("inputs"))
 
@@ -205,7 +211,7 @@ def _work(config: Config, model: Model, supervision: Supervision, teacher: Model
         last = steps if phase.last is None else min(phase.last, steps)
         count = max(last - phase.first, 0)
         flops += count * flops_of(phase.first + 1)
-        tokens += count * phase.batch_size * _tokens(phase.of(supervision))
+        tokens += count * phase.batch_size * tokens_of(phase.of(supervision))
     return flops, tokens
 
 
@@ -225,12 +231,19 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
     print_paragraph(console, f"run               {plan['steps']:,} steps, {work}")
     for number, line in enumerate(plan["attention"]):
         print_paragraph(console, f"{'' if number else 'attention':18}{line.removeprefix('attention ')}")
-    console.print()
+    print_paragraph(console, f"layers            {_layers(plan['execution'])}\n")
     _print_bytes(plan, console)
     _print_estimate(plan, console)
+    _print_flags(plan, console)
     _print_placement(plan, console)
     for note in plan["notes"]:
         print_paragraph(console, f"note: {note}", "dim")
+
+
+def _layers(execution: Mapping[str, Any]) -> str:
+    scans = {0: "unrolled", 1: "scanned one by one"}.get(execution["unroll_layers"])
+    scans = scans or f"scanned {execution['unroll_layers']} at a time"
+    return f"{scans}, rematerialisation {execution['remat']}"
 
 
 def _devices(plan: Plan) -> str:
@@ -261,7 +274,7 @@ def _print_bytes(plan: Plan, console: Console) -> None:
             print_paragraph(
                 console,
                 "less: training.accumulation_steps, training.remat=full with unroll_layers=1, training.logits_chunk; "
-                "more devices: sharding.fsdp, sharding.tensor",
+                "more devices: sharding.fsdp, sharding.tensor; --fit finds what fits",
             )
         console.print()
     else:
@@ -291,6 +304,15 @@ def _print_estimate(plan: Plan, console: Console) -> None:
     for name, formula in formulas(plan).items():
         print_paragraph(console, Text.assemble((f"{name:8}", "bold"), formula))
     print_paragraph(console, f"{plan['chip']}: {plan['source']}\n", "dim")
+
+
+def _print_flags(plan: Plan, console: Console) -> None:
+    """Print what a run sets for XLA on this chip's platform, with the reason of each."""
+    for number, flag in enumerate(plan.get("flags", ())):
+        heading = "every run sets, unless you do:\n" if number == 0 else ""
+        text = f"{flag['name'] or flag['variable']}={flag['value']}"
+        print_paragraph(console, Text.assemble(heading, text, (f"  {flag['why']}", "dim")))
+    console.print()
 
 
 def _print_placement(plan: Plan, console: Console) -> None:

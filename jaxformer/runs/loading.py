@@ -54,7 +54,7 @@ def build_model(config: Config, supervision: Supervision, mesh: Mesh | None = No
     return _shared(
         Model(
             config.model,
-            execution(config.training, mesh, packed=config.packed),
+            execution(config.training, config.model, mesh, packed=config.packed),
             heads=tuple((name, head.size, head.reads) for name, head in supervision.heads.items()),
             head_dropout=supervision.head_dropout,
             predicts_tokens=supervision.predicts_tokens,

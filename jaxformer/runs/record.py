@@ -4,6 +4,7 @@ config."""
 import contextlib
 import datetime
 import importlib.metadata
+import os
 import platform
 import shlex
 import subprocess
@@ -18,6 +19,7 @@ from jaxformer import config as configs
 from jaxformer.checkpoint import checkpoint_of, content_of, finished_steps, named
 from jaxformer.config import Config
 from jaxformer.data import PLACES
+from jaxformer.devices import flags_in_force
 from jaxformer.errors import UserError
 from jaxformer.runs.fingerprints import KEY
 from jaxformer.runs.paths import anchored, paths_of, same_target, target
@@ -223,6 +225,7 @@ def _described(
     config: Config, labels: Sequence[str], num_parameters: int, read: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     device = jax.devices()[0]
+    flags = flags_in_force(jax.default_backend(), os.environ)
     return {
         "name": config.name,
         "config": anchored(config).to_dict(),
@@ -238,6 +241,7 @@ def _described(
             "kind": device.device_kind,
             "count": jax.device_count(),
             "processes": jax.process_count(),
+            **({"flags": flags} if flags else {}),
         },
         "command": shlex.join(["jaxformer", *sys.argv[1:]]),
     }

@@ -71,7 +71,7 @@ def check_teacher(config: Config, run: StoredRun, tokenizer: Tokenizer | None = 
 
 def teacher_model(config: Config, run: StoredRun, mesh: Mesh | None = None) -> Model:
     """Return the model of a teacher as this run executes it, heads of rows left out."""
-    return Model(run.config.model, execution(config.training, mesh, packed=config.packed))
+    return Model(run.config.model, execution(config.training, run.config.model, mesh, packed=config.packed))
 
 
 def open_teacher(config: Config, run: StoredRun | None, mesh: Mesh) -> Teacher | None:

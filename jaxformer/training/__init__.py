@@ -2,7 +2,7 @@
 
 What lives here: the step (`step`) and the losses, distillation, optimizers and schedules that it is made of; phases of
 a run (`phases`); the moving average of the parameters (`moving_average`); the compiled functions on a mesh
-(`compiled`); FLOPs (`flops`).
+(`compiled`); how a model runs by platform and size (`execution`); FLOPs (`flops`).
 What may come in: another optimizer, loss or way to teach.
 What must not: files, run directories, displays."""
 
@@ -15,6 +15,7 @@ from jaxformer.training.compiled import (
     without_schedule,
 )
 from jaxformer.training.distillation import DistillationConfig
+from jaxformer.training.execution import execution, layers_on
 from jaxformer.training.flops import step_flops
 from jaxformer.training.moving_average import beginning_with, parameters_of
 from jaxformer.training.optimizers import OPTIMIZERS, freeze, make_optimizer, schedule
@@ -26,7 +27,6 @@ from jaxformer.training.step import (
     Teaching,
     TrainingConfig,
     TrainState,
-    execution,
     init_state,
     losses_of,
     make_eval_step,
@@ -52,6 +52,7 @@ __all__ = [
     "execution",
     "freeze",
     "init_state",
+    "layers_on",
     "losses_of",
     "make_eval_step",
     "make_optimizer",

@@ -15,7 +15,7 @@ import optax
 
 from jaxformer.checks import check_choice, check_range
 from jaxformer.errors import UserError
-from jaxformer.models import ATTENTIONS, REMAT_POLICIES, Execution, Model, Params
+from jaxformer.models import ATTENTIONS, REMAT_POLICIES, Model, Params
 from jaxformer.objectives import Head, Supervision
 from jaxformer.training.distillation import DistillationConfig, cosine_loss, soft_loss
 from jaxformer.training.losses import cross_entropy, head_loss, in_chunks, weighted
@@ -33,8 +33,9 @@ class TrainingConfig:
     batch_size: int  # examples per step, over all devices and micro-batches
     accumulation_steps: int = 1  # micro-batches per step; the result is that of the whole batch
     compute_dtype: str = "auto"  # auto: bfloat16 on accelerators, float32 on CPU; parameters are float32 always
-    unroll_layers: int = 0  # 0: no scan over layers, fastest steps; 1: scan, fastest compilation; k: between
-    remat: str = "none"
+    # 0: no scan over layers, fastest steps; 1: scan, fastest compilation; k: between; None: see execution.py
+    unroll_layers: int | None = None
+    remat: str = "auto"  # auto: by platform and size, see execution.py
     attention: str = "auto"  # auto: the first that can do what the model asks; the table is models/implementations.py
     logits_chunk: int = 0  # positions of a row whose logits are held at a time; 0: all; small: less memory, slower
     trainable: tuple[str, ...] = (".*",)  # patterns of parameter paths, which may select layers: decoder/layers[0:3]/.*
@@ -49,7 +50,9 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for key in ("num_steps", "batch_size", "accumulation_steps", "log_every"):
             check_range(f"training.{key}", getattr(self, key), at_least=1)
-        for key in ("unroll_layers", "logits_chunk", "eval_every", "patience", "skip_non_finite", "stuck_seconds"):
+        if self.unroll_layers is not None:
+            check_range("training.unroll_layers", self.unroll_layers, at_least=0)
+        for key in ("logits_chunk", "eval_every", "patience", "skip_non_finite", "stuck_seconds"):
             check_range(f"training.{key}", getattr(self, key), at_least=0)
         check_range("training.ema_decay", self.ema_decay, at_least=0, below=1)
         if self.batch_size % self.accumulation_steps:
@@ -57,7 +60,7 @@ class TrainingConfig:
                 f"training.batch_size: {self.batch_size} is no multiple of accumulation_steps {self.accumulation_steps}"
             )
         check_choice("training.compute_dtype", self.compute_dtype, ("auto", "float32", "bfloat16"))
-        check_choice("training.remat", self.remat, ("none", *REMAT_POLICIES))
+        check_choice("training.remat", self.remat, ("auto", "none", *REMAT_POLICIES))
         check_choice("training.attention", self.attention, ATTENTIONS)
 
 
@@ -99,18 +102,6 @@ class TrainState(NamedTuple):
     step: jax.Array  # int32 scalar: updates done
     params: Params
     opt_state: Any
-
-
-def execution(config: TrainingConfig, mesh: Any = None, *, packed: bool = True) -> Execution:
-    """Return how the model runs on the devices at hand, split over a mesh where one is given, on rows that are
-    `packed` or one segment each."""
-    dtype = config.compute_dtype
-    if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return Execution(
-        dtype=dtype, unroll=config.unroll_layers, remat=config.remat, attention=config.attention,
-        logits_chunk=config.logits_chunk, mesh=mesh, packed=packed,
-    )  # fmt: skip
 
 
 def init_state(model: Model, optimizer: optax.GradientTransformation, rng: jax.Array) -> TrainState:
