@@ -11,19 +11,20 @@ What may come in: another verb that needs what a run consists of.
 What must not: how a step computes (training), what batches hold (data), how results are drawn (report)."""
 
 from jaxformer.runs.data import label_names
-from jaxformer.runs.identity import identity_of
+from jaxformer.runs.identity import LEFT_OUT, identity_of
 from jaxformer.runs.judging import evaluate_run
 from jaxformer.runs.loading import StoredRun, bind, build_model, load, load_spread, stored_run
 from jaxformer.runs.lock import claimed
 from jaxformer.runs.loop import train
 from jaxformer.runs.predicting import task_of
 from jaxformer.runs.progress import Display
-from jaxformer.runs.record import IMPORT, check_resumable, write_record
+from jaxformer.runs.record import IMPORT, check_resumable, git_revision, package_versions, write_record
 from jaxformer.runs.teacher import check_teacher, teacher_model
 
 __all__ = [
     "Display",
     "IMPORT",
+    "LEFT_OUT",
     "StoredRun",
     "bind",
     "build_model",
@@ -31,10 +32,12 @@ __all__ = [
     "check_teacher",
     "claimed",
     "evaluate_run",
+    "git_revision",
     "identity_of",
     "label_names",
     "load",
     "load_spread",
+    "package_versions",
     "stored_run",
     "task_of",
     "teacher_model",
