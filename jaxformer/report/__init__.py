@@ -29,6 +29,7 @@ from jaxformer.report.study import (
     seconds_left,
 )
 from jaxformer.report.summary import print_summary, summary_rows
+from jaxformer.report.sweep import print_sweep, progress_line, sweep_table
 from jaxformer.report.transfer import equal_accuracy, payback, print_transfer
 
 __all__ = [
@@ -56,11 +57,14 @@ __all__ = [
     "load_study",
     "payback",
     "print_summary",
+    "print_sweep",
+    "progress_line",
     "print_transfer",
     "read_run",
     "read_sweep",
     "seconds_left",
     "summary_rows",
+    "sweep_table",
     "write_report",
     "write_transfer_report",
 ]

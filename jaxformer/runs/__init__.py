@@ -14,7 +14,7 @@ from jaxformer.runs.data import label_names
 from jaxformer.runs.identity import LEFT_OUT, identity_of
 from jaxformer.runs.judging import evaluate_run
 from jaxformer.runs.loading import StoredRun, bind, build_model, load, load_spread, stored_run
-from jaxformer.runs.lock import claimed
+from jaxformer.runs.lock import Lost, claimed
 from jaxformer.runs.loop import train
 from jaxformer.runs.predicting import task_of
 from jaxformer.runs.progress import Display
@@ -25,6 +25,7 @@ __all__ = [
     "Display",
     "IMPORT",
     "LEFT_OUT",
+    "Lost",
     "StoredRun",
     "bind",
     "build_model",

@@ -17,7 +17,7 @@ from jaxformer.checkpoint import LOWER_IS_BETTER
 from jaxformer.checks import check_choice, check_range
 from jaxformer.config import Config
 from jaxformer.errors import UserError
-from jaxformer.report import COSTS, STUDY, TRIALS
+from jaxformer.report import COSTS, OVER, STUDY, TRIALS, read_sweep
 from jaxformer.runs import LEFT_OUT, git_revision, identity_of, package_versions
 from jaxformer.storage import finite, folders_in, is_run, write_json
 from jaxformer.studies.space import Point, Space, described, overrides_of, read_space
@@ -193,7 +193,8 @@ def open_study(
     if (folder / STUDY).exists():
         before = read_study_record(folder)
         differing = _differences(before, record)
-        if differing and not allow_change:
+        found = differing and any(trial.state in OVER for trial in read_sweep(folder).trials)
+        if found and not allow_change:  # one that has found nothing yet may become another
             raise UserError(
                 f"{folder} holds another study ({'; '.join(differing)}); choose another --study, or go on with "
                 "--allow-config-change: equal trials are kept, and the others trained anew"
@@ -214,9 +215,8 @@ def read_study(folder: Path, storage: str = "") -> Study:
     made = record["experiment"]
     experiment = Experiment(made["spec"], tuple(made["overrides"]), made["sections"])
     config, space = experiment.config(), read_space(record["space"])
-    fields: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in record["settings"].items()
-    }
+    fields: dict[str, Any] = dict(record["settings"])
+    fields |= {name: tuple(fields[name]) for name in ("metrics", "modes")}
     study = _described(folder, experiment, space, Settings(**fields), config, storage or record["storage"])
     if differing := _differences(record, _record(study, config)):
         raise UserError(
