@@ -292,8 +292,10 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--length", type=int, default=0, metavar="N", help="tokens of a window (default: the model's)")
 
     report = add("report", verbs.report, "write a page with plots and a table of runs", "report runs/* --output=report")
-    report.add_argument("runs", nargs="+", metavar="DIR", help="run directories")
-    report.add_argument("--output", default="report", metavar="DIR", help="where the page goes (default: report)")
+    report.add_argument("runs", nargs="+", metavar="DIR", help="run directories, or the folder of a sweep")
+    report.add_argument(
+        "--output", default="", metavar="DIR", help="where the page goes (default: report; STUDY/report)"
+    )
     report.add_argument("--json", action="store_true", help="print the table as JSON and write nothing")
 
     imports = add(

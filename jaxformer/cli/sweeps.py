@@ -4,10 +4,11 @@ import argparse
 import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from jaxformer.errors import UserError
-from jaxformer.storage import finite, location
+from jaxformer.storage import finite, local_path, location
 
 EXAMPLE = (
     "sweep --config=bert:small --study=studies/lr --sweep.optimizer.learning_rate=1e-4,3e-4,1e-3 --sweep.seed=0:3\n"
@@ -124,4 +125,20 @@ def status(args: argparse.Namespace) -> int:
         print(json.dumps(finite({"record": dict(found.record), "costs": found.costs(), "runs": found.rows()})))
     else:
         report.print_sweep(found)
+    return 0
+
+
+def report_sweep(args: argparse.Namespace, folder: Path) -> int:
+    """Write the page on a study, by default into its own folder."""
+    from jaxformer import report
+
+    found = report.read_sweep(folder)
+    if args.json:
+        print(json.dumps(finite(found.rows())))
+        return 0
+    output = local_path(args.output or folder / "report", "--output")
+    command = f"jaxformer train --config={folder / 'best.py'}" if found.best is not None else ""
+    page = report.write_sweep_report(found, output, command)
+    report.print_sweep(found)
+    print(f"report: {page}")
     return 0

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxformer.cli import sweeps
 from jaxformer.cli.flags import with_flags
 from jaxformer.errors import UserError
 from jaxformer.storage import finite, local_path, location
@@ -213,7 +214,9 @@ def _reading(overrides: list[str], file: str) -> list[str]:
 def report(args: argparse.Namespace, overrides: list[str]) -> int:
     from jaxformer import report
 
-    folders, output = [location(run) for run in args.runs], local_path(args.output, "--output")
+    folders, output = [location(run) for run in args.runs], local_path(args.output or "report", "--output")
+    if len(folders) == 1 and report.is_sweep(folders[0]):
+        return sweeps.report_sweep(args, folders[0])
     runs = [report.read_run(folder) for folder in folders]
     if args.json:
         print(json.dumps(report.summary_rows(runs)))

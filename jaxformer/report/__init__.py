@@ -1,11 +1,12 @@
 """Run directories in; tables, pictures and pages out.
 
 What lives here: a run as its files tell it (`read`), the table of runs (`summary`), what was found of each
-(`evaluations`), figures (`plots`), the page (`page`), and what a study of transfer shows (`transfer`).
+(`evaluations`), figures (`plots`), the page (`page`), what a study of transfer shows (`transfer`), and a
+sweep: its folder (`study`), its table (`sweep`) and its figures (`sweep_plots`).
 What may come in: further tables and figures of finished or running runs and studies.
 What must not: JAX, and anything that makes runs: a report is made where nothing can train."""
 
-from jaxformer.report.page import write_report, write_transfer_report
+from jaxformer.report.page import write_report, write_sweep_report, write_transfer_report
 from jaxformer.report.plots import COLOURS, MARKERS, SERIES, STYLE
 from jaxformer.report.read import find_runs, read_run
 from jaxformer.report.study import (
@@ -66,5 +67,6 @@ __all__ = [
     "summary_rows",
     "sweep_table",
     "write_report",
+    "write_sweep_report",
     "write_transfer_report",
 ]

@@ -102,11 +102,14 @@ def run_study(study: Study, parallel: int = 1, *, quiet: bool = False) -> Sweep:
 
 
 def finish(study: Study) -> Sweep:
-    """Write what a study found: the best point as an experiment file, and keep the checkpoints that are to be kept."""
+    """Write what a study found: the best point as an experiment file, the page, and keep the checkpoints that are to be
+    kept."""
     keep_checkpoints(study)
     found = report.read_sweep(study.folder)
     if found.best is not None:
         write_lines(study.folder / BEST, [best_file(study, found)])
+        if not is_remote(study.folder):
+            report.write_sweep_report(found, study.folder / "report", best_command(study, found))
     return found
 
 
