@@ -293,9 +293,8 @@ def _parser() -> argparse.ArgumentParser:
 
     report = add("report", verbs.report, "write a page with plots and a table of runs", "report runs/* --output=report")
     report.add_argument("runs", nargs="+", metavar="DIR", help="run directories, or the folder of a sweep")
-    report.add_argument(
-        "--output", default="", metavar="DIR", help="where the page goes (default: report; STUDY/report)"
-    )
+    where = "where the page goes (default: report; of a sweep, its own folder)"
+    report.add_argument("--output", default="", metavar="DIR", help=where)
     report.add_argument("--json", action="store_true", help="print the table as JSON and write nothing")
 
     imports = add(

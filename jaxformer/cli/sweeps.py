@@ -66,28 +66,58 @@ def sweep(args: argparse.Namespace, overrides: list[str]) -> int:
         return status(args)
     _check(args, overrides)
 
-    from jaxformer import config as configs
     from jaxformer import studies
 
     if args.worker:
         studies.worker(location(args.study), parent=True)
         return 0
-    storage = args.storage or os.environ.get("JAXFORMER_SWEEP_STORAGE", "")
     if args.config:
-        experiment = studies.Experiment(studies.absolute_spec(args.config), tuple(overrides))
-        if args.searched:
-            space = studies.read_words(args.searched)
-        else:
-            space = configs.load_space(args.space or args.config, "--space" if args.space else "--config")
-        names = ("sampler", "trials", "search_seed", "pruner", "keep", "attempts")
-        metrics = tuple(name for name in args.metric.split(",") if name)
-        settings = studies.Settings(metrics=metrics, **{name: getattr(args, name) for name in names})
-        folder = location(args.study) if args.study else studies.default_study(args.config)
-        study = studies.open_study(folder, experiment, space, settings, storage, args.allow_config_change)
+        study = studies.open_study(*_asked(args, overrides), _storage(args), args.allow_config_change)
     else:
-        study = studies.read_study(location(args.study), storage)
+        study = studies.read_study(location(args.study), _storage(args))
     _show(args, study, studies.run_study(study, args.parallel, quiet=args.quiet))
     return 0
+
+
+def check_launch(args: argparse.Namespace, overrides: list[str], asked: Any) -> None:
+    """Raise UserError for a sweep that cannot be launched: what is wrong with it shows before machines are paid for.
+    `asked` is the place's job and its options."""
+    job, options = asked
+    sizes = {"--hosts": job.hosts, "--slices": job.slices, "--processes": getattr(options, "processes", 1)}
+    sizes["--tasks-per-node"] = getattr(options, "tasks_per_node", 1)
+    for flag, number in sizes.items():
+        if number > 1:
+            raise UserError(
+                f"{flag}: a sweep's workers are no peers of one run; start several of them instead (slurm --array=N, "
+                "elsewhere one job for each, under names of their own)"
+            )
+    _check(args, overrides)
+    if not args.config:
+        return
+
+    from jaxformer import studies
+
+    studies.check_search(studies.planned_study(*_asked(args, overrides), _storage(args)))
+
+
+def _storage(args: argparse.Namespace) -> str:
+    return args.storage or os.environ.get("JAXFORMER_SWEEP_STORAGE", "")
+
+
+def _asked(args: argparse.Namespace, overrides: list[str]) -> tuple[Path, Any, Any, Any]:
+    """Return the folder, the experiment, the space and the settings that the words say."""
+    from jaxformer import config as configs
+    from jaxformer import studies
+
+    experiment = studies.Experiment(studies.absolute_spec(args.config), tuple(overrides))
+    if args.searched:
+        space = studies.read_words(args.searched)
+    else:
+        space = configs.load_space(args.space or args.config, "--space" if args.space else "--config")
+    names = ("sampler", "trials", "search_seed", "pruner", "keep", "attempts")
+    metrics = tuple(name for name in args.metric.split(",") if name)
+    settings = studies.Settings(metrics=metrics, **{name: getattr(args, name) for name in names})
+    return location(args.study) if args.study else studies.default_study(args.config), experiment, space, settings
 
 
 def _check(args: argparse.Namespace, overrides: list[str]) -> None:

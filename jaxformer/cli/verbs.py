@@ -376,9 +376,12 @@ def launch(args: argparse.Namespace, overrides: list[str]) -> int:
 
     inner = args.inner
     workdir = getattr(inner, "workdir", None) or (str(default_workdir(inner.config)) if inner.verb == "train" else "")
+    workdir = getattr(inner, "study", None) or workdir
     job, options = places.described(args.place, args.command, workdir, vars(args))
     if inner.verb == "train":  # what is wrong with the config shows here, before machines are paid for
         configs.load(inner.config, inner.overrides)
+    if inner.verb == "sweep":
+        sweeps.check_launch(inner, inner.overrides, (job, options))
     if args.dry_run:
         print(places.PLACES[args.place].dry_run(job, options), end="")
         return 0

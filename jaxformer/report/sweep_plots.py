@@ -38,10 +38,7 @@ def sweep_plots(sweep: Sweep, folder: Path) -> list[Plot]:
     finished = [point for point in sweep.points if point.mean(sweep.metrics[0]) is not None]
     with matplotlib.rc_context(STYLE):
         drawn = [_curves(sweep), _keys(sweep, finished), _parallel(sweep, finished), _importance(sweep), _pareto(sweep)]
-        return [
-            save(figure, folder, f"sweep-{name}", title, caption)
-            for name, title, caption, figure in filter(None, drawn)
-        ]
+        return [save(figure, folder, f"sweep-{name}", title, text) for name, title, text, figure in filter(None, drawn)]
 
 
 def heading(name: str) -> str:
@@ -160,14 +157,14 @@ def _parallel(sweep: Sweep, finished: Sequence[SweepPoint]) -> Drawn:
         share = heights[-1] if sweep.modes[0] == "max" else 1 - (heights[-1] or 0.0)
         colour = matplotlib.colors.to_hex(colormaps["viridis"](0.9 * (share or 0.0)))
         panel.plot(xs, [y for y in heights if y is not None], color=colour, linewidth=1.3, marker="o", markersize=3)
+    beside: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "fontsize": 7.5, "va": "center"}
     for x, key in enumerate(keys):
-        for value in (values := _values(sweep, finished, key))[:: max(len(values) // 5, 1)]:
-            at = _place(sweep, key, values, value)
-            panel.annotate(number(value), (x, at), xytext=(4, 0), textcoords="offset points", fontsize=7.5, va="center")
+        values = _values(sweep, finished, key)
+        listed = values if len(values) <= _MOST_LISTED and "values" in sweep.dimension[key] else [values[0], values[-1]]
+        for value in listed:
+            panel.annotate(number(value), (x, _place(sweep, key, values, value)), **beside)
     for value, at in ((low, 0.0), (high, 1.0)):
-        panel.annotate(
-            f"{value:.4g}", (len(keys), at), xytext=(4, 0), textcoords="offset points", fontsize=7.5, va="center"
-        )
+        panel.annotate(f"{value:.4g}", (len(keys), at), **beside)
     panel.set_xticks(range(len(keys) + 1), [*keys, heading(metric)])
     panel.set_xlim(-0.1, len(keys) + 0.3)
     panel.set_yticks([])
@@ -207,7 +204,7 @@ def importance(sweep: Sweep) -> dict[str, float]:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    kinds = {}
+    kinds: dict[str, Any] = {}
     for name in names:
         values = _values(sweep, finished, name)
         if "values" in sweep.dimension[name]:

@@ -7,8 +7,19 @@ What may come in: reproductions of the papers' tables: whatever starts runs and 
 What must not: how one run trains (runs), and how its numbers are drawn (report)."""
 
 from jaxformer.studies.demo import run_demo
+from jaxformer.studies.searching import check_search
 from jaxformer.studies.space import FLAG, read_words
-from jaxformer.studies.study import KEEP, PRUNERS, SAMPLERS, Experiment, Settings, Study, open_study, read_study
+from jaxformer.studies.study import (
+    KEEP,
+    PRUNERS,
+    SAMPLERS,
+    Experiment,
+    Settings,
+    Study,
+    open_study,
+    planned_study,
+    read_study,
+)
 from jaxformer.studies.sweeping import absolute_spec, best_command, default_study, run_study, sweep, worker
 
 __all__ = [
@@ -22,7 +33,9 @@ __all__ = [
     "absolute_spec",
     "best_command",
     "default_study",
+    "check_search",
     "open_study",
+    "planned_study",
     "read_study",
     "read_words",
     "run_demo",

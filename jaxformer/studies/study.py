@@ -181,15 +181,11 @@ def open_study(
 ) -> Study:  # fmt: skip
     """Make a study, or go on with the one that lies in `folder`.
 
-    Raises UserError, before anything is written, for a space that is none, for a point of it that cannot be trained,
-    and for a folder that holds another study, or anything else.
+    Raises UserError, before anything is written, for what `planned_study` refuses, and for a folder that holds another
+    study, or anything else.
     """
-    read, config = read_space(space), experiment.config()
-    study = _described(folder, experiment, read, settings.resolved(read, config), config, storage)
-    for point in read.checked():
-        for trial in study.trials(point)[:1]:
-            settings.resolved(read, trial.config)
-    record = _record(study, config)
+    study = planned_study(folder, experiment, space, settings, storage)
+    record = _record(study, experiment.config())
     if (folder / STUDY).exists():
         before = read_study_record(folder)
         differing = _differences(before, record)
@@ -205,6 +201,19 @@ def open_study(
         return study
     _check_folder(folder)
     write_json(folder / STUDY, record)
+    return study
+
+
+def planned_study(
+    folder: Path, experiment: Experiment, space: Mapping[str, Any], settings: Settings, storage: str = ""
+) -> Study:
+    """Return a study as it will be, of which nothing is written yet. Raises UserError for a space that is none, and for
+    a point of it that cannot be trained."""
+    read, config = read_space(space), experiment.config()
+    study = _described(folder, experiment, read, settings.resolved(read, config), config, storage)
+    for point in read.checked():
+        for trial in study.trials(point)[:1]:
+            settings.resolved(read, trial.config)
     return study
 
 
