@@ -25,7 +25,7 @@ from jaxformer.checkpoint import CheckpointConfig, named
 from jaxformer.checks import KINDS, several
 from jaxformer.data import SOURCES
 from jaxformer.devices import ShardingConfig
-from jaxformer.errors import UserError, suggest
+from jaxformer.errors import UserError, suggest, summary_of
 from jaxformer.evaluation import EvaluationConfig
 from jaxformer.footprint import FootprintConfig
 from jaxformer.generation import GenerationConfig, with_open_length
@@ -152,16 +152,7 @@ def load(spec: str, overrides: str | Sequence[str] = ()) -> Config:
 
     Raises UserError for an unknown experiment, a bad ARG, key or value, and for combinations that cannot work.
     """
-    module_name, arg = _split(spec)
-    get_config, defined = _experiment(module_name, arg)
-    try:
-        experiment = get_config(arg)
-    except ValueError as error:
-        raise UserError(f"--config={spec}: {error}") from error
-    except Exception as error:
-        if not module_name.endswith(".py"):
-            raise
-        raise UserError(f"--config={spec}: get_config('{arg}') fails: {_summary(error)}") from error
+    experiment, defined = _called(spec, "get_config", "--config")
     if not isinstance(experiment, (ConfigDict, Mapping)):
         raise UserError(f"--config={spec}: get_config returns {type(experiment).__name__}, not a ConfigDict")
     sections = experiment.to_dict() if isinstance(experiment, ConfigDict) else experiment
@@ -214,6 +205,25 @@ def _resolve(experiment: Mapping[str, Any], overrides: str | Sequence[str], name
     return config
 
 
+def load_space(spec: str, option: str = "--config") -> Any:
+    """Return what `get_sweep(arg)` of an experiment, or of a file of its own, says is to be searched."""
+    return _called(spec, "get_sweep", option)[0]
+
+
+def _called(spec: str, function: str, option: str) -> tuple[Any, Definitions | None]:
+    """Return what a function of an experiment gives for NAME[:ARG] or FILE[:ARG], and what its file defines."""
+    module_name, arg = _split(spec)
+    get, defined = _experiment(module_name, arg, function)
+    try:
+        return get(arg), defined
+    except ValueError as error:
+        raise UserError(f"{option}={spec}: {error}") from error
+    except Exception as error:
+        if not module_name.endswith(".py"):
+            raise
+        raise UserError(f"{option}={spec}: {function}('{arg}') fails: {summary_of(error)}") from error
+
+
 def _split(spec: str) -> tuple[str, str]:
     """Split NAME:ARG, leaving the colon of a drive or an object store in a file's path alone."""
     match = re.fullmatch(r"(.*\.py)(?::(.*))?", spec) or re.fullmatch(r"([^:]*)(?::(.*))?", spec)
@@ -230,9 +240,9 @@ def experiments() -> list[str]:
     return sorted(name for name in names if Path(name).name != "common")
 
 
-def _experiment(name: str, arg: str) -> tuple[Callable[[str], Any], Definitions | None]:
-    """Return `get_config` of an experiment of the package or of a file, and what the file defines: the only dynamic
-    import of the project."""
+def _experiment(name: str, arg: str, function: str) -> tuple[Callable[[str], Any], Definitions | None]:
+    """Return a function of an experiment of the package or of a file, `get_config` or `get_sweep`, and what the file
+    defines: the only dynamic import of the project."""
     choices = experiments()
     if name.endswith(".py"):
         if not Path(name).is_file():
@@ -250,20 +260,10 @@ def _experiment(name: str, arg: str) -> tuple[Callable[[str], Any], Definitions 
     except UserError:
         raise
     except Exception as error:  # whatever a user's own file raises
-        raise UserError(f"--config: {name} does not load: {_summary(error)}") from error
-    if not hasattr(module, "get_config"):
-        raise UserError(f"--config: {name} has no function get_config(arg)")
-    return module.get_config, defined if defined and (defined.objectives or defined.tasks) else None
-
-
-def _summary(error: Exception) -> str:
-    """Return one line about an exception of a user's file: its type, its message, and the line where it left off."""
-    lines, trace = str(error).strip().splitlines(), error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    where = f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})" if trace else ""
-    where = "" if isinstance(error, SyntaxError) else where  # its message has the line
-    return f"{type(error).__name__}: {lines[0] if lines else ''}{where}"
+        raise UserError(f"--config: {name} does not load: {summary_of(error)}") from error
+    if not hasattr(module, function):
+        raise UserError(f"--config: {name} has no function {function}(arg)")
+    return getattr(module, function), defined if defined and (defined.objectives or defined.tasks) else None
 
 
 def _override(given: dict[str, Any], overrides: str | Sequence[str], stored: bool) -> None:

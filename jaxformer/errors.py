@@ -49,6 +49,16 @@ def suggest(word: str, choices: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
+def summary_of(error: Exception) -> str:
+    """Return one line about an exception of a user's file: its type, its message, and the line where it left off."""
+    lines, trace = str(error).strip().splitlines(), error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})" if trace else ""
+    where = "" if isinstance(error, SyntaxError) else where  # its message has the line
+    return f"{type(error).__name__}: {lines[0] if lines else ''}{where}"
+
+
 @contextlib.contextmanager
 def disk_errors(path: Path | str) -> Iterator[None]:
     """Turn a full disk, a missing permission or a read-only file system at `path` into a `UserError`."""

@@ -41,18 +41,18 @@ ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL
 # have none. The shell between survives SIGTERM, which is for the command. After `requeue` SLURM ends this script, too.
 BODY = """\
 folder={folder}
-rm -f "$folder"/exit-* "$folder/ended"
+rm -f {left}
 srun --kill-on-bad-exit=1 --open-mode=append --output={output} bash -c '
     trap : TERM
     "${{@:2}}"
     code=$?
-    echo $code > "$1/exit-$SLURM_PROCID"
+    echo $code > "$1/exit-${rank}"
     exit $code
 ' worker "$folder" {command}
 code=$?
 if [ $code -ne 0 ]; then
     code={preempted}
-    for file in "$folder"/exit-*; do
+    for file in "$folder"/{exits}; do
         case $(cat "$file" 2>/dev/null) in
             0|{again}) ;;  # done, preempted, or ended because another worker had gone
             {user_error}) code={user_error} ;;
@@ -69,9 +69,16 @@ if [ $code -eq {preempted} ] && [ $restarts -lt {restarts} ] && [ ! -e "$folder/
         exit $code
     fi
 fi
-echo $code > "$folder/ended"
+echo $code > "$folder/{ended}"
 exit $code
 """
+# What an attempt leaves in the folder: the exit code of each task, and of the whole. The elements of an array are jobs
+# of their own, and each leaves its own.
+WHOLE = {"rank": "SLURM_PROCID", "exits": "exit-*", "ended": "ended", "left": '"$folder"/exit-* "$folder/ended"'}
+ELEMENT = {
+    "rank": "SLURM_ARRAY_TASK_ID", "exits": "exit-$SLURM_ARRAY_TASK_ID", "ended": "ended-$SLURM_ARRAY_TASK_ID",
+    "left": '"$folder/exit-$SLURM_ARRAY_TASK_ID" "$folder/ended-$SLURM_ARRAY_TASK_ID"',
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +88,7 @@ class Options:
     qos: str = option("quality of service", metavar="NAME")
     time: str = option("the longest that one attempt may take, as 24:00:00", metavar="TIME")
     tasks_per_node: int = option("processes on each node, which share out its GPUs", 1, "N")
+    array: int = option("jobs of one array, each of which runs the whole command: workers of one sweep", 0, "N")
     sbatch: tuple[str, ...] = option(
         "any other option of sbatch, as --sbatch=--exclusive; may be repeated", (), "OPTION"
     )
@@ -92,6 +100,7 @@ class Options:
             if not checked("--sbatch", word).startswith("--"):
                 raise UserError(f"--sbatch: '{word}' is no option of sbatch; write --sbatch=--exclusive and the like")
         check_range("--tasks-per-node", self.tasks_per_node, at_least=1)
+        check_range("--array", self.array, at_least=0)
 
 
 def check(job: Job, options: Options) -> None:
@@ -99,6 +108,8 @@ def check(job: Job, options: Options) -> None:
         raise UserError(
             f"--accelerator: '{job.accelerator}' is not KIND:N; give the GPUs of a node, as h100:8 or gpu:8"
         )
+    if options.array and job.hosts * options.tasks_per_node > 1:
+        raise UserError("--array: each of its jobs is a process alone; leave out --hosts and --tasks-per-node")
     checked("--accelerator", job.accelerator)
     checked("--reserved", job.reserved)
 
@@ -110,16 +121,17 @@ def batch_script(job: Job, options: Options, folder: Path) -> str:
         "job-name": job.name, "nodes": job.hosts, "ntasks-per-node": options.tasks_per_node,
         "gpus-per-node": "" if found is None else found[1] if found[0] == "gpu" else f"{found[0]}:{found[1]}",
         "partition": options.partition, "account": options.account, "qos": options.qos, "time": options.time,
-        "reservation": job.reserved,
+        "reservation": job.reserved, "array": f"0-{options.array - 1}" if options.array else "",
     }  # fmt: skip
     header = [f"--{name}={value}" for name, value in given.items() if value]
     header += ["--requeue", "--open-mode=append", "--signal=TERM@120", *options.sbatch]
     place = shlex.quote(str(folder))
+    task, names = ("%a", ELEMENT) if options.array else ("%t", WHOLE)
     pause = shell_pause("restarts", job.backoff)
     body = BODY.format(
-        folder=place, output=shlex.quote(f"{str(folder).replace('%', '%%')}/worker-%t.txt"), restarts=job.restarts,
+        folder=place, output=shlex.quote(f"{str(folder).replace('%', '%%')}/worker-{task}.txt"), restarts=job.restarts,
         command=shlex.join([sys.executable, "-m", "jaxformer", *job.command]), pause=pause,
-        preempted=PREEMPTED, user_error=USER_ERROR, again=SHELL_AGAIN,
+        preempted=PREEMPTED, user_error=USER_ERROR, again=SHELL_AGAIN, **names,
     )  # fmt: skip
     setup = [options.setup] if options.setup else []
     return "\n".join(["#!/bin/bash", *(f"#SBATCH {word}" for word in header), *exports(job), *setup, body])
@@ -141,7 +153,7 @@ def launch(job: Job, options: Options, record: Record) -> int:
     """Submit the job; SLURM starts it, and starts it again."""
     if (before := record.state().get("id")) and status(record, 0).state not in OVER:
         raise Busy(f"job {job.name} is in SLURM's queue already, as {before}")
-    for path in (*record.logs().values(), *record.folder.glob("exit-*"), record.folder / "ended"):
+    for path in (*record.logs().values(), *record.folder.glob("exit-*"), *record.folder.glob("ended*")):
         path.unlink(missing_ok=True)  # of an earlier job
     record.let_run()
     (record.folder / "job.sh").write_text(batch_script(job, options, record.folder), encoding="utf-8")
@@ -151,14 +163,24 @@ def launch(job: Job, options: Options, record: Record) -> int:
     return 0
 
 
-def _shown(number: str) -> dict[str, str]:
-    """Return what SLURM says of a job; nothing of one that it has forgotten."""
+def _shown(number: str) -> list[dict[str, str]]:
+    """Return what SLURM says of a job, of an array what it says of each of its jobs; nothing of one that it has
+    forgotten."""
     try:
-        return dict(re.findall(r"(\S+?)=(\S*)", run(["scontrol", "--oneliner", "show", "job", number])))
+        lines = run(["scontrol", "--oneliner", "show", "job", number]).splitlines()
+        return [dict(found) for line in lines if (found := re.findall(r"(\S+?)=(\S*)", line))]
     except ToolError as error:
         if re.search("invalid job id", error.line, re.IGNORECASE):
-            return {}
+            return []
         raise
+
+
+def _of_array(shown: list[dict[str, str]]) -> dict[str, str]:
+    """Return what stands for all jobs of an array: the one that is furthest from its end, and the most restarts."""
+    order = ("RUNNING", "COMPLETING", "CONFIGURING", "PENDING", "REQUEUED")
+    rank = {word: number for number, word in enumerate(order)}
+    shown = sorted(shown, key=lambda fields: rank.get(fields["JobState"], len(rank)))
+    return shown[0] | {"Restarts": str(max(int(fields["Restarts"]) for fields in shown))} if shown else {}
 
 
 def status(record: Record, lines: int) -> Status:
@@ -166,7 +188,9 @@ def status(record: Record, lines: int) -> Status:
     number = record.state().get("id")
     if not number:
         return Status(STOPPED, 0, "it was never submitted")
-    found, ended = _shown(number), last_line(record.folder / "ended")
+    found, array = _of_array(_shown(number)), record.asked()["options"].get("array", 0)
+    ends = [last_line(path) for path in record.folder.glob("ended*")]
+    ended = max(ends, key=lambda code: (code == str(USER_ERROR), int(code))) if len(ends) == (array or 1) else ""
     word = found.get("JobState", "")
     attempts = int(found["Restarts"]) + 1 if found else record.state()["attempts"]
     code, message = None, ""
@@ -193,6 +217,8 @@ def stop(record: Record) -> None:
     number, state = record.state()["id"], status(record, 0).state
     record.ask_to_stop()
     run(["scontrol", "update", f"JobId={number}", "Requeue=0"])
+    if record.asked()["options"].get("array"):
+        run(["scancel", "--state=PENDING", number])  # those that have not begun
     run(["scancel", *(["--signal=TERM"] if state == RUNNING else []), number])
 
 

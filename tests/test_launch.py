@@ -26,12 +26,18 @@ ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "launch"
 RUN = ["--", "train", "--config=bert:smoke", "--workdir=gs://bucket/it's a run/bert"]
 TPU = ["tpu_vm", "--name=bert", "--zone=us-west4-a"]
+SWEEP = ["--", "sweep", "--config=bert:smoke", "--sweep.optimizer.learning_rate=1e-4,1e-3", "--study=gs://bucket/lr"]
+SHARED = ["--storage=postgresql+psycopg://me@host/studies"]
 CASES = {
     "local": ["local", "--", "train", "--config=gpt:smoke"],
     "local-two": ["local", "--processes=2", "--env=WHO=you & me", "--", "train", "--config=gpt:smoke"],
     "slurm": ["slurm", "--hosts=4", "--accelerator=h100:8", "--partition=gpu", "--time=24:00:00",
               "--sbatch=--exclusive", "--reserved=mine", "--setup=module load cuda", "--env=WHO=you & me", *RUN],
     "slurm-cpu": ["slurm", "--tasks-per-node=2", "--restarts=3", "--backoff=60", *RUN],
+    "slurm-sweep": ["slurm", "--array=2", "--accelerator=h100:1", *SWEEP[:-1], "--study=studies/lr"],
+    "tpu_vm-sweep": [*TPU, "--accelerator=v5litepod-1", *SWEEP, *SHARED],
+    "gke-sweep": ["gke", "--accelerator=v5litepod-1", "--image=i", *SWEEP, *SHARED],
+    "skypilot-sweep": ["skypilot", "--accelerator=a100:1", *SWEEP, *SHARED],
     "tpu_vm": [*TPU, "--accelerator=v5litepod-16", "--spot", "--secret=HF_TOKEN", "--env=WHO=you & me", *RUN],
     "tpu_vm-reserved": [*TPU, "--project=p", "--accelerator=v4-8", "--reserved", "--version=mine", "--delete",
                         "--network=n", "--subnetwork=s", "--service-account=a@b.c", "--internal-ips",

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import slurm
 from compiling import xla_flags
+from sweeps import RATE, overrides
 from training import assert_same_run, make_corpus, pretraining
 
 from jaxformer.checkpoint import finished_steps
 from jaxformer.launch import local
 from jaxformer.launch.records import Record, jobs_folder
+from jaxformer.report import read_sweep
 from jaxformer.storage import read_metrics, read_record
 
 pytestmark = [
@@ -110,3 +112,28 @@ def test_a_job_that_the_user_must_mend_stops_and_shows_the_line(
     shown = launch("slurm", "--name=mend", "--hosts=2", "--", *command, code=2)
     assert "missing.txt" in shown and "ended with exit code 2" in shown
     assert cluster.fields(number_of("mend"))["Restarts"] == "0"
+
+
+def test_the_jobs_of_an_array_share_a_sweep_and_one_that_is_preempted_comes_back(
+    cluster: slurm.Slurm, launch: Launch, tmp_path: Path
+) -> None:
+    # Two nodes, one study: what no faster test has is SLURM's own way with the elements of an array.
+    corpus, study = make_corpus(tmp_path), tmp_path / "study"
+    keys = [f"--config.{key}" for key in overrides(corpus, **{"footprint.enabled": False, "training.num_steps": 400})]
+    command = ["--", "sweep", "--config=gpt:smoke", *keys, f"--sweep.{RATE}=1e-3,1e-2,3e-2", "--sweep.seed=0:2"]
+    launch("slurm", "--name=sweep", "--array=2", "--backoff=1", "--detach", *command, f"--study={study}")
+    job = number_of("sweep")
+    deadline = time.monotonic() + 180
+    while not (study / "trials").exists() or sum(t.state == "running" for t in read_sweep(study).trials) < 2:
+        assert time.monotonic() < deadline, launch("status", "sweep")
+        time.sleep(0.1)
+    assert json.loads(launch("status", "sweep", "--json"))["state"] == "running"
+    cluster.cancel(f"{job}_0", "--signal=TERM")
+    while (shown := json.loads(launch("status", "sweep", "--json")))["state"] not in ("done", "failed"):
+        assert time.monotonic() < deadline + 240, shown
+        time.sleep(1)
+    assert shown["state"] == "done" and shown["attempts"] == 2 and shown["workers"].keys() == {"0", "1"}, shown
+    said = ["\n".join(Record(jobs_folder() / "sweep").tails(1000)[worker]) for worker in "01"]
+    assert all(": begins" in text or ": goes on" in text for text in said)
+    assert [point.state for point in read_sweep(study).points] == ["done"] * 3
+    assert all(trial.record["failures"] == 0 for trial in read_sweep(study).trials)

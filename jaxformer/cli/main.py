@@ -14,10 +14,11 @@ from jaxformer import __version__
 from jaxformer.checks import several
 from jaxformer.cli import verbs
 from jaxformer.cli.flags import add_flags
+from jaxformer.cli.sweeps import add_sweep
 from jaxformer.errors import Interrupted, UserError
 from jaxformer.generation import GenerationConfig
 
-OVERRIDE = "--config."
+OVERRIDE, SEARCHED = "--config.", "--sweep."
 CHANGED = "go on although the run's data or tokenizer changed"
 STEP = "the checkpoint (default: latest); --workdir=DIR@best says it, too"
 OVERRIDES = "--config.SECTION.KEY=VALUE overrides any key of the config"
@@ -50,16 +51,17 @@ def _main(arguments: str | Sequence[str] | None) -> int:
     # Behind a lone -- stands the command line of another process.
     cut = words.index("--") if words[:1] == ["launch"] and "--" in words else len(words)
     own, others = words[:cut], words[cut + 1 :]
-    overrides = [word.removeprefix(OVERRIDE) for word in own if _is_override(word)]
-    parser = _parser()
-    args = parser.parse_args([word for word in own if not _is_override(word)])
+    parser, (own, overrides, searched) = _parser(), _sorted(own)
+    args = parser.parse_args(own)
+    args.searched = searched
     if hasattr(args, "place"):
         if not others:
             parser.error(
                 f"launch {args.place}: nothing to run; give a verb behind --, as in: -- train --config=gpt:smoke"
             )
-        args.command, args.inner = others, parser.parse_args([word for word in others if not _is_override(word)])
-        args.inner.overrides = [word.removeprefix(OVERRIDE) for word in others if _is_override(word)]
+        inner, *keys = _sorted(others)
+        args.command, args.inner = others, parser.parse_args(inner)
+        args.inner.overrides, args.inner.searched = keys
     elif others:
         parser.error(f"unrecognized arguments: -- {' '.join(others)}")
     try:
@@ -97,13 +99,17 @@ def _main(arguments: str | Sequence[str] | None) -> int:
         return 1
 
 
-def _is_override(word: str) -> bool:
-    return word.startswith(OVERRIDE)
+def _sorted(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Return the words of a verb, its overrides of a config, and what it searches, without what they begin with."""
+    found = [[word.removeprefix(start) for word in words if word.startswith(start)] for start in (OVERRIDE, SEARCHED)]
+    return [word for word in words if not word.startswith((OVERRIDE, SEARCHED))], found[0], found[1]
 
 
 def _run(args: argparse.Namespace, overrides: list[str]) -> int:
     if overrides and not args.takes_overrides:
         raise UserError(f"--config.{overrides[0]}: this verb takes no config keys")
+    if args.searched and args.verb != "sweep":
+        raise UserError(f"--sweep.{args.searched[0]}: this verb searches nothing; `jaxformer sweep` does")
     return args.run(args, overrides)
 
 
@@ -179,6 +185,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--profile", action="store_true", help="write a trace of a few steps to DIR/profile")
     train.add_argument("--quiet", action="store_true", help="show nothing but errors")
+
+    add_sweep(add)
 
     evaluate = add(
         "evaluate", verbs.evaluate, "judge a run on held-out data", "evaluate --workdir=runs/bert-smoke", overrides=True
@@ -284,8 +292,9 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--length", type=int, default=0, metavar="N", help="tokens of a window (default: the model's)")
 
     report = add("report", verbs.report, "write a page with plots and a table of runs", "report runs/* --output=report")
-    report.add_argument("runs", nargs="+", metavar="DIR", help="run directories")
-    report.add_argument("--output", default="report", metavar="DIR", help="where the page goes (default: report)")
+    report.add_argument("runs", nargs="+", metavar="DIR", help="run directories, or the folder of a sweep")
+    where = "where the page goes (default: report; of a sweep, its own folder)"
+    report.add_argument("--output", default="", metavar="DIR", help=where)
     report.add_argument("--json", action="store_true", help="print the table as JSON and write nothing")
 
     imports = add(

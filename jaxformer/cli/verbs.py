@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxformer.cli import sweeps
 from jaxformer.cli.flags import with_flags
 from jaxformer.errors import UserError
 from jaxformer.storage import finite, local_path, location
@@ -213,7 +214,9 @@ def _reading(overrides: list[str], file: str) -> list[str]:
 def report(args: argparse.Namespace, overrides: list[str]) -> int:
     from jaxformer import report
 
-    folders, output = [location(run) for run in args.runs], local_path(args.output, "--output")
+    folders, output = [location(run) for run in args.runs], local_path(args.output or "report", "--output")
+    if len(folders) == 1 and report.is_sweep(folders[0]):
+        return sweeps.report_sweep(args, folders[0])
     runs = [report.read_run(folder) for folder in folders]
     if args.json:
         print(json.dumps(report.summary_rows(runs)))
@@ -372,9 +375,12 @@ def launch(args: argparse.Namespace, overrides: list[str]) -> int:
 
     inner = args.inner
     workdir = getattr(inner, "workdir", None) or (str(default_workdir(inner.config)) if inner.verb == "train" else "")
+    workdir = getattr(inner, "study", None) or workdir
     job, options = places.described(args.place, args.command, workdir, vars(args))
     if inner.verb == "train":  # what is wrong with the config shows here, before machines are paid for
         configs.load(inner.config, inner.overrides)
+    if inner.verb == "sweep":
+        sweeps.check_launch(inner, inner.overrides, (job, options))
     if args.dry_run:
         print(places.PLACES[args.place].dry_run(job, options), end="")
         return 0

@@ -13,7 +13,10 @@ from jaxformer.footprint import overlap
 from jaxformer.report.evaluations import evaluations_of
 from jaxformer.report.plots import Plot, metric_name, plots_of
 from jaxformer.report.read import Run, find_runs
+from jaxformer.report.study import TRIALS, Sweep
 from jaxformer.report.summary import columns, energy_scopes, summary_rows
+from jaxformer.report.sweep import cost_line, failures, headings_and_rows, number, progress_line, with_spread
+from jaxformer.report.sweep_plots import sweep_plots
 from jaxformer.report.transfer import ARMS, rows_of, sentences, transfer_plots
 from jaxformer.tables import DASH, count, counted, duration, energy, mass, metric, significant
 
@@ -35,15 +38,48 @@ def write_transfer_report(study: Mapping[str, Any], runs: Sequence[Run], out: Pa
     return _write(runs, out, f"What pretraining brings: {study['family']} on {study['task']}", study)
 
 
-def _write(runs: Sequence[Run], out: Path, title: str, study: Mapping[str, Any] | None) -> Path:
+def write_sweep_report(sweep: Sweep, out: Path, command: str = "") -> Path:
+    """Write `out`/report.html on a sweep and its runs; `command` trains the best point again.
+
+    Raises `UserError` for a sweep none of whose runs has begun.
+    """
+    runs = find_runs([sweep.path / TRIALS])
+    return _write(runs, out, f"Sweep: {sweep.path.name}", None, _of_sweep(sweep, out, command))
+
+
+def _of_sweep(sweep: Sweep, out: Path, command: str) -> dict[str, Any]:
+    """What the page says of a sweep, before it comes to its runs."""
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    headings, rows = headings_and_rows(sweep)
+    best = sweep.best
+    lead = "No point is finished yet."
+    if best is not None:
+        values = ", ".join(f"{key} {number(value)}" for key, value in best.values.items()) or "the config as it is"
+        lead = f"Best: {values}, with {', '.join(f'{name} {with_spread(best, name)}' for name in sweep.metrics)}."
+    return {
+        "lead": lead,
+        "words": [f"{progress_line(sweep)[:1].upper()}{progress_line(sweep)[1:]}.", cost_line(sweep), *failures(sweep)],
+        "command": command,
+        "headings": headings,
+        "rows": rows,
+        "plots": sweep_plots(sweep, out),
+    }
+
+
+def _write(
+    runs: Sequence[Run], out: Path, title: str, study: Mapping[str, Any] | None, sweep: Mapping[str, Any] | None = None
+) -> Path:
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         page = out / PAGE
-        page.write_text(_render(runs, out, title, study), encoding="utf-8")
+        page.write_text(_render(runs, out, title, study, sweep), encoding="utf-8")
     return page
 
 
-def _render(runs: Sequence[Run], out: Path, title: str, study: Mapping[str, Any] | None) -> str:
+def _render(
+    runs: Sequence[Run], out: Path, title: str, study: Mapping[str, Any] | None, sweep: Mapping[str, Any] | None
+) -> str:
     # Everything from a run's files is escaped; only our own SVG goes in as it is.
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -77,6 +113,7 @@ def _render(runs: Sequence[Run], out: Path, title: str, study: Mapping[str, Any]
         details=[_detail(run, row) for run, row in zip(runs, rows, strict=True)],
         measured=_how_measured(runs),
         transfer=transfer,
+        sweep=sweep,
     )
 
 

@@ -51,6 +51,7 @@ _POLL_SECONDS = 1.0
 _CLOCK_SECONDS = 10.0  # by which the start of a process may seem to move when the clock is set
 _WITHOUT_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 _descriptors: set[int] = set()  # of the lock files that this process holds
+_claims: dict[str, "Lock"] = {}  # the runs that this process holds before it opens them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +148,7 @@ def held_by_first(run: Path, display: Display) -> Iterator[Lock]:
         lock = Lock(run, None, None)
         if is_first():
             try:
-                lock = held.enter_context(locked(run, display))
+                lock = _claims.get(os.fspath(run)) or held.enter_context(locked(run, display))
             except (UserError, Interrupted) as error:
                 failure = error
         meet()  # process 0 may wait for some time
@@ -169,12 +170,42 @@ def locked(run: Path, display: Display) -> Iterator[Lock]:
     last attempt may be saving, and raises Interrupted with 75 if it does not. So does any start where the holder cannot
     be seen from here, as long as it does not show that it lives.
     """
+    place, own = _parties(run)
+    with store_errors():
+        _take(run, place, own, display)
+    with _kept(run, place, own) as lock:
+        yield lock
+
+
+@contextlib.contextmanager
+def claimed(run: Path) -> Iterator[Lock | None]:
+    """Hold a run directory for what this process does with it, trainings included, and wait for nobody: None where
+    another process holds it, or may do so."""
+    place, own = _parties(run)
+    with store_errors():
+        found = place.acquire(own)
+    if found is not None:
+        yield None
+        return
+    with _kept(run, place, own) as lock:
+        _claims[os.fspath(run)] = lock
+        try:
+            yield lock
+        finally:
+            del _claims[os.fspath(run)]
+
+
+def _parties(run: Path) -> tuple[_Place, Holder]:
+    """Return where the lock of a run lies, and this process as its holder."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     born = psutil.Process().create_time()
     own = Holder(socket.gethostname(), os.getpid(), now, _machine(), born, uuid.uuid4().hex, time.time())
-    place: _Place = _Bucket(run) if is_remote(run) else _Folder(run)
-    with store_errors():
-        _take(run, place, own, display)
+    return _Bucket(run) if is_remote(run) else _Folder(run), own
+
+
+@contextlib.contextmanager
+def _kept(run: Path, place: _Place, own: Holder) -> Iterator[Lock]:
+    """Keep a lock that was taken, and give it back in the end."""
     lock = Lock(run, place, own)
     try:
         with repeated(lock.renew, RENEW_SECONDS, f"the lock of {run} could not be renewed"):

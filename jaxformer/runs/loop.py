@@ -13,7 +13,7 @@ from jaxformer.evaluation import not_finite
 from jaxformer.runs.data import prepare_data, training_batches
 from jaxformer.runs.instruments import Instruments, watching
 from jaxformer.runs.learner import Learner, build_learner
-from jaxformer.runs.opened import OpenedRun, opened_run
+from jaxformer.runs.opened import Judge, OpenedRun, opened_run
 from jaxformer.runs.patience import has_ended, patience_left, why_it_ended
 from jaxformer.runs.progress import Display
 from jaxformer.runs.start import start_state
@@ -25,15 +25,18 @@ from jaxformer.training import TrainState
 @store_errors()
 def train(
     config: Config, workdir: Path, *, allow_config_change: bool = False, display: Display | None = None,
-    profile: bool = False,
+    profile: bool = False, judge: Judge | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Train to `training.num_steps` and return the last held-out metrics ("eval/…") and the last "train/loss".
 
     Precedence: resume the run's own workdir, else start from `init_from`, else start fresh. With `profile` a trace of a
-    few steps is written into the run directory. Raises UserError for what the user can fix, and Interrupted, after
-    saving, on SIGTERM or Ctrl-C.
+    few steps is written into the run directory. `judge` is told the step and the metrics of every evaluation but the
+    last, and where it says so the run ends there, without saving. Raises UserError for what the user can fix, and
+    Interrupted, after saving, on SIGTERM or Ctrl-C.
     """
-    opening = opened_run(config, workdir, allow_config_change=allow_config_change, display=display, profiles=profile)
+    opening = opened_run(
+        config, workdir, allow_config_change=allow_config_change, display=display, profiles=profile, judge=judge
+    )
     with opening as run:
         data = prepare_data(run)
         run.footprint.start()  # not before: TFDS, while it loads itself, patches the import of all threads
@@ -74,6 +77,9 @@ def loop(run: OpenedRun, learner: Learner, state: TrainState) -> dict[str, float
                 continue
             if due.evaluates:
                 results = evaluate(run, learner, watch, state)
+                if step < last and run.ends_at(step, results):
+                    run.display.note(f"step {step}: ended before {training.num_steps}, as its study has it")
+                    break
                 due = due.after(patience_left(run, watch.log), training.patience)
             if due.saves and (due.must_save or not watch.meter.consecutive_non_finite):
                 save(run, watch, state, results if due.evaluates else {})

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -20,6 +20,9 @@ from jaxformer.runs.record import check_resumable
 from jaxformer.runs.signals import Signals
 from jaxformer.runs.staging import Staging, staged
 from jaxformer.storage import is_run, location, read_record
+
+# What is told the step and the metrics of every evaluation, in the first process, and says whether the run ends there.
+Judge = Callable[[int, Mapping[str, float]], bool]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +41,7 @@ class OpenedRun:
     footprint: Footprint
     profiles: bool  # whether a trace of a few steps is wanted
     allows_change: bool  # whether it may go on although its config, or what it reads, has changed
+    judge: Judge | None = None
 
     @property
     def workdir(self) -> Path:
@@ -49,11 +53,17 @@ class OpenedRun:
         """Where its small files are read and written: the workdir, or for one on gs:// a folder on this machine."""
         return self.staging.folder
 
+    def ends_at(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Say whether who judges the evaluations lets the run end here; all processes ask alike."""
+        if self.judge is None:
+            return False
+        return bool(agreed(is_first() and self.judge(step, metrics)))
+
 
 @contextlib.contextmanager
 def opened_run(
     config: Config, workdir: Path, *, allow_config_change: bool = False, display: Display | None = None,
-    profiles: bool = False,
+    profiles: bool = False, judge: Judge | None = None,
 ) -> Iterator[OpenedRun]:  # fmt: skip
     """Open a run directory for training and close it in the end.
 
@@ -81,7 +91,7 @@ def opened_run(
         try:
             yield OpenedRun(
                 config, staging, resumes, started, display, lock, signals, mesh, checkpoints, footprint, profiles,
-                allow_config_change,
+                allow_config_change, judge,
             )  # fmt: skip
             finished = True
         finally:

@@ -233,8 +233,8 @@ def _described(
         "labels": list(labels),
         **(read or {}),
         "num_parameters": num_parameters,
-        "git_revision": _git_revision(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "git_revision": git_revision(),
+        "packages": package_versions(),
         "python": platform.python_version(),
         "device": {
             "platform": device.platform,
@@ -247,7 +247,13 @@ def _described(
     }
 
 
-def _git_revision() -> str | None:
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that decide a run's numbers."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def git_revision() -> str | None:
+    """Return the commit of this checkout, or None for an installed package."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -1,9 +1,45 @@
 """Many runs as one question.
 
-What lives here: the demonstration of what pretraining is worth (`demo`).
-What may come in: sweeps, reproductions of the papers' tables: whatever starts runs and compares them.
+What lives here: sweeps, that is what is searched (`space`), a study's folder (`study`), what comes next (`searching`),
+who trains it (`working`), and all of it from beginning to end (`sweeping`); the demonstration of what pretraining is
+worth (`demo`).
+What may come in: reproductions of the papers' tables: whatever starts runs and compares them.
 What must not: how one run trains (runs), and how its numbers are drawn (report)."""
 
 from jaxformer.studies.demo import run_demo
+from jaxformer.studies.searching import check_search
+from jaxformer.studies.space import FLAG, read_words
+from jaxformer.studies.study import (
+    KEEP,
+    PRUNERS,
+    SAMPLERS,
+    Experiment,
+    Settings,
+    Study,
+    open_study,
+    planned_study,
+    read_study,
+)
+from jaxformer.studies.sweeping import absolute_spec, best_command, default_study, run_study, sweep, worker
 
-__all__ = ["run_demo"]
+__all__ = [
+    "Experiment",
+    "FLAG",
+    "KEEP",
+    "PRUNERS",
+    "SAMPLERS",
+    "Settings",
+    "Study",
+    "absolute_spec",
+    "best_command",
+    "default_study",
+    "check_search",
+    "open_study",
+    "planned_study",
+    "read_study",
+    "read_words",
+    "run_demo",
+    "run_study",
+    "sweep",
+    "worker",
+]

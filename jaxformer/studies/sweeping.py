@@ -1,0 +1,321 @@
+"""A sweep from beginning to end: what it will take, its workers, what is shown meanwhile, and what it leaves."""
+
+import contextlib
+import dataclasses
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+
+from jaxformer import report
+from jaxformer.checks import several
+from jaxformer.config import load_space
+from jaxformer.errors import Interrupted, UserError, disk_errors, suggest
+from jaxformer.models import Execution, Model, count_parameters
+from jaxformer.report import Sweep
+from jaxformer.runs import Display
+from jaxformer.storage import is_remote, location, write_lines
+from jaxformer.studies import space as spaces
+from jaxformer.studies.searching import Search, check_search
+from jaxformer.studies.space import described
+from jaxformer.studies.study import Experiment, Settings, Study, open_study, read_study
+from jaxformer.studies.working import MOST_STARTS, keep_checkpoints, work
+from jaxformer.tables import gigabytes
+
+BEST = "best.py"
+STORAGE = "JAXFORMER_SWEEP_STORAGE"  # the database's URL, whose password stands in no file and on no command line
+SHOW_SECONDS = 2.0
+_FAR_SHOW_SECONDS = 30.0  # on an object store, whose every file is a request
+GRACE_SECONDS = 180.0  # that workers have to save
+
+
+def sweep(
+    config: str | Mapping[str, Any], space: Mapping[str, Any] | None = None, study: str | Path = "", *,
+    overrides: Sequence[str] = (), storage: str = "", parallel: int = 1, allow_config_change: bool = False,
+    quiet: bool = False, **settings: Any,
+) -> Sweep:  # fmt: skip
+    """Search a space over a config and return the study with all its trials; `load_study` gives them as rows.
+
+    `config` is an experiment's name or file, as for `jaxformer train`, or a dict of its sections; `space` what is
+    searched (see `jaxformer.studies.space`; None: the experiment's own `get_sweep`), `study` the folder, in which a
+    sweep that was broken off goes on. `settings` are those of `jaxformer sweep`: metrics, sampler, trials, search_seed,
+    pruner, keep, attempts. Raises UserError for what the user can mend, before anything is trained.
+    """
+    if isinstance(config, str):
+        experiment = Experiment(absolute_spec(config), tuple(overrides))
+    else:
+        experiment = Experiment("config", tuple(overrides), dict(config))
+    if space is None:
+        space = load_space(experiment.spec) if isinstance(config, str) else {}
+    known = [field.name for field in dataclasses.fields(Settings)]
+    for name in settings:
+        if name not in known:
+            raise UserError(f"sweep: no setting '{name}'{suggest(name, known)}; there are {', '.join(known)}")
+    chosen = Settings(**settings | {"metrics": several(settings.get("metrics", ()))})
+    folder = location(study or default_study(experiment.spec))
+    made = open_study(folder, experiment, space, chosen, storage, allow_config_change)
+    return run_study(made, parallel, quiet=quiet)
+
+
+def default_study(spec: str) -> Path:
+    """Return studies/NAME[-ARG] for a config NAME[:ARG] or FILE[:ARG]."""
+    name, _, arg = spec.rpartition("/")[2].partition(":") if ".py" in spec else spec.partition(":")
+    return Path("studies") / re.sub(r"[^\w.-]+", "-", "-".join(filter(None, (name.removesuffix(".py"), arg))))
+
+
+def absolute_spec(spec: str) -> str:
+    """Return NAME[:ARG] as it is and FILE[:ARG] with the whole path of the file, as workers elsewhere need it."""
+    file, colon, arg = spec.partition(".py")
+    if not colon:
+        return spec
+    return f"{os.path.abspath(os.path.expanduser(file))}.py{arg}"
+
+
+def run_study(study: Study, parallel: int = 1, *, quiet: bool = False) -> Sweep:
+    """Train what is left of a study, by `parallel` workers here, and write what was found into its folder."""
+    check_search(study)
+    Search(study)  # a storage that cannot be used is told now
+    with Display(quiet=quiet) as display:
+        for line in what_it_takes(study, parallel):
+            display.note(line)
+    try:
+        if parallel > 1:
+            _share_out(study, parallel, quiet)
+        else:
+            with _stoppable(), _shown(study, 1, quiet) as say:
+                work(study, say)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        done = report.progress_line(report.read_sweep(study.folder))
+        code = stop.code if isinstance(stop, Interrupted) else 130
+        raise Interrupted(f"stopped: {done}; run the same command to go on", code=code) from stop
+    return finish(study)
+
+
+def finish(study: Study) -> Sweep:
+    """Write what a study found: the best point as an experiment file, the page, and keep the checkpoints that are to be
+    kept."""
+    keep_checkpoints(study)
+    found = report.read_sweep(study.folder)
+    if found.best is not None:
+        write_lines(study.folder / BEST, [best_file(study, found)])
+        if not is_remote(study.folder):
+            report.write_sweep_report(found, study.folder / "report", best_command(study, found))
+    return found
+
+
+def what_it_takes(study: Study, parallel: int) -> list[str]:
+    """Return what a person should know before a study starts: how many runs, and how much disk they keep."""
+    base = study.experiment.config()
+    fixed = study.fixed_points()
+    points = study.settings.trials if fixed is None else len(fixed)
+    runs = points * len(study.seeds)
+    # AdamW keeps two numbers for every parameter, Adafactor hardly any, and EMA one more.
+    copies = {"adafactor": 1.1, "sgd": 2.0}.get(base.selected["optimizer"], 3.0) + bool(base.training.ema_decay)
+    each = count_parameters(Model(base.model, Execution())) * 4 * copies
+    size = each * (max(base.checkpoint.keep_last, 1) + base.checkpoint.keep_best)
+    kept = {"all": runs, "best": len(study.seeds), "none": 0}[study.settings.keep]
+    most = size * max(kept, min(kept + max(parallel, len(study.seeds)), runs))
+    return [
+        f"{points} points by {study.settings.sampler}, {len(study.seeds)} seed{'s' * (len(study.seeds) > 1)} each: "
+        f"{runs} runs of {base.training.num_steps} steps, judged by {', '.join(study.settings.metrics)}",
+        f"disk: about {gigabytes(size)} of checkpoints a run while it trains, {gigabytes(size * kept)} kept "
+        f"(--keep={study.settings.keep}), at most {gigabytes(most)} at a time",
+    ]
+
+
+def best_command(study: Study, found: Sweep) -> str:
+    """Return the command that trains the best point again, or "" where no command line can say it."""
+    point, words = found.best, study.experiment.command
+    if point is None or not words:
+        return ""
+    values = [f"--config.{word}" for word in spaces.overrides_of(point.values)]
+    workdir = study.folder.with_name(f"{study.folder.name}-best")
+    return shlex.join([*words, *values, f"--config.seed={study.seeds[0]}", f"--workdir={workdir}"])
+
+
+def best_file(study: Study, found: Sweep) -> str:
+    """Return an experiment file that gives the best point's whole config, as data."""
+    assert found.best is not None
+    values = spaces.overrides_of(found.best.values)
+    config = study.experiment.config([*values, f"seed={study.seeds[0]}"])
+    metrics = ", ".join(f"{name} {found.best.mean(name):.4g}" for name in found.metrics)
+    lines = [
+        f'"""The best point of the study {study.folder.name}: {described(found.best.values)} ({metrics}).',
+        "",
+        f"jaxformer train --config={study.folder / BEST}",
+        '"""',
+        "",
+        "from ml_collections import ConfigDict",
+        "",
+        "",
+        'def get_config(arg: str = "") -> ConfigDict:',
+        "    return ConfigDict(",
+        "        {",
+    ]
+    for section, entries in config.to_dict().items():
+        if isinstance(entries, Mapping):
+            lines += [f"            {section!r}: {{"]
+            lines += [f"                {key!r}: {value!r}," for key, value in entries.items()]
+            lines += ["            },"]
+        else:
+            lines += [f"            {section!r}: {entries!r},"]
+    return "\n".join([*lines, "        }", "    )"])
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Between runs, too, SIGTERM ends a worker in order."""
+
+    def stop(*_: object) -> None:
+        raise Interrupted("stopped by SIGTERM", code=75)
+
+    try:
+        previous = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: the program around us owns the signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextlib.contextmanager
+def _shown(study: Study, at_once: int, quiet: bool) -> Iterator[Any]:
+    """Show the study's table on a terminal while the block runs; give what prints a line where there is none."""
+    console = Console(stderr=True, highlight=False, emoji=False, quiet=quiet)
+    if not console.is_interactive:
+        yield lambda line: console.print(line, markup=False, soft_wrap=True)
+        return
+    closed = threading.Event()
+    seconds = _FAR_SHOW_SECONDS if is_remote(study.folder) else SHOW_SECONDS
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+
+        def draw() -> None:
+            while not closed.wait(seconds):
+                with contextlib.suppress(OSError, UserError, ValueError):
+                    found = report.read_sweep(study.folder)
+                    shown = report.sweep_table(found)
+                    shown.caption = report.progress_line(found, at_once)
+                    live.update(shown, refresh=True)
+
+        thread = threading.Thread(target=draw, name="table", daemon=True)
+        thread.start()
+        try:
+            yield lambda line: None
+        finally:
+            closed.set()
+            thread.join()
+
+
+def worker(folder: Path, parent: bool) -> None:
+    """Work on a study as one of several processes; one that has a `parent` ends, after saving, when that has gone."""
+    if parent:
+        threading.Thread(target=_follow_parent, name="parent", daemon=True).start()
+    if cores := os.environ.get("JAXFORMER_CORES"):
+        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
+    study = read_study(folder, os.environ.get(STORAGE, ""))
+    with _stoppable():
+        work(study, lambda line: print(line, file=sys.stderr, flush=True))
+
+
+def _follow_parent() -> None:
+    """Wait until the pipe from the parent ends, whatever ended the parent."""
+    while os.read(0, 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _share_out(study: Study, parallel: int, quiet: bool) -> None:
+    """Let so many processes here work on the study, each with its share of the cores and devices."""
+    logs = study.folder / "workers"
+    with disk_errors(logs):
+        logs.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "jaxformer", "sweep", f"--study={study.folder}", "--worker"]
+    workers: dict[int, subprocess.Popen[bytes]] = {}
+    starts = dict.fromkeys(range(parallel), 0)
+
+    def start(number: int) -> None:
+        starts[number] += 1
+        own = {**os.environ, **shares(number, parallel), STORAGE: study.storage}
+        with (logs / f"{number}.txt").open("ab") as output:
+            workers[number] = subprocess.Popen(
+                command, env=own, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
+            )
+
+    with _stoppable(), _shown(study, parallel, quiet) as say:
+        read = {number: (logs / f"{number}.txt").stat().st_size if (logs / f"{number}.txt").exists() else 0
+                for number in range(parallel)}  # fmt: skip
+        try:
+            for number in range(parallel):
+                start(number)
+            while workers:
+                for number, process in list(workers.items()):
+                    read[number] = _pass_on(logs / f"{number}.txt", read[number], say)
+                    code = process.poll()
+                    if code is None:
+                        continue
+                    del workers[number]
+                    if code == 2 or (code and starts[number] > MOST_STARTS):
+                        said = (logs / f"{number}.txt").read_text(errors="replace").strip().splitlines()
+                        why = said[-1].removeprefix("jaxformer sweep: ") if said else f"a worker ends with {code}"
+                        raise UserError(f"{why} (worker {number}; {logs / f'{number}.txt'} has all that it said)")
+                    if code:
+                        start(number)
+                time.sleep(0.2)
+        finally:
+            _end(workers.values())
+
+
+def _pass_on(path: Path, start: int, say: Any) -> int:
+    with path.open("rb") as file:
+        file.seek(start)
+        text = file.read()
+    whole = text[: text.rfind(b"\n") + 1]
+    for line in whole.decode(errors="replace").splitlines():
+        say(line)
+    return start + len(whole)
+
+
+def _end(processes: Any) -> None:
+    """Let workers save and end; kill those that take too long."""
+    running = [process for process in processes if process.poll() is None]
+    for process in running:
+        process.send_signal(signal.SIGTERM)
+    until = time.monotonic() + GRACE_SECONDS
+    for process in running:
+        try:
+            process.wait(max(until - time.monotonic(), 0.1))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def shares(number: int, parallel: int) -> dict[str, str]:
+    """Return the environment that gives worker `number` of so many its share of this machine: its cores, and its GPUs,
+    or of one GPU its part of the memory."""
+    given: dict[str, str] = {}
+    if hasattr(os, "sched_getaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        own = [core for index, core in enumerate(cores) if index * parallel // len(cores) == number]
+        given["JAXFORMER_CORES"] = ",".join(map(str, own or [cores[number % len(cores)]]))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible else [path.name[6:] for path in Path("/dev").glob("nvidia[0-9]*")]
+    devices = sorted(device for device in devices if device)
+    if devices:
+        own_devices = [device for index, device in enumerate(devices) if index % parallel == number]
+        given["CUDA_VISIBLE_DEVICES"] = ",".join(own_devices or [devices[number % len(devices)]])
+        together = -(-parallel // len(devices))
+        if together > 1:
+            given["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / together:.3f}"
+    return given

@@ -1,0 +1,224 @@
+"""A worker of a sweep: takes runs that are nobody's, trains them as `train` does, and tells the search what they gave.
+
+Which runs are whose, the runs' own locks say, so that any number of workers on any machines share a study, and what a
+dead one leaves behind is taken over, from its last checkpoint.
+"""
+
+import contextlib
+import datetime
+import json
+import math
+import statistics
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jaxformer.errors import Interrupted, UserError, disk_errors
+from jaxformer.footprint import read_emissions
+from jaxformer.report import COSTS, DONE, FAILED, OVER, PRUNED, RUNNING, STOPPED, TRIAL, WAITING, read_sweep
+from jaxformer.runs import Display, Lost, claimed, train
+from jaxformer.storage import delete_tree, read_metrics, write_json
+from jaxformer.studies.searching import Asked, Search
+from jaxformer.studies.space import described
+from jaxformer.studies.study import Study, Trial
+
+POLL_SECONDS = 1.0
+MOST_STARTS = 20  # of a run that ends none of them by itself: whatever kills it is not chance
+Said = Callable[[str], None]
+
+
+class NotLogged(UserError):
+    """A run does not log the metric that its study goes by."""
+
+
+def work(study: Study, say: Said) -> None:
+    """Train what is left of a study, and return when all of it is over, whoever trained it.
+
+    Raises UserError where no run can give the study's metric or the storage cannot be used, and Interrupted, after
+    saving, on SIGTERM or Ctrl-C.
+    """
+    search = Search(study)
+    while True:
+        busy = False
+        for asked in search.asked():
+            if asked.over:
+                continue
+            trained, waits = _work_on(study, search, asked, say)
+            busy |= waits
+            if trained:
+                break  # what others have begun meanwhile may come first
+        else:
+            if search.ask():
+                continue
+            if not busy:
+                return
+            time.sleep(POLL_SECONDS)
+
+
+def _work_on(study: Study, search: Search, asked: Asked, say: Said) -> tuple[bool, bool]:
+    """Train one run of a point, or see that all are over; return (whether that was done, whether others train it)."""
+    waits = False
+    for number, trial in enumerate(study.trials(asked.point)):
+        state = read_trial(trial)["state"]
+        if number and study.settings.pruner != "none" and read_trial(study.trials(asked.point)[0])["state"] != DONE:
+            break  # the first seed decides whether the point is worth the others
+        if state not in OVER:
+            with claimed(trial.folder) as lock:
+                if lock is None:
+                    waits = True
+                    continue
+                if read_trial(trial)["state"] not in OVER:
+                    _train(study, search, asked, trial, say)
+                return True, waits
+        if state in (PRUNED, FAILED):
+            break
+    return _settled(study, search, asked), waits
+
+
+def _settled(study: Study, search: Search, asked: Asked) -> bool:
+    """Tell the search what a point gave whose runs are over; say whether they are."""
+    records = [read_trial(trial) for trial in study.trials(asked.point)]
+    states = [record["state"] for record in records]
+    if PRUNED in states or FAILED in states:
+        search.tell(asked, None, pruned=PRUNED in states)
+    elif set(states) == {DONE}:
+        wanted = study.settings.metrics
+        search.tell(asked, [statistics.fmean(_number(record, name) for record in records) for name in wanted])
+    else:
+        return False
+    keep_checkpoints(study)
+    return True
+
+
+def _number(record: Mapping[str, Any], name: str) -> float:
+    value = record["metrics"].get(name)
+    return math.nan if value is None else float(value)
+
+
+def read_trial(trial: Trial) -> dict[str, Any]:
+    """Return what `trial.json` says of a run; of one that never began, that it waits."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((trial.folder / TRIAL).read_text(encoding="utf-8"))
+        if isinstance(found, dict) and "state" in found:
+            return found
+    return {"state": WAITING, "starts": 0, "failures": 0, "metrics": {}}
+
+
+def _train(study: Study, search: Search, asked: Asked, trial: Trial, say: Said) -> None:
+    """Train a run that this process has claimed, to its end or to where the pruner ends it."""
+    before = read_trial(trial)
+    # Starts that ended by themselves, or got further than the one before, were no accident of the run's own.
+    step = max((line.get("step", 0) for line in read_metrics(trial.folder)), default=0)
+    starts = before["starts"] + 1 if before["state"] == RUNNING and before.get("from_step") == step else 1
+    record = before | {
+        "study": study.name, "number": asked.number, "values": trial.values, "seed": trial.seed, "state": RUNNING,
+        "starts": starts, "from_step": step, "began": before.get("began") or _now(),
+    }  # fmt: skip
+    if starts > MOST_STARTS:
+        why = f"its process died {MOST_STARTS} times without getting beyond step {step}"
+        _end(trial, record, FAILED, say, error=why)
+        return
+    _write(trial, record)
+    judged = _Judge(study, search, asked, trial)
+    say(f"trial {trial.folder.name} ({_words(trial)}): {'goes on' if step else 'begins'}")
+    try:
+        results = train(trial.config, trial.folder, display=Display(quiet=True), judge=judged)
+    except Lost:  # whoever took the run over tells its end
+        return
+    except NotLogged:
+        raise
+    except (Interrupted, KeyboardInterrupt):
+        _end(trial, record, STOPPED, say)
+        raise
+    except Exception as error:
+        failures = record["failures"] + 1
+        with disk_errors(trial.folder):
+            (trial.folder / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
+        line = f"{'' if isinstance(error, UserError) else f'{type(error).__name__}: '}{error}".strip().splitlines()[0]
+        state = FAILED if failures >= study.settings.attempts else WAITING
+        _end(trial, record | {"failures": failures}, state, say, error=line)
+        return
+    metrics = _metrics(trial, results)
+    _end(trial, record | {"metrics": metrics, "error": ""}, PRUNED if judged.has_pruned else DONE, say)
+    missing = [name for name in study.settings.metrics if name not in metrics]
+    if missing and not judged.has_pruned:
+        raise _not_logged(missing[0], metrics)
+
+
+class _Judge:
+    """Sees every evaluation of a run on its way: that the metric is there, and, of a point's first seed, whether the
+    pruner lets it go on."""
+
+    def __init__(self, study: Study, search: Search, asked: Asked, trial: Trial) -> None:
+        self._wanted = study.settings.metrics
+        self._prune: Callable[[int, float], bool] | None = None
+        if study.settings.pruner != "none" and trial.seed == study.seeds[0]:
+            self._prune = search.judge(asked, trial.config.training.eval_every)
+        self.has_pruned = False
+
+    def __call__(self, step: int, metrics: Mapping[str, float]) -> bool:
+        for name in self._wanted:
+            if name.startswith("eval/") and metrics and name not in metrics:
+                raise _not_logged(name, metrics)
+        if self._prune is not None:
+            self.has_pruned = self._prune(step, float(metrics.get(self._wanted[0], math.nan)))
+        return self.has_pruned
+
+
+def _not_logged(name: str, metrics: Mapping[str, float]) -> NotLogged:
+    logged = ", ".join(key for key in metrics if key not in COSTS)
+    return NotLogged(f"--metric: the runs of this study log no {name}; they log {logged or 'no evaluation'}")
+
+
+def _metrics(trial: Trial, results: Mapping[str, float]) -> dict[str, float]:
+    """Return what a run logged last, and what it cost."""
+    found: dict[str, float] = {}
+    for line in read_metrics(trial.folder):
+        found |= {name: value for name, value in line.items() if name != "step"}
+    emissions = read_emissions(trial.folder)
+    costs = {"hours": emissions.seconds / 3600, "energy_kwh": emissions.energy_kwh}
+    costs |= {"emissions_kg": emissions.emissions_kg, "device_hours": costs["hours"] * _devices(trial)}
+    return found | dict(results) | (costs if emissions.segments else {})
+
+
+def _devices(trial: Trial) -> int:
+    with contextlib.suppress(OSError, ValueError, LookupError):
+        return int(json.loads((trial.folder / "config.json").read_text())["device"]["count"])
+    return 1
+
+
+def _end(trial: Trial, record: dict[str, Any], state: str, say: Said, error: str = "") -> None:
+    record |= {"state": state, "ended": _now(), "devices": _devices(trial)} | ({"error": error} if error else {})
+    _write(trial, record)
+    words = f"{state}, {error}" if error else state
+    if state == WAITING:
+        words = f"failed, is tried again: {error}"
+    say(f"trial {trial.folder.name} ({_words(trial)}): {words}")
+
+
+def _words(trial: Trial) -> str:
+    return described(trial.values, trial.seed)
+
+
+def _write(trial: Trial, record: Mapping[str, Any]) -> None:
+    write_json(trial.folder / TRIAL, record)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def keep_checkpoints(study: Study) -> None:
+    """Delete the checkpoints of runs that are over, but for those that the study keeps."""
+    if study.settings.keep == "all":
+        return
+    sweep = read_sweep(study.folder)
+    best = sweep.pareto if len(sweep.metrics) > 1 else [sweep.best] if sweep.best else []
+    kept = {trial.path for point in best for trial in point.trials} if study.settings.keep == "best" else set()
+    for trial in sweep.trials:
+        # A point whose other seeds are not over may be the best one yet.
+        waits = any(trial in point.trials and point.state not in OVER for point in sweep.points)
+        if trial.state in OVER and trial.path not in kept and not waits:
+            with contextlib.suppress(FileNotFoundError):
+                delete_tree(trial.path / "checkpoints")
