@@ -27,7 +27,7 @@ def run(model: Any, batch: Any) -> Any:
 CASES = (
     training(
         "c4", "BERT-base, masked words, 8 × 128, against transformers", 1.25, spec="bert:base", rows=8,
-        reference=reference, rate=1e-4,
+        reference=reference, rate=2e-5,  # of more, BERT without warm-up makes rounding grow
         overrides=("objective.sequence_length=128", "objective.max_predictions=20", "objective.next_sentence=False"),
         rivals={"transformers": from_transformers("BertForMaskedLM", run, attn_implementation="sdpa")},
     ),

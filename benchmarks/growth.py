@@ -11,6 +11,7 @@ again (one that failed is). Delete the file for new figures. See benchmarks/READ
 import argparse
 import datetime
 import json
+import math
 import os
 import platform
 import re
@@ -46,12 +47,15 @@ SIZES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "f16": 2, "
 COLLECTIVE = re.compile(
     r"= (?P<result>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\("
 )
-GROUPS = re.compile(r"replica_groups=(\{\{(?P<first>[\d,]+)\}|\[\d+,(?P<size>\d+)\])")
+# The devices that exchange: all groups, the groups' number and size, or a mesh and those of its axes.
+GROUPS = re.compile(
+    r"replica_groups=(\{\{(?P<first>[\d,]+)\}|\[\d+,(?P<size>\d+)\]|mesh\[(?P<mesh>[^\]]*)\] \{(?P<axes>[^}]*)\})"
+)
 
 
 def key_of(axis: str, value: int) -> str:
-    """Return the name of a point; all axes share the base."""
-    return "base" if BASE.get(axis) == value else f"{axis}/{value}"
+    """Return the name of a point; all axes share the base. What is on no axis is a point of its own."""
+    return "base" if BASE.get(axis) == value else f"{axis}/{value}" if axis in AXES else axis
 
 
 # What a child measures.
@@ -229,13 +233,23 @@ def collective_bytes(text: str) -> dict[str, float]:
     for line in text.splitlines():
         if (match := COLLECTIVE.search(line)) is None:
             continue
-        groups = GROUPS.search(line)
-        n = 2 if groups is None else int(groups["size"] or len(groups["first"].split(",")))
+        n = group_size(line)
         size = array_bytes(match["result"])
         share = {"all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1, "collective-permute": 1}
         kind = match["kind"]
         found[kind] = found.get(kind, 0.0) + share.get(kind, (n - 1) / n) * size
     return found
+
+
+def group_size(line: str) -> int:
+    """Return among how many devices a collective exchanges; 2 where it says pairs or nothing."""
+    groups = GROUPS.search(line)
+    if groups is None:
+        return 2
+    if groups["mesh"] is None:
+        return int(groups["size"] or len(groups["first"].split(",")))
+    sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", groups["mesh"])}
+    return math.prod(sizes[name] for name in re.findall(r"'(\w+)'", groups["axes"]))
 
 
 def array_bytes(shapes: str) -> int:

@@ -33,11 +33,12 @@ def test_what_devices_send_is_read_from_the_program(benchmark: tuple[Any, Any]) 
   %sum = (f32[10,100]{1,0}, bf16[100]{0}) all-reduce(%a, %b), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add
   %all = f32[8,256]{1,0} all-gather-start(%c), replica_groups=[2,4]<=[8], dimensions={0}
   %part = f32[256]{0} reduce-scatter(%d), replica_groups={{0,1},{2,3}}, dimensions={0}
+  %axes = f32[16]{0} reduce-scatter(%g), replica_groups=mesh['data'=2,'fsdp'=4] {'data','fsdp'}, dimensions={0}
   %next = pred[] collective-permute(%e), source_target_pairs={{0,1}}
   %done = f32[8,256]{1,0} all-gather-done(%all)
   %name = f32[4]{0} add(%all-reduce.1, %f)
 """
-    sums, gathered, scattered = 2 * 3 / 4 * (4000 + 200), 3 / 4 * 8192, 1024
+    sums, gathered, scattered = 2 * 3 / 4 * (4000 + 200), 3 / 4 * 8192, 1024 + 7 * 64
     expected = {"all-reduce": sums, "all-gather": gathered, "reduce-scatter": scattered, "collective-permute": 1}
     assert benchmark[0].collective_bytes(text) == expected
 
