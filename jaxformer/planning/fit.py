@@ -1,8 +1,9 @@
 """Placements of a config that fit a number of chips: the fastest three, as flags to paste.
 
 A placement is a mesh (data x fsdp x tensor), micro-batches and rematerialisation; attention is what the config says, or
-`auto` chooses on the chip. All that divide are ranked by network.py. From the fastest on, each gets the fewest micro-batches with which `plan` says that it fits, until three
-are found: no program is compiled, and most placements are never traced.
+what `auto` chooses on the chip. All that divide are ranked by network.py. From the fastest on, each gets the fewest
+micro-batches with which `plan` says that it fits, until three are found: no program is compiled, and most placements
+are never traced.
 """
 
 import bisect
