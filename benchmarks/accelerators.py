@@ -161,11 +161,11 @@ def steps_alone(config: tuple[str, tuple[str, ...]], count: int) -> tuple[list[f
     return losses, text, jax.devices()[0].device_kind
 
 
-def checked(name: str, platform: str, folder: Path, number: int) -> dict[str, Any]:
+def checked(name: str, platform: str, dtype: str, folder: Path, number: int) -> dict[str, Any]:
     """Be one side of the comparison with CPU: two layers, two rows, the first 20 losses."""
     os.environ["JAX_PLATFORMS"] = platform
-    exact = ("training.compute_dtype=float32",) if platform == "cpu" else ()
-    losses, text, kind = steps_alone(config_of(name, *SMALL, *exact), trainers.CHECKED)
+    config = config_of(name, *SMALL, f"training.compute_dtype={dtype}")
+    losses, text, kind = steps_alone(config, trainers.CHECKED)
     return {"checked": losses, "kernels": [kernel for kernel in KERNELS[device()] if kernel in text], "kind": kind}
 
 
@@ -223,8 +223,10 @@ def case(name: str) -> harness.Case:
 
 def check_case(name: str) -> harness.Case:
     """Return the comparison with CPU as a case, so that its sides are processes like all others."""
-    platforms = {"ours": PLATFORMS[device()], "cpu": "cpu"}
-    sides = {side: functools.partial(checked, name, platform) for side, platform in platforms.items()}
+    sides = {
+        "ours": functools.partial(checked, name, PLATFORMS[device()], "bfloat16"),
+        "cpu": functools.partial(checked, name, "cpu", "float32"),
+    }
     return harness.Case(name=f"{name}-check", what=RUNS[name].what, sides=sides, measures=(), tolerance=TOLERANCE)
 
 
