@@ -103,7 +103,7 @@ def config_of(name: str, *more: str) -> tuple[str, tuple[str, ...]]:
     """Return our config of a run, as `configs.load` takes it."""
     one = RUNS[name]
     sizes = (*one.tiny, *TINIEST, "training.batch_size=2") if is_tiny() else (f"training.batch_size={one.rows}",)
-    how = ("training.compute_dtype=bfloat16", "model.vocab_multiple=1", f"optimizer.learning_rate={RATE}")
+    how = ("training.compute_dtype=bfloat16", f"optimizer.learning_rate={RATE}")
     return one.spec, (*trainers.SAME, *one.overrides, *how, *sizes, *more)
 
 

@@ -21,7 +21,8 @@ BETAS, EPSILON, DECAY, CLIP = (0.9, 0.95), 1e-8, 0.1, 1.0
 BATCHES = 4  # in turn, so that the losses fall
 CHECKED, WARMUP, LEAST, WINDOW = 20, 3, 5, 5.0  # steps, steps, steps, seconds
 SAME = (
-    "training.phases=()", "training.compute_dtype=float32", "model.dropout=0", "model.attention_dropout=0",
+    "training.phases=()", "training.compute_dtype=float32", "model.vocab_multiple=1",
+    "model.dropout=0", "model.attention_dropout=0",
     "model.hidden_dropout=0", "model.final_dropout=0", "optimizer.name=adamw",
     "optimizer.schedule=constant", "optimizer.warmup_steps=0", "optimizer.bias_correction=True",
     f"optimizer.beta1={BETAS[0]}", f"optimizer.beta2={BETAS[1]}", f"optimizer.epsilon={EPSILON}",
