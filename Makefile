@@ -12,6 +12,8 @@
 #   make lint                   ruff and mypy
 #   make bench                  speed and memory beside PyTorch and transformers: one table, in under 25 minutes on two cores;
 #                               in the environment of test-reference; RESULTS=folder for its files, ROUNDS=3 for more
+#   make bench-gpu [RUNS=G1,G4] training steps on one GPU beside PyTorch, after a comparison with CPU: under four minutes a run
+#   make bench-tpu [RUNS=G1]    the same on one TPU, without a rival
 #   make constraints            resolve the versions anew for PYTHON and write its file in constraints/
 #
 # PYTHON=python3.12 chooses the Python of .venv, SECOND_PYTHON=… the one of test-second.
@@ -28,7 +30,7 @@ PYTHON ?= $(shell .ci/find-python 3.13 3.12 3.14 3.11 3)
 PIP_FLAGS ?= --quiet --disable-pip-version-check --no-compile
 
 .PHONY: venv venv-second venv-reference demo test test-slow test-full test-faults test-second test-reference lint \
-    bench constraints
+    bench bench-gpu bench-tpu constraints
 .NOTPARALLEL:
 
 venv: .venv/installed
@@ -89,6 +91,12 @@ test-second: venv-second
 
 bench: .venv-reference/installed
 	.venv-reference/bin/python benchmarks/run.py --output $(RESULTS) $(if $(ROUNDS),--rounds $(ROUNDS))
+
+# Where JAX finds its accelerator: BENCH_PYTHON=python, say, in a container that has JAX, PyTorch and this package.
+BENCH_PYTHON ?= .venv-reference/bin/python
+
+bench-gpu bench-tpu: bench-%: $(if $(filter .venv-reference/%,$(BENCH_PYTHON)),.venv-reference/installed)
+	$(BENCH_PYTHON) benchmarks/accelerators.py --device $* --output $(RESULTS) $(if $(RUNS),--runs $(RUNS))
 
 lint: .venv/installed
 	.venv/bin/ruff check .

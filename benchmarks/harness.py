@@ -36,7 +36,16 @@ MALLOC = {
 BEFORE, DURING = 0.06, 0.03  # shares of the machine that others may take, before and during a run
 REPEATS, PATIENCE = 2, 60.0  # of a run that others disturbed; seconds to wait for an idle machine
 TIMEOUT = 300  # seconds that one process may take
-UNITS = {"ms": 1e3, "s": 1.0, "M tokens/s": 1e-6, "times": 1.0, "%": 100.0, "MB": 1e-6}
+UNITS = {
+    "ms": 1e3,
+    "s": 1.0,
+    "M tokens/s": 1e-6,
+    "k tokens/s": 1e-3,
+    "rows/s": 1.0,
+    "times": 1.0,
+    "%": 100.0,
+    "MB": 1e-6,
+}
 MEMORY = 1.25  # times the rival's memory that ours may take
 
 

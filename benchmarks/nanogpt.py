@@ -40,7 +40,7 @@ def build(weights: Path, heads: int, compiled: bool = False) -> tuple[Callable[[
             self.ln_f = nn.LayerNorm(width, eps=1e-5)
 
         def forward(self, inputs: Any, targets: Any) -> Any:
-            x = self.wte(inputs) + self.wpe(torch.arange(inputs.shape[1]))
+            x = self.wte(inputs) + self.wpe(torch.arange(inputs.shape[1], device=inputs.device))
             for block in self.h:
                 x = block(x)
             logits = functional.linear(self.ln_f(x), self.wte.weight)
@@ -54,6 +54,7 @@ def build(weights: Path, heads: int, compiled: bool = False) -> tuple[Callable[[
     layers = 1 + max(int(name.split(".")[1]) for name in stored if name.startswith("h."))
     model = Model(len(stored["wte.weight"]), *stored["wpe.weight"].shape, layers)
     model.load_state_dict({name: stored[name] for name in model.state_dict()})
+    model = model.to(torch.get_default_device())
     run = torch.compile(model) if compiled else model
     return lambda batch: run(batch["inputs"], batch["targets"]), list(model.parameters())
 

@@ -21,7 +21,8 @@ BETAS, EPSILON, DECAY, CLIP = (0.9, 0.95), 1e-8, 0.1, 1.0
 BATCHES = 4  # in turn, so that the losses fall
 CHECKED, WARMUP, LEAST, WINDOW = 20, 3, 5, 5.0  # steps, steps, steps, seconds
 SAME = (
-    "training.phases=()", "training.compute_dtype=float32", "model.dropout=0", "model.attention_dropout=0",
+    "training.phases=()", "training.compute_dtype=float32", "model.vocab_multiple=1",
+    "model.dropout=0", "model.attention_dropout=0",
     "model.hidden_dropout=0", "model.final_dropout=0", "optimizer.name=adamw",
     "optimizer.schedule=constant", "optimizer.warmup_steps=0", "optimizer.bias_correction=True",
     f"optimizer.beta1={BETAS[0]}", f"optimizer.beta2={BETAS[1]}", f"optimizer.epsilon={EPSILON}",
@@ -71,10 +72,17 @@ def make(config: tuple[str, tuple[str, ...]], reference: Callable[[], Any], fold
 
     torch.manual_seed(0)
     reference().save_pretrained(folder / "weights")
+    write_batches(config, folder)
+
+
+def write_batches(
+    config: tuple[str, tuple[str, ...]], folder: Path, changed: Callable[[dict[str, Any]], dict[str, Any]] = dict
+) -> None:
+    """Write the batches, each `changed`, and what a step costs by its formula."""
     learner = learner_of(config)
     resolved = learner.config
     shapes = shapes_of(resolved)
-    batches = [batch_of(resolved, number) for number in range(BATCHES)]
+    batches = [changed(batch_of(resolved, number)) for number in range(BATCHES)]
     np.savez(
         folder / "batches.npz", **{f"{n}/{key}": array for n, one in enumerate(batches) for key, array in one.items()}
     )
@@ -152,7 +160,7 @@ def ours(config: tuple[str, tuple[str, ...]], folder: Path, number: int) -> dict
 
 
 def start(config: tuple[str, tuple[str, ...]], weights: Path) -> tuple[Any, Any]:
-    """Return the learner and its state with the weights of a folder of transformers."""
+    """Return the learner and its state with the weights of a folder of transformers, or, where there is none, fresh."""
     import jax
     import jax.numpy as jnp
 
@@ -163,6 +171,8 @@ def start(config: tuple[str, tuple[str, ...]], weights: Path) -> tuple[Any, Any]
     from jaxformer.training import beginning_with
 
     learner = learner_of(config)
+    if not weights.exists():
+        return learner, learner.last.make_state(learner.rngs[0])
     classes = standing(learner.model)
     layout = find_layout(learner.model.config, classes)
     tensors = named(layout, stored_tensors(weights))
@@ -200,11 +210,15 @@ def timed(step: Callable[[int], Callable[[], float]], number: int) -> dict[str, 
     }
 
 
-def theirs(build: Callable[[Path], Any], rate: float, folder: Path, number: int) -> dict[str, Any]:
-    """Train with PyTorch: fused AdamW, gradients set to None; `build` chooses attention and activation."""
+def theirs(
+    build: Callable[[Path], Any], rate: float, folder: Path, number: int, device: str = "cpu", dtype: str = "float32"
+) -> dict[str, Any]:
+    """Train with PyTorch: fused AdamW, gradients set to None; `build` chooses attention and activation. Another dtype
+    than float32 is autocast's."""
     import torch
 
     torch.set_num_threads(THREADS)
+    torch.set_default_device(device)
     imported = peak_mb()
     loss_of, parameters = build(folder / "weights")
     decayed = [parameter for parameter in parameters if parameter.ndim > 1]
@@ -215,10 +229,11 @@ def theirs(build: Callable[[Path], Any], rate: float, folder: Path, number: int)
 
     def step(number: int) -> Callable[[], float]:
         batch = {
-            name: torch.from_numpy(array).long() if array.dtype == np.int32 else torch.from_numpy(array)
+            name: torch.from_numpy(array).to(device, torch.long if array.dtype == np.int32 else torch.float32)
             for name, array in next(batches).items()
         }
-        loss = loss_of(batch)
+        with torch.autocast(device, getattr(torch, dtype), enabled=dtype != "float32"):
+            loss = loss_of(batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, CLIP)
@@ -228,13 +243,19 @@ def theirs(build: Callable[[Path], Any], rate: float, folder: Path, number: int)
     return timed(step, number) | {"imported_mb": imported}
 
 
-def from_transformers(kind: str, run: Callable[[Any, Any], Any], **settings: Any) -> Callable[[Path], Any]:
+def from_transformers(
+    kind: str, run: Callable[[Any, Any], Any], compiled: bool = False, **settings: Any
+) -> Callable[[Path], Any]:
     """Return a builder of a model of transformers; `run` turns (model, batch) into the loss."""
 
     def build(weights: Path) -> Any:
+        import torch
         import transformers
 
-        model = getattr(transformers, kind).from_pretrained(weights, **settings).train()
-        return functools.partial(run, model), [parameter for parameter in model.parameters() if parameter.requires_grad]
+        with torch.device("cpu"):
+            model = getattr(transformers, kind).from_pretrained(weights, **settings).train()
+        model = model.to(torch.get_default_device())
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return functools.partial(run, torch.compile(model) if compiled else model), parameters
 
     return build

@@ -14,7 +14,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """`jaxformer train --config=bart[:base|large][,smoke|small]`; without ARG the paper's large model."""
     size, scale = common.parse_arg(arg, SIZES, "large")
     config = common.base()
-    config.model = {"preset": f"bart_{size}"}
+    config.model = {"preset": f"bart_{size}", "vocab_multiple": common.VOCAB_MULTIPLE}
     config.objective = {
         "name": "denoising",
         "sequence_length": 512,  # not published: RoBERTa's

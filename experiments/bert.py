@@ -14,7 +14,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """`jaxformer train --config=bert[:tiny|mini|medium|base|large][,smoke|small]`; without ARG the paper's base."""
     size, scale = common.parse_arg(arg, SIZES, "base")
     config = common.base()
-    config.model = {"preset": f"bert_{size}"}
+    config.model = {"preset": f"bert_{size}", "vocab_multiple": common.VOCAB_MULTIPLE}
     config.objective = {"name": "masked_lm", "sequence_length": 512, "max_predictions": 77, "next_sentence": True}
     config.tokenizer = {"name": "wordpiece", "vocab_size": 30_522, "strip_accents": True}
     # By size: millions of words. bookscorpus is not in TFDS: a folder that you prepare.

@@ -3,6 +3,8 @@
 from ml_collections import ConfigDict
 
 SCALES = ("smoke", "small")
+# Stored rows of the vocabulary: accelerators multiply in tiles of 128. The extra ones are masked, and not exported.
+VOCAB_MULTIPLE = 128
 
 
 def parse_arg(arg: str, sizes: tuple[str, ...], default: str) -> tuple[str, str]:
@@ -85,7 +87,7 @@ def shrink(config: ConfigDict, scale: str) -> None:
     config.data = {"name": "stdlib_docs"}
     config.model.update(sizes[scale])
     # No dropout: so short a run underfits.
-    config.model.update({"vocab_size": 4096, "dropout": 0.0, "attention_dropout": 0.0})
+    config.model.update({"vocab_size": 4096, "vocab_multiple": 1, "dropout": 0.0, "attention_dropout": 0.0})
     config.tokenizer.vocab_size = 4096
     config.training.update({"num_steps": steps[scale], "log_every": 10, "eval_every": steps[scale] // 3})
     config.training.update({"phases": (), "logits_chunk": 0})

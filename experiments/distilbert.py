@@ -17,7 +17,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """
     _, scale = common.parse_arg(arg, ("base",), "base")
     config = common.base()
-    config.model = {"preset": "distilbert_base"}
+    config.model = {"preset": "distilbert_base", "vocab_multiple": common.VOCAB_MULTIPLE}
     config.objective = {
         "name": "masked_lm",
         "sequence_length": 512,

@@ -12,7 +12,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """`jaxformer train --config=gpt[:smoke|small]`; without ARG the paper's run."""
     _, scale = common.parse_arg(arg, ("117m",), "117m")
     config = common.base()
-    config.model = {"preset": "gpt"}
+    config.model = {"preset": "gpt", "vocab_multiple": common.VOCAB_MULTIPLE}
     config.objective = {"name": "causal_lm", "sequence_length": 512}
     # The paper's lower-cased BPE has 40,000 merges; ours is trained on the corpus at hand.
     config.tokenizer = {"name": "byte_bpe", "vocab_size": 40_478, "lowercase": True}

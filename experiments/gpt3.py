@@ -27,7 +27,7 @@ def get_config(arg: str = "") -> ConfigDict:
     size, scale = common.parse_arg(arg, SIZES, "175b")
     learning_rate, batch_size = RECIPES[size]
     config = common.base()
-    config.model = {"preset": f"gpt3_{size}"}
+    config.model = {"preset": f"gpt3_{size}", "vocab_multiple": common.VOCAB_MULTIPLE}
     config.objective = {"name": "causal_lm", "sequence_length": 2048}
     config.tokenizer = {"name": "byte_bpe", "vocab_size": 50_257}
     # Table 2.2: per cent of the examples. Only Wikipedia is in TFDS; the others are folders that you prepare.

@@ -19,7 +19,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """
     size, scale = common.parse_arg(arg, SIZES, "base")
     config = common.base()
-    config.model = {"preset": "t5_" + {"60m": "small"}.get(size, size)}
+    config.model = {"preset": "t5_" + {"60m": "small"}.get(size, size), "vocab_multiple": common.VOCAB_MULTIPLE}
     # The baseline pretrains with dropout 0.1 (section 3.1.3), v1.1 without.
     config.objective = {"name": "span_corruption", "sequence_length": 512}
     config.tokenizer = {"name": "unigram", "vocab_size": 32_100}

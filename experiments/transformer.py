@@ -14,7 +14,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """`jaxformer train --config=transformer[:base|big][,smoke|small]`; without ARG the paper's base model."""
     size, scale = common.parse_arg(arg, SIZES, "base")
     config = common.base()
-    config.model = {"preset": f"transformer_{size}"}
+    config.model = {"preset": f"transformer_{size}", "vocab_multiple": common.VOCAB_MULTIPLE}
     config.objective = {
         "name": "parallel_text",
         "source_field": "en",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -165,3 +166,69 @@ def test_a_setting_of_the_rival_that_does_not_run_is_told_and_loses_nothing(
     broken[:] = ["ours"]
     with pytest.raises(harness.Failed):
         harness.compare("c0", case, tmp_path)
+
+
+@pytest.fixture
+def accelerators(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`benchmarks/accelerators.py` as its processes have it, at tiny size on CPU, without a rival."""
+    for name, value in (("DEVICE", "cpu"), ("TINY", "1"), ("ALONE", "1")):
+        monkeypatch.setenv(f"BENCHMARK_{name}", value)
+    import accelerators
+
+    return accelerators
+
+
+@pytest.mark.slow
+def test_a_run_on_an_accelerator_works_where_there_is_none(
+    accelerators: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that `make bench-tpu` does but for the device, packed rows included, in this process."""
+    import harness
+    import trainers
+
+    def here(comparison: str, case: str, side: str, folder: Path, number: int) -> dict[str, Any]:
+        one = next(one for one in accelerators.CASES if one.name == case)
+        return one.make(folder) or {} if side == "make" else dict(one.sides[side](folder, number), peak_mb=1.0)
+
+    monkeypatch.setattr(harness, "in_process", here)
+    monkeypatch.setattr(trainers, "learner_of", one_device(trainers.learner_of))
+    monkeypatch.setenv("BENCHMARK_STARTED", "0")
+    record = accelerators.measured("g6", tmp_path, harness.about())
+    assert "refused" not in record, record
+    assert 0 < record["against_cpu"]["apart"] < accelerators.TOLERANCE
+    assert [row["unit"] for row in record["rows"]] == ["ms", "rows/s"]
+    assert len(record["against_cpu"]["losses"]["ours"]) == trainers.CHECKED
+    page = accelerators.page("cpu", [record])
+    assert page.count("not run") == 7 and "G6" in page and record["accelerator"] in page
+
+
+def one_device(learner_of: Any) -> Any:
+    """Return `learner_of` for a process that has eight fake devices."""
+    return lambda config: learner_of((config[0], (*config[1], "sharding.data=1")))
+
+
+def test_packed_rows_hold_two_texts(accelerators: Any) -> None:
+    batch = accelerators.packed({"inputs": np.zeros((2, 20), np.int32), "weights": np.ones((2, 3))})
+    assert batch["segment_ids"].tolist() == [[1] * 9 + [2] * 11] * 2
+    assert batch["positions"].tolist() == [[*range(9), *range(11)]] * 2
+    assert batch["weights"].shape == (2, 3)
+
+
+def test_nothing_is_timed_before_losses_and_kernels_are_right(
+    accelerators: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import harness
+
+    sides = {"ours": {"checked": [4.0, 3.0], "kernels": [], "kind": "H"}, "cpu": {"checked": [4.0, 3.1], "kernels": []}}
+    monkeypatch.setenv("BENCHMARK_DEVICE", "gpu")
+    monkeypatch.setattr(harness, "in_process", lambda comparison, case, side, folder, number: dict(sides[side]))
+    assert "differ at 1" in accelerators.measured("g1", tmp_path, {})["refused"]
+    sides["cpu"]["checked"] = [4.0, 3.01]
+    refused = accelerators.measured("g1", tmp_path, {})["refused"]
+    assert "no __cudnn$fmha in the compiled step" in refused
+    sides["ours"]["kernels"] = ["__cudnn$fmha"]
+    assert accelerators.against_cpu("g1", tmp_path)["accelerator"] == "H"
+    assert all(one.what in accelerators.page("gpu", []) for one in accelerators.RUNS.values())
+    for device in ("gpu", "tpu"):
+        stored = (FOLDER / "results" / f"{device}.md").read_text(encoding="utf-8")
+        assert stored.startswith(accelerators.page(device, []).splitlines()[0])

@@ -229,6 +229,40 @@ def test_a_state_of_another_config_is_refused(tmp_path: Path) -> None:
         Checkpoints(tmp_path, CheckpointConfig()).restore_latest(shapes(other))
 
 
+@pytest.mark.parametrize(("stored", "wanted"), [(7, 8), (8, 7), (5, 8)])
+def test_rows_behind_the_vocabulary_are_left_out_or_filled_up(tmp_path: Path, stored: int, wanted: int) -> None:
+    """Five ids, in tables of other lengths: a run of one `model.vocab_multiple` starts from one of another."""
+    mesh = Mesh(np.array(jax.devices()[:2]), ("tensor",))
+    saved = {
+        "embedding": {"tokens": jnp.arange(3.0 * stored).reshape(stored, 3)},
+        "vocabulary": {"kernel": jnp.arange(2.0 * stored).reshape(2, stored), "bias": jnp.ones(stored)},
+    }
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    checkpoints.save(1, {"params": saved})
+    checkpoints.close()
+
+    def leaf(shape: tuple[int, ...], *split: str | None) -> jax.ShapeDtypeStruct:
+        spec = PartitionSpec(*split) if wanted % 2 == 0 else PartitionSpec()
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
+
+    target = {
+        "embedding": {"tokens": leaf((wanted, 3), "tensor")},
+        "vocabulary": {"kernel": leaf((2, wanted), None, "tensor"), "bias": leaf((wanted,), "tensor")},
+    }
+    params, table = restore_params(tmp_path, target, vocab_size=5)
+    both = min(stored, wanted)
+    for path, axis in (("embedding/tokens", 0), ("vocabulary/kernel", 1), ("vocabulary/bias", 0)):
+        stack, name = path.split("/")
+        found, expected = (np.moveaxis(np.asarray(tree[stack][name]), axis, 0) for tree in (params, saved))
+        np.testing.assert_array_equal(found[:both], expected[:both])
+        assert len(found) == wanted and not found[both:].any()
+        assert params[stack][name].sharding == target[stack][name].sharding
+        assert table.restored[path] == target[stack][name].shape
+    for size in (0, 9):  # no rows are padding, or fewer are stored than there are ids
+        with pytest.raises(UserError, match="are not the model's"):
+            restore_params(tmp_path, target, vocab_size=size)
+
+
 def test_sharded_saves_restore_on_one_device_and_back(tmp_path: Path) -> None:
     devices = np.array(jax.devices())
     if len(devices) < 8:

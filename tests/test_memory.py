@@ -164,7 +164,7 @@ def test_what_accumulation_and_fsdp_add() -> None:
     # Scanned layers' gradients are there from the start: nothing of them hides behind activations. The table is there
     # whole, and so are its gradient from the logits and that from the look-up, until each device keeps its share.
     shared = plan("training.batch_size=16", "sharding.fsdp=2")
-    layer, table = 4 * 12 * 768**2, 4 * 50_257 * 768
+    layer, table = 4 * 12 * 768**2, 4 * 50_304 * 768
     assert layer + 2 * table <= shared["activations"] - whole["activations"] <= layer + 3 * table
 
 

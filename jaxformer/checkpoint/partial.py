@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Group
 from rich.text import Text
 
@@ -18,6 +20,8 @@ from jaxformer.tables import table
 from jaxformer.trees import flatten, mask, unflatten
 
 HEADS = ("vocabulary", "row_heads", "token_heads")  # the parts of a model that depend on what it learns
+# The axis along which an array has a row for each id of the vocabulary, and behind them rows that are padding.
+VOCABULARY = {"embedding/tokens": 0, "source_embedding/tokens": 0, "vocabulary/kernel": 1, "vocabulary/bias": 0}
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ def restore_params(
     target: dict[str, Any],
     skip: tuple[str, ...] = (),
     new: tuple[str, ...] = (),
+    vocab_size: int = 0,
 ) -> tuple[dict[str, Any], RestoreTable]:
     """Restore parameters from a checkpoint, or from the newest one of a run, or as a source says, into the tree of
     `target`.
@@ -94,6 +99,9 @@ def restore_params(
     not give; a shape that differs must be named by both. Where they select layers, the layers left over on both sides
     are matched in order: skip=("encoder/layers[1::2]/.*",) gives a model of half the depth every other layer.
 
+    Where both sides have `vocab_size` ids, either may store any number of rows behind them (`model.vocab_multiple`):
+    they are left out, or filled with zeros. 0: all rows count.
+
     Raises:
       UserError: something is left over on one side (with the difference in two columns), a pattern selects nothing,
         there is no checkpoint, or it is damaged.
@@ -101,7 +109,9 @@ def restore_params(
     source, shapes = opened(path)
     newest = source.checkpoints[-1]
     wanted = flatten(target)
-    stored = _side(shapes, skip, "checkpoint.init_skip")
+    padded = _padded(shapes, wanted, vocab_size)
+    kept = shapes | {path: tuple(wanted[path].shape) for path in padded}
+    stored = _side(kept, skip, "checkpoint.init_skip")
     model = _side({path: tuple(leaf.shape) for path, leaf in wanted.items()}, new, "checkpoint.init_new")
     restored = stored.left()
     if restored != model.left():
@@ -110,10 +120,11 @@ def restore_params(
             f"checkpoint.init_skip (left) and checkpoint.init_new (right)\n{difference(restored, model.left())}"
         )
     reading = {
-        path: jax.ShapeDtypeStruct(shapes[path], wanted[path].dtype, sharding=getattr(wanted[path], "sharding", None))
+        path: jax.ShapeDtypeStruct(shapes[path], wanted[path].dtype, sharding=_sharding(wanted[path], path in padded))
         for path in restored
     }
     found = read_params(source, reading) if reading else {}
+    found |= {path: _resized(found[path], wanted[path], padded[path]) for path in padded if path in found}
     params = {
         path: _merge(found[path], stored.rows(path), leaf, model.rows(path)) if path in found else leaf
         for path, leaf in wanted.items()
@@ -136,6 +147,36 @@ def fresh_heads(path: Path, target: dict[str, Any], same_task: bool) -> tuple[tu
         )
 
     return differing(stored, wanted), differing(wanted, stored)
+
+
+def _padded(stored: dict[str, Shape], wanted: dict[str, Any], vocab_size: int) -> dict[str, int]:
+    """Return {path: axis} of arrays that differ only in how many rows they have behind those of `vocab_size` ids."""
+    found = {}
+    for path, axis in VOCABULARY.items() if vocab_size else ():
+        if path not in stored or path not in wanted:
+            continue
+        ours, theirs = tuple(wanted[path].shape), stored[path]
+        same = ours[:axis] + ours[axis + 1 :] == theirs[:axis] + theirs[axis + 1 :]
+        if ours != theirs and same and min(ours[axis], theirs[axis]) >= vocab_size:
+            found[path] = axis
+    return found
+
+
+def _sharding(leaf: Any, whole: bool) -> Any:
+    """Return where an array is read to: where it shall live, or, `whole`, to every device that has a part of it."""
+    sharding = getattr(leaf, "sharding", None)
+    return NamedSharding(sharding.mesh, PartitionSpec()) if whole and isinstance(sharding, NamedSharding) else sharding
+
+
+def _resized(found: jax.Array, leaf: Any, axis: int) -> jax.Array:
+    """Return an array with as many rows as `leaf` has, placed like it: cut, or filled up with zeros."""
+    rows, had = leaf.shape[axis], found.shape[axis]
+
+    def resize(x: jax.Array) -> jax.Array:
+        widths = [(0, max(rows - had, 0) if place == axis else 0) for place in range(x.ndim)]
+        return jnp.pad(jax.lax.slice_in_dim(x, 0, min(rows, had), axis=axis), widths)
+
+    return jax.jit(resize, out_shardings=getattr(leaf, "sharding", None))(found)
 
 
 def _side(shapes: dict[str, Shape], patterns: tuple[str, ...], where: str) -> _Side:

@@ -70,7 +70,9 @@ def _from_another(run: OpenedRun, learner: Learner, fresh: Params) -> Params | N
                 source.checkpoints[0], fresh, same_task=_is_same_task(config, learner.data.labels)
             )
             skip, new = (*skip, *skipped), (*new, *started)
-        params, table = restore_params(source, fresh, skip=skip, new=new)
+        base = read_record(named(config.init_from)[0])["config"]["model"]
+        vocab_size = config.model.vocab_size if base["vocab_size"] == config.model.vocab_size else 0
+        params, table = restore_params(source, fresh, skip=skip, new=new, vocab_size=vocab_size)
         run.display.note(table.render())
         for line in compare_with_base(config, learner.data.labels, table.restored):
             run.display.note(f"note: {line}")

@@ -94,4 +94,5 @@ def begin_with_layers(config: Config, teacher: Teacher, fresh: Params) -> tuple[
     distillation, model = teacher.teaching
     dropped = set(range(model.config.num_layers)) - set(distillation.layers)
     skip = (*config.checkpoint.init_skip, *(rf".*/layers[{layer}]/.*" for layer in sorted(dropped)))
-    return restore_params(checkpoint_of(distillation.teacher), fresh, skip=skip, new=config.checkpoint.init_new)
+    folder, new = checkpoint_of(distillation.teacher), config.checkpoint.init_new
+    return restore_params(folder, fresh, skip=skip, new=new, vocab_size=config.model.vocab_size)
