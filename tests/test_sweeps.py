@@ -49,6 +49,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ids: list[str] = []
     monkeypatch.setattr(working, "train", make_believe(ids))
     monkeypatch.setattr(working, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(sweeping.report, "write_sweep_report", lambda *_: Path())  # a make-believe run is no run
     return ids
 
 
@@ -379,9 +380,12 @@ def test_importance_and_all_keys_at_once_are_drawn(corpus: Path, tmp_path: Path,
 
 
 def test_the_command_line_searches_shows_and_goes_on(
-    corpus: Path, tmp_path: Path, trained: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    corpus: Path,
+    tmp_path: Path,
+    trained: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sweeping.report, "write_sweep_report", lambda *_: tmp_path)  # a make-believe run is no run
     keys = [f"--config.{key}" for key in overrides(corpus)]
     folder = f"--study={tmp_path / 'cli'}"
     words = ["sweep", "--config=gpt:smoke", *keys, f"--sweep.{RATE}=1e-3,1e-2", "--sweep.seed=0:2", folder]
@@ -409,9 +413,12 @@ def test_the_command_line_searches_shows_and_goes_on(
 
 
 def test_train_with_several_seeds_reports_mean_and_spread(
-    corpus: Path, tmp_path: Path, trained: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    corpus: Path,
+    tmp_path: Path,
+    trained: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sweeping.report, "write_sweep_report", lambda *_: tmp_path)
     keys = [f"--config.{key}" for key in overrides(corpus, seed=5)]
     assert main(["train", "--config=gpt:smoke", *keys, "--seeds=3", f"--workdir={tmp_path / 'seeds'}"]) == 0
     lines = capsys.readouterr().out.splitlines()
