@@ -218,7 +218,8 @@ def theirs(
     import torch
 
     torch.set_num_threads(THREADS)
-    torch.set_default_device(device)
+    if device != "cpu":  # even of the CPU, it would look at every call
+        torch.set_default_device(device)
     imported = peak_mb()
     loss_of, parameters = build(folder / "weights")
     decayed = [parameter for parameter in parameters if parameter.ndim > 1]

@@ -25,6 +25,7 @@ from jaxformer.tokenizers import Tokenizer, WordPiece, train_tokenizer
 
 VERBS = [
     "train",
+    "sweep",
     "evaluate",
     "generate",
     "fill",
@@ -48,6 +49,7 @@ ACTIONS = {
 }
 OVERRIDDEN = [
     ["train"],
+    ["sweep"],
     ["evaluate"],
     ["generate"],
     ["fill"],
@@ -90,7 +92,7 @@ def test_every_help_has_an_example_of_that_verb(run: Run, command: list[str]) ->
         example.partition("   (")[0].partition(" -- ")[0].removeprefix("example: jaxformer ").replace('"', "").split()
     )
     if command and command not in (["tokenizer"], ["launch"]):
-        args = cli._parser().parse_args([word for word in words if not word.startswith("--config.")])
+        args = cli._parser().parse_args([word for word in words if not word.startswith(("--config.", "--sweep."))])
         assert args.verb == command[0] and getattr(args, "action", None) == (command[1:] or [None])[0]
 
 

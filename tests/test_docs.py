@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from jaxformer.cli import main as cli
+from jaxformer.studies.space import read_space, read_words
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 LAUNCHING = (DOCS / "launching.md").read_text(encoding="utf-8")
@@ -77,3 +78,16 @@ def test_the_commands_of_the_page_are_ones_that_the_parser_takes() -> None:
         own, _, other = command.removeprefix("jaxformer ").partition(" -- ")
         for words in filter(None, (own, other)):
             cli._parser().parse_args(shlex.split(words))
+
+
+def test_the_commands_about_sweeps_are_ones_that_the_parser_and_the_search_take() -> None:
+    text = (DOCS / "sweeps.md").read_text(encoding="utf-8")
+    lines = [line.strip().partition("  #")[0] for line in text.splitlines() if line.startswith("    jaxformer ")]
+    assert len(lines) >= 8
+    for line in lines:
+        own, _, other = line.removeprefix("jaxformer ").partition(" -- ")
+        for words in filter(None, (own, other)):
+            kept, _, searched = cli._sorted(shlex.split(words))
+            cli._parser().parse_args(kept)
+            if searched:
+                assert read_space(read_words(searched)).to_dict()

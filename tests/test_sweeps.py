@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import postgresql
 import pytest
 from sweeps import RATE, make_believe, opened, overrides
 from training import assert_same_run, make_corpus
@@ -15,10 +16,12 @@ from training import assert_same_run, make_corpus
 import jaxformer
 from jaxformer import config as configs
 from jaxformer.checkpoint import finished_steps
+from jaxformer.cli.main import main
 from jaxformer.errors import Interrupted, UserError
 from jaxformer.report import read_sweep
+from jaxformer.report.sweep_plots import importance, sweep_plots
 from jaxformer.runs import Display, train
-from jaxformer.studies import Settings, Study, read_study, run_study, sweep, working
+from jaxformer.studies import Settings, Study, read_study, run_study, sweep, sweeping, working
 from jaxformer.studies.searching import Search
 from jaxformer.studies.study import Experiment, open_study, without_password
 from jaxformer.training.compiled import compiled_steps
@@ -46,6 +49,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ids: list[str] = []
     monkeypatch.setattr(working, "train", make_believe(ids))
     monkeypatch.setattr(working, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(sweeping.report, "write_sweep_report", lambda *_: Path())  # a make-believe run is no run
     return ids
 
 
@@ -347,6 +351,104 @@ def test_a_password_is_neither_kept_nor_shown(corpus: Path, tmp_path: Path) -> N
     assert without_password("sqlite:///a.db") == "sqlite:///a.db"
     made = opened(tmp_path / "kept", corpus, GRID, "postgresql://me:word@host/name")
     assert "word" not in (made.folder / "study.json").read_text()
+
+
+def test_the_page_has_all_there_is_to_see(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(study.folder)]) == 0
+    shown, page = capsys.readouterr().out, (study.folder / "report" / "report.html").read_text()
+    for heading in ("Learning curves", "What each key does", "Points, the best first"):
+        assert heading in page
+    found = read_sweep(study.folder)
+    assert "The sweep cost" in page and "Best: optimizer.learning_rate 0.01" in page and "best.py" in page
+    assert "http://www.w3.org" in page and "src=" not in page, "nothing is fetched"
+    each = [trial.emissions.energy_kwh for trial in found.trials]
+    assert found.costs()["energy_kwh"] == pytest.approx(sum(each)) and min(each) > 0
+    assert found.costs(found.trials[:1])["hours"] == found.trials[0].emissions.seconds / 3600
+    assert "4 of 4 runs are over" in shown and all(trial.path.name in page for trial in found.trials)
+
+
+def test_importance_and_all_keys_at_once_are_drawn(corpus: Path, tmp_path: Path, trained: list[str]) -> None:
+    space = {RATE: [1e-4, 1e-3, 1e-2], "model.dropout": [0.0, 0.1], "optimizer.epsilon": {"low": 1e-9, "high": 1e-7}}
+    made = opened(tmp_path / "many", corpus, space, sampler="random", trials=12, search_seed=1)
+    working.work(made, quiet)
+    found = read_sweep(made.folder)
+    shares = importance(found)
+    assert max(shares, key=lambda name: shares[name]) == RATE and sum(shares.values()) == pytest.approx(1)
+    (tmp_path / "plots").mkdir()
+    titles = [plot.title for plot in sweep_plots(found, tmp_path / "plots")]
+    assert {"Learning curves", "What each key does", "All keys at once", "Importance"} <= set(titles)
+
+
+def test_the_command_line_searches_shows_and_goes_on(
+    corpus: Path,
+    tmp_path: Path,
+    trained: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keys = [f"--config.{key}" for key in overrides(corpus)]
+    folder = f"--study={tmp_path / 'cli'}"
+    words = ["sweep", "--config=gpt:smoke", *keys, f"--sweep.{RATE}=1e-3,1e-2", "--sweep.seed=0:2", folder]
+    assert main(words) == 0
+    shown = capsys.readouterr()
+    assert "best: jaxformer train --config=gpt:smoke" in shown.out and "4 of 4 runs are over" in shown.out
+    assert "2 points by grid, 2 seeds each: 4 runs of 30 steps, judged by eval/loss" in shown.err
+    assert "disk: about" in shown.err and len([line for line in shown.err.splitlines() if line.endswith("done")]) == 4
+    assert main(["sweep", folder]) == 0 and len(trained) == 4
+    capsys.readouterr()
+    assert main(["sweep", "status", folder, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["runs"]) == 4
+    for wrong, said in (
+        (["sweep"], "give --config"),
+        (["sweep", folder, "--sweep.seed=0:3"], "--config: what is searched"),
+        (["sweep", "--config=gpt:smoke", "--sweep.seed=0:3", "--parallel=0"], "--parallel: 0"),
+        (["sweep", "--config=gpt:smoke", f"--study={tmp_path / 'x'}"], "no function get_sweep"),
+        (["sweep", "status", f"--study={tmp_path / 'x'}"], "is no study"),
+        (["models", "--sweep.seed=0:3"], "--sweep.seed=0:3: this verb searches nothing"),
+        (["launch", "slurm", "--hosts=2", "--", *words], "--hosts: a sweep's workers are no peers"),
+        (["launch", "local", "--", *words[:-1], "--study=gs://b/x"], "cannot hold the journal"),
+        (["launch", "slurm", "--dry-run", "--", *words[:2], "--sweep.model.d_modl=1"], "model.d_modl: no such key"),
+    ):
+        assert main(wrong) == 2 and said in capsys.readouterr().err, wrong
+
+
+def test_train_with_several_seeds_reports_mean_and_spread(
+    corpus: Path,
+    tmp_path: Path,
+    trained: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keys = [f"--config.{key}" for key in overrides(corpus, seed=5)]
+    assert main(["train", "--config=gpt:smoke", *keys, "--seeds=3", f"--workdir={tmp_path / 'seeds'}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "seed 5" in lines[0] and "seed 7" in lines[0] and len(trained) == 3
+    (line,) = [line.split() for line in lines if line.startswith("eval/loss")]
+    mean, spread, *each = map(float, line[1:])
+    assert mean == pytest.approx(sum(each) / 3, abs=1e-3) and spread == pytest.approx(0.01)
+
+
+def test_each_worker_has_its_share_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeping.os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 4}, raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    both = [sweeping.shares(number, 2) for number in range(2)]
+    assert [share["JAXFORMER_CORES"] for share in both] == ["0,1,2", "3,4"]
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in both] == ["0,2", "1"]
+    assert all("XLA_PYTHON_CLIENT_MEM_FRACTION" not in share for share in both)
+    many = [sweeping.shares(number, 6) for number in range(6)]
+    assert [share["JAXFORMER_CORES"] for share in many] == ["0", "1", "2", "3", "4", "0"]
+    assert {share["XLA_PYTHON_CLIENT_MEM_FRACTION"] for share in many} == {"0.450"}
+
+
+@pytest.mark.slow
+def test_postgresql_holds_the_search(corpus: Path, tmp_path: Path, trained: list[str]) -> None:
+    # A real server: SQLite, of the faster test, has another dialect and no network.
+    with postgresql.server() as url:
+        made = opened(tmp_path / "postgres", corpus, RANGE, url, trials=3, sampler="tpe")
+        working.work(made, quiet)
+        assert len(trained) == 3 and len(Search(made).asked()) == 3
+    with pytest.raises(UserError, match=r"the database postgresql\+psycopg://[^ ]+ cannot be reached"):
+        Search(made)
 
 
 def test_settings_and_record_say_the_same(study: Study) -> None:

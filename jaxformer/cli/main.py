@@ -184,6 +184,7 @@ def _parser() -> argparse.ArgumentParser:
         "--allow-config-change", action="store_true", help="resume although the config, or what the run reads, differs"
     )
     train.add_argument("--profile", action="store_true", help="write a trace of a few steps to DIR/profile")
+    train.add_argument("--seeds", type=int, default=0, metavar="N", help="train with N seeds: mean and spread")
     train.add_argument("--quiet", action="store_true", help="show nothing but errors")
 
     add_sweep(add)

@@ -158,6 +158,23 @@ def status(args: argparse.Namespace) -> int:
     return 0
 
 
+def train_seeds(args: argparse.Namespace, overrides: list[str], workdir: Path) -> int:
+    """Train an experiment with several seeds, as a study of one point, and print mean and spread of what it gave."""
+    if args.seeds < 1 or args.profile:
+        raise UserError("--seeds: give at least 1, and no --profile, which is of one run")
+    from jaxformer import config as configs
+    from jaxformer import studies
+    from jaxformer.report import print_seeds
+
+    first = configs.load(args.config, overrides).seed
+    space = {"seed": list(range(first, first + args.seeds))}
+    experiment = studies.Experiment(studies.absolute_spec(args.config), tuple(overrides))
+    folder = location(args.workdir) if args.workdir else workdir.with_name(f"{workdir.name}-seeds")
+    study = studies.open_study(folder, experiment, space, studies.Settings(), "", args.allow_config_change)
+    print_seeds(studies.run_study(study, quiet=args.quiet))
+    return 0
+
+
 def report_sweep(args: argparse.Namespace, folder: Path) -> int:
     """Write the page on a study, by default into its own folder."""
     from jaxformer import report

@@ -40,6 +40,8 @@ def _importing() -> Iterator[None]:
 
 
 def train(args: argparse.Namespace, overrides: list[str]) -> int:
+    if args.seeds:
+        return sweeps.train_seeds(args, overrides, default_workdir(args.config))
     with _importing():
         from jaxformer import config as configs
         from jaxformer.devices import is_first

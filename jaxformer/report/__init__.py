@@ -30,7 +30,7 @@ from jaxformer.report.study import (
     seconds_left,
 )
 from jaxformer.report.summary import print_summary, summary_rows
-from jaxformer.report.sweep import print_sweep, progress_line, sweep_table
+from jaxformer.report.sweep import print_seeds, print_sweep, progress_line, sweep_table
 from jaxformer.report.transfer import equal_accuracy, payback, print_transfer
 
 __all__ = [
@@ -57,6 +57,7 @@ __all__ = [
     "is_sweep",
     "load_study",
     "payback",
+    "print_seeds",
     "print_summary",
     "print_sweep",
     "progress_line",

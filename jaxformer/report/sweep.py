@@ -99,3 +99,22 @@ def print_sweep(sweep: Sweep, console: Console | None = None, at_once: int = 1) 
     console.print(sweep_table(sweep))
     for line in [progress_line(sweep, at_once), cost_line(sweep), *failures(sweep)]:
         print_paragraph(console, line)
+
+
+def print_seeds(sweep: Sweep, console: Console | None = None) -> None:
+    """Print the mean and the spread over seeds of everything that the only point of a study gave at its last
+    evaluation."""
+    console = roomy(console or Console())
+    shown = table()
+    for heading in ("Metric", "Mean", "Spread", *(f"seed {seed}" for seed in sweep.record["seeds"])):
+        shown.add_column(heading, justify="left" if heading == "Metric" else "right", no_wrap=True)
+    for point in sweep.points[:1]:
+        names = dict.fromkeys(name for trial in point.trials for name in trial.metrics if name.startswith("eval/"))
+        for name in names:
+            mean, spread = point.mean(name), point.spread(name)
+            each = {trial.record["seed"]: trial.metrics.get(name) for trial in point.trials}
+            cells = [mean, spread, *(each.get(seed) for seed in sweep.record["seeds"])]
+            shown.add_row(name, *(DASH if cell is None else metric(cell) for cell in cells))
+    console.print(shown)
+    for line in [cost_line(sweep), *failures(sweep)]:
+        print_paragraph(console, line)

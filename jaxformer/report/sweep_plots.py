@@ -188,7 +188,7 @@ def _place(sweep: Sweep, key: str, values: Sequence[Any], value: Any) -> float:
 
 
 def importance(sweep: Sweep) -> dict[str, float]:
-    """Return how much of what the points gave each key explains (PED-ANOVA, as Optuna has it); {} where there are too
+    """Return how much of what the points gave each key explains (fANOVA, as Optuna has it); {} where there are too
     few finished points, or all gave the same.
 
     Of keys that go together the first stands for all.
@@ -219,7 +219,8 @@ def importance(sweep: Sweep) -> dict[str, float]:
             for name in names
         }
         search.add_trial(optuna.trial.create_trial(params=params, distributions=kinds, value=point.mean(metric)))
-    return dict(optuna.importance.get_param_importances(search))
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    return dict(optuna.importance.get_param_importances(search, evaluator=evaluator))
 
 
 def _importance(sweep: Sweep) -> Drawn:
@@ -233,7 +234,7 @@ def _importance(sweep: Sweep) -> Drawn:
     panel.set_yticks(range(len(names)), names)
     panel.set_xlabel("Share of what the points differ by")
     panel.grid(axis="y", visible=False)
-    return "importance", "Importance", "How much each key explains (PED-ANOVA of the finished points).", figure
+    return "importance", "Importance", "How much each key explains (fANOVA of the finished points).", figure
 
 
 def _pareto(sweep: Sweep) -> Drawn:
