@@ -55,7 +55,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 
 # Whom `auto` asks on each device, in this order, and from how many queries on. On CPU 256 is where blockwise gets
 # faster (benchmarks/results/attention-cpu.md). Elsewhere nothing was measured; 512 is where scores take more memory
-# than all else of a layer: 5 H T bytes a token against 34 d_model (Korthikanti et al. 2022, equation 2; head size 64: 435).
+# than all else of a layer: 5 H T bytes a token against 34 d_model (Korthikanti et al. 2022, equation 2; 435).
 PREFERRED: dict[str, dict[str, int]] = {
     "cpu": {"blockwise": 256, "einsum": 0},
     "gpu": {"cudnn": 0, "blockwise": 512, "einsum": 0},
