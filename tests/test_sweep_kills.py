@@ -77,6 +77,7 @@ def unbroken(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return results(folder)
 
 
+@pytest.mark.full
 def test_a_grid_killed_ten_times_at_random_ends_as_an_unbroken_one(
     corpus: Path, unbroken: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -94,6 +95,7 @@ def test_a_grid_killed_ten_times_at_random_ends_as_an_unbroken_one(
     assert "best: jaxformer train" in said and len(unbroken) == 4
 
 
+@pytest.mark.full
 def test_two_that_are_started_at_once_share_the_trials(corpus: Path, unbroken: dict[str, Any], tmp_path: Path) -> None:
     folder = tmp_path / "study"
     with started(command(corpus, folder)) as one, started(command(corpus, folder)) as other:
@@ -135,6 +137,7 @@ def _workers(driver: int, number: int) -> list[Any]:
     raise AssertionError("the workers do not come")
 
 
+@pytest.mark.full
 def test_ctrl_c_lets_the_running_trial_save(corpus: Path, unbroken: dict[str, Any], tmp_path: Path) -> None:
     folder = tmp_path / "study"
     with started(command(corpus, folder)) as process:
