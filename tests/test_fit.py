@@ -21,6 +21,7 @@ def of_memory(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
     monkeypatch.setitem(CHIPS, "l4", CHIPS["l4"]._replace(memory=size))
 
 
+@pytest.mark.slow  # 20 s: the search ends where `plan` draws the line; its order and refusals have tests of their own
 def test_what_fits_is_what_plan_says(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A chip that holds the state and a quarter of the batch: fewer micro-batches do not fit, and so says `plan`."""
 

@@ -381,9 +381,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--utilisation", type=float, default=0.4, metavar="SHARE", help="of the chip's peak (MFU; default: 0.4)"
     )
-    plan.add_argument(
-        "--fit", action="store_true", help="find the fastest placements that fit --devices of --chip, as flags to paste"
-    )
+    plan.add_argument("--fit", action="store_true", help="find the fastest placements that fit --devices of --chip")
     plan.add_argument("--watts", type=float, metavar="W", help="power of a chip (default: its data sheet's)")
     plan.add_argument("--json", action="store_true", help="print JSON, with everything")
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jaxformer.checks import check_range
 from jaxformer.errors import UserError
 from jaxformer.storage import finite, local_path, location
 
@@ -121,8 +122,7 @@ def _asked(args: argparse.Namespace, overrides: list[str]) -> tuple[Path, Any, A
 
 
 def _check(args: argparse.Namespace, overrides: list[str]) -> None:
-    if args.parallel < 1:
-        raise UserError(f"--parallel: {args.parallel}, but must be at least 1")
+    check_range("--parallel", args.parallel, at_least=1)
     if not args.config and not args.study:
         raise UserError("give --config, the experiment, or --study, a study to go on with")
     if not args.config and (overrides or args.searched or args.space or args.metric or args.sampler):

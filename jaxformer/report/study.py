@@ -180,6 +180,7 @@ class Sweep:
         ]  # fmt: skip
 
 
+@store_errors()
 def is_sweep(folder: Path) -> bool:
     return (folder / STUDY).exists() and (folder / TRIALS).exists()
 
