@@ -47,8 +47,9 @@ def main() -> int:
 
 
 def _number(path: Path) -> tuple[int, str]:
-    """Sort c10 behind c9."""
-    return int(path.stem[1:].partition("-")[0]), path.stem
+    """Sort c10 behind c9, and c6-16 behind c6-8."""
+    comparison, _, case = path.stem[1:].partition("-")
+    return int(comparison), case.zfill(9)
 
 
 def measured(names: Any, rounds: int, anyway: bool, output: Path | None) -> list[dict[str, Any]]:
