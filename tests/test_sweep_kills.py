@@ -115,6 +115,7 @@ def test_workers_end_with_their_driver_and_a_dead_worker_is_replaced(
     with started(command(corpus, folder, "--parallel=2")) as process:
         workers = _workers(process.pid, 2)
         workers[0].kill()
+        psutil.wait_procs(workers[:1], timeout=60)  # the driver has seen it
         assert workers[0] not in _workers(process.pid, 2)
         workers = _workers(process.pid, 2)
         process.kill()  # the driver alone
