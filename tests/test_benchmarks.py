@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jaxformer.devices.runtime import ARENAS
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -121,6 +123,7 @@ def test_the_side_that_is_measured_is_ours_as_users_have_it(benchmarks: Any, tmp
     harness = benchmarks[0]
     ours, theirs = (harness.environment(side, tmp_path) for side in ("ours", "plain"))
     assert not any(name.startswith("MALLOC_") for name in ours) and harness.MALLOC.items() <= theirs.items()
+    assert harness.MALLOC["MALLOC_ARENA_MAX"] == str(ARENAS), "theirs has our settings"
     assert ours["JAXFORMER_CACHE"].startswith(str(tmp_path))
 
 

@@ -384,7 +384,6 @@ def test_the_command_line_searches_shows_and_goes_on(
     tmp_path: Path,
     trained: list[str],
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     keys = [f"--config.{key}" for key in overrides(corpus)]
     folder = f"--study={tmp_path / 'cli'}"
@@ -417,7 +416,6 @@ def test_train_with_several_seeds_reports_mean_and_spread(
     tmp_path: Path,
     trained: list[str],
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     keys = [f"--config.{key}" for key in overrides(corpus, seed=5)]
     assert main(["train", "--config=gpt:smoke", *keys, "--seeds=3", f"--workdir={tmp_path / 'seeds'}"]) == 0

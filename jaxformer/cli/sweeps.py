@@ -17,9 +17,6 @@ EXAMPLE = (
     "--sweep.SECTION.KEY=A,B,C searches a list, LOW..HIGH[:log][:int][:STEP] a range, and 0:3 is 0,1,2;\n"
     "--sweep.KEY,KEY=(A,B),(C,D) are lists that go together; seeds are averaged"
 )
-SAMPLERS = ("grid", "random", "tpe", "cma_es")
-PRUNERS = ("none", "median", "halving", "hyperband")
-KEEP = ("best", "all", "none")
 
 
 def add_sweep(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -41,13 +38,21 @@ def add_sweep(add: Callable[..., argparse.ArgumentParser]) -> None:
         help="what is sought: eval/…, train/…, hours, device_hours, energy_kwh, emissions_kg; several: the Pareto "
         "front (default: that of the experiment's best checkpoint)",
     )  # fmt: skip
-    verb.add_argument("--sampler", default="", choices=SAMPLERS, help="default: grid for lists, tpe with ranges")
+    verb.add_argument(
+        "--sampler",
+        default="",
+        metavar="NAME",
+        help="grid, random, tpe, cma_es (default: grid for lists, tpe with ranges)",
+    )
     verb.add_argument("--trials", type=int, default=0, metavar="N", help="points to try (default: all of a grid)")
     verb.add_argument("--search-seed", type=int, default=0, metavar="N", help="of what is drawn at random (default: 0)")
     verb.add_argument(
-        "--pruner", default="none", choices=PRUNERS, help="ends runs early by their evaluations (default: none)"
+        "--pruner",
+        default="none",
+        metavar="NAME",
+        help="ends runs early by their evaluations: none, median, halving, hyperband (default: none)",
     )
-    verb.add_argument("--keep", default="best", choices=KEEP, help="whose checkpoints (default: best)")
+    verb.add_argument("--keep", default="best", metavar="WHOSE", help="checkpoints: best, all, none (default: best)")
     verb.add_argument("--attempts", type=int, default=2, metavar="N", help="of a run that fails (default: 2)")
     verb.add_argument(
         "--storage",

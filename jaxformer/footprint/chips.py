@@ -23,8 +23,13 @@ class Chip(NamedTuple):
 
     @property
     def platform(self) -> str:
-        """The kind of device, as models/implementations.py tells them apart; V100s are older than cuDNN's attention."""
-        return "tpu" if self.kind.startswith("TPU") else "other gpu" if self.kind == "V100" else "gpu"
+        """The kind of device as XLA's flags tell them apart."""
+        return "tpu" if self.kind.startswith("TPU") else "gpu"
+
+    @property
+    def attends_as(self) -> str:
+        """The kind of device as models/implementations.py tells them apart; V100s are older than cuDNN's attention."""
+        return "other gpu" if self.kind == "V100" else self.platform
 
 
 # By the name that `--chip` takes; of those with a common part of their kinds the most specific one first. Memory is

@@ -64,7 +64,7 @@ def make_plan(
     teacher = _teacher(config, notes)
     model = build_model(config, supervision)
     dtype = config.training.compute_dtype
-    kind = device_for(config.training.attention) if device is None else device.platform
+    kind = device_for(config.training.attention) if device is None else device.attends_as
     if dtype == "auto":
         dtype, kind = "bfloat16", kind or "gpu"
         notes.append("training.compute_dtype auto is bfloat16, as on accelerators")
@@ -125,7 +125,7 @@ def make_plan(
     }
     if device is not None:
         plan |= {"chip": chip.lower(), **_estimated(plan, device, watts, config)}
-        plan["flags"] = [flag._asdict() for flag in flags_for(device.platform.removeprefix("other "), os.environ)]
+        plan["flags"] = [flag._asdict() for flag in flags_for(device.platform, os.environ)]
     return plan
 
 
@@ -158,7 +158,7 @@ def _attentions(config: Config, execution: Execution, device: Chip | None) -> li
     needed = device_for(config.training.attention)
     kinds = (needed,) if needed else ("cpu", "gpu", "tpu")
     lines: dict[str, None] = {}
-    for kind in kinds if device is None else (device.platform,):
+    for kind in kinds if device is None else (device.attends_as,):
         dtype = config.training.compute_dtype
         if dtype == "auto":
             dtype = "float32" if kind == "cpu" else "bfloat16"

@@ -14,6 +14,7 @@ from jaxformer.footprint import Emissions, read_emissions
 from jaxformer.storage import folders_in, location, read_metrics, store_errors
 
 STUDY, TRIAL, TRIALS = "study.json", "trial.json", "trials"
+KIND = "sweep"  # of study, as its record says
 # What a run costs, as metrics that a study may go by; and its total of these.
 COSTS = ("hours", "device_hours", "energy_kwh", "emissions_kg")
 WAITING, RUNNING, STOPPED, DONE, PRUNED, FAILED = "waiting", "running", "stopped", "done", "pruned", "failed"
@@ -44,13 +45,7 @@ class SweepTrial:
     @property
     def costs(self) -> dict[str, float]:
         """What all its starts have cost together."""
-        hours = self.emissions.seconds / 3600
-        return {
-            "hours": hours,
-            "device_hours": hours * int(self.record.get("devices") or 1),
-            "energy_kwh": self.emissions.energy_kwh,
-            "emissions_kg": self.emissions.emissions_kg,
-        }
+        return costs_of(self.emissions, int(self.record.get("devices") or 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +175,12 @@ class Sweep:
         ]  # fmt: skip
 
 
+def costs_of(emissions: Emissions, devices: int) -> dict[str, float]:
+    """Return what a run on so many devices cost, by the names of COSTS."""
+    hours = emissions.seconds / 3600
+    return dict(zip(COSTS, (hours, hours * devices, emissions.energy_kwh, emissions.emissions_kg), strict=True))
+
+
 @store_errors()
 def is_sweep(folder: Path) -> bool:
     return (folder / STUDY).exists() and (folder / TRIALS).exists()
@@ -189,12 +190,9 @@ def is_sweep(folder: Path) -> bool:
 def read_sweep(folder: Path | str) -> Sweep:
     """Read a study's folder, while it is searched or afterwards. Raises UserError for a folder that is none."""
     path = location(folder)
-    record = _json(path / STUDY)
-    if record is None or record.get("kind") != "sweep":
-        raise UserError(f"{path} is no study: it has no {STUDY}; give a folder that `jaxformer sweep` wrote")
-    trials = []
+    record, trials = read_study_record(path), []
     for place in folders_in(path / TRIALS):
-        found = _json(place / TRIAL)
+        found = read_trial_record(place)
         if found is not None and found.get("study") == record["name"]:
             steps = [line["step"] for line in read_metrics(place) if "step" in line]
             trials.append(SweepTrial(place, found, max(steps, default=0), read_emissions(place)))
@@ -225,9 +223,26 @@ def _age(trial: SweepTrial) -> tuple[int, Sequence[Any]]:
     return int(trial.record.get("number", 0)), [trial.record["seed"]]
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def read_study_record(folder: Path) -> dict[str, Any]:
+    """Return a study's `study.json`. Raises UserError where there is none, or a damaged one."""
+    path = folder / STUDY
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if record["kind"] == KIND:
+            return record
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} is no study: it has no {STUDY}; give a folder that `jaxformer sweep` wrote"
+        ) from None
+    except (ValueError, TypeError, LookupError) as error:
+        raise UserError(f"{path} is damaged ({error}); restore it, or choose another --study") from error
+    raise UserError(f"{folder} holds another kind of study ({record['kind']}); choose another --study")
+
+
+def read_trial_record(folder: Path) -> dict[str, Any] | None:
+    """Return a run's `trial.json`, or None where there is none that can be read: it is written anew when it starts."""
+    try:
+        found = json.loads((folder / TRIAL).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return found if isinstance(found, dict) and "state" in found else None

@@ -10,9 +10,6 @@ from jaxformer.studies.demo import run_demo
 from jaxformer.studies.searching import check_search
 from jaxformer.studies.space import FLAG, read_words
 from jaxformer.studies.study import (
-    KEEP,
-    PRUNERS,
-    SAMPLERS,
     Experiment,
     Settings,
     Study,
@@ -25,9 +22,6 @@ from jaxformer.studies.sweeping import absolute_spec, best_command, default_stud
 __all__ = [
     "Experiment",
     "FLAG",
-    "KEEP",
-    "PRUNERS",
-    "SAMPLERS",
     "Settings",
     "Study",
     "absolute_spec",

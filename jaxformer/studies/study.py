@@ -17,12 +17,11 @@ from jaxformer.checkpoint import LOWER_IS_BETTER
 from jaxformer.checks import check_choice, check_range
 from jaxformer.config import Config
 from jaxformer.errors import UserError
-from jaxformer.report import COSTS, OVER, STUDY, TRIALS, read_sweep
+from jaxformer.report import COSTS, KIND, OVER, STUDY, TRIALS, read_study_record, read_sweep
 from jaxformer.runs import LEFT_OUT, git_revision, identity_of, package_versions
 from jaxformer.storage import finite, folders_in, is_run, write_json
 from jaxformer.studies.space import Point, Space, described, overrides_of, read_space
 
-KIND = "sweep"
 SAMPLERS = ("grid", "random", "tpe", "cma_es")
 PRUNERS = ("none", "median", "halving", "hyperband")
 KEEP = ("best", "all", "none")
@@ -233,22 +232,6 @@ def read_study(folder: Path, storage: str = "") -> Study:
             "or give the whole command with --allow-config-change"
         )
     return study
-
-
-def read_study_record(folder: Path) -> dict[str, Any]:
-    """Return a study's `study.json`. Raises UserError where there is none, or a damaged one."""
-    path = folder / STUDY
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["kind"] == KIND:
-            return record
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder} is no study: it has no {STUDY}; give a folder that `jaxformer sweep` wrote"
-        ) from None
-    except (ValueError, TypeError, LookupError) as error:
-        raise UserError(f"{path} is damaged ({error}); restore it, or choose another --study") from error
-    raise UserError(f"{folder} holds another kind of study ({record['kind']}); choose another --study")
 
 
 def _check_folder(folder: Path) -> None:

@@ -120,7 +120,7 @@ def what_it_takes(study: Study, parallel: int) -> list[str]:
     points = study.settings.trials if fixed is None else len(fixed)
     runs = points * len(study.seeds)
     # AdamW keeps two numbers for every parameter, Adafactor hardly any, and EMA one more.
-    copies = {"adafactor": 1.1, "sgd": 2.0}.get(base.selected["optimizer"], 3.0) + bool(base.training.ema_decay)
+    copies = (1.1 if base.selected["optimizer"] == "adafactor" else 3.0) + bool(base.training.ema_decay)
     each = count_parameters(Model(base.model, Execution())) * 4 * copies
     size = each * (max(base.checkpoint.keep_last, 1) + base.checkpoint.keep_best)
     kept = {"all": runs, "best": len(study.seeds), "none": 0}[study.settings.keep]

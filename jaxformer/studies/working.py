@@ -16,7 +16,20 @@ from typing import Any
 
 from jaxformer.errors import Interrupted, UserError, disk_errors
 from jaxformer.footprint import read_emissions
-from jaxformer.report import COSTS, DONE, FAILED, OVER, PRUNED, RUNNING, STOPPED, TRIAL, WAITING, read_sweep
+from jaxformer.report import (
+    COSTS,
+    DONE,
+    FAILED,
+    OVER,
+    PRUNED,
+    RUNNING,
+    STOPPED,
+    TRIAL,
+    WAITING,
+    costs_of,
+    read_sweep,
+    read_trial_record,
+)
 from jaxformer.runs import Display, Lost, claimed, train
 from jaxformer.storage import delete_tree, read_metrics, write_json
 from jaxformer.studies.searching import Asked, Search
@@ -98,11 +111,7 @@ def _number(record: Mapping[str, Any], name: str) -> float:
 
 def read_trial(trial: Trial) -> dict[str, Any]:
     """Return what `trial.json` says of a run; of one that never began, that it waits."""
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads((trial.folder / TRIAL).read_text(encoding="utf-8"))
-        if isinstance(found, dict) and "state" in found:
-            return found
-    return {"state": WAITING, "starts": 0, "failures": 0, "metrics": {}}
+    return read_trial_record(trial.folder) or {"state": WAITING, "starts": 0, "failures": 0, "metrics": {}}
 
 
 def _train(study: Study, search: Search, asked: Asked, trial: Trial, say: Said) -> None:
@@ -177,9 +186,7 @@ def _metrics(trial: Trial, results: Mapping[str, float]) -> dict[str, float]:
     for line in read_metrics(trial.folder):
         found |= {name: value for name, value in line.items() if name != "step"}
     emissions = read_emissions(trial.folder)
-    costs = {"hours": emissions.seconds / 3600, "energy_kwh": emissions.energy_kwh}
-    costs |= {"emissions_kg": emissions.emissions_kg, "device_hours": costs["hours"] * _devices(trial)}
-    return found | dict(results) | (costs if emissions.segments else {})
+    return found | dict(results) | (costs_of(emissions, _devices(trial)) if emissions.segments else {})
 
 
 def _devices(trial: Trial) -> int:
@@ -214,11 +221,12 @@ def keep_checkpoints(study: Study) -> None:
     if study.settings.keep == "all":
         return
     sweep = read_sweep(study.folder)
-    best = sweep.pareto if len(sweep.metrics) > 1 else [sweep.best] if sweep.best else []
-    kept = {trial.path for point in best for trial in point.trials} if study.settings.keep == "best" else set()
-    for trial in sweep.trials:
-        # A point whose other seeds are not over may be the best one yet.
-        waits = any(trial in point.trials and point.state not in OVER for point in sweep.points)
-        if trial.state in OVER and trial.path not in kept and not waits:
-            with contextlib.suppress(FileNotFoundError):
-                delete_tree(trial.path / "checkpoints")
+    best = [] if study.settings.keep == "none" else sweep.pareto if len(sweep.metrics) > 1 else [sweep.best]
+    kept = {trial.path for point in best if point is not None for trial in point.trials}
+    for point in sweep.points:
+        if point.state not in OVER:  # once its other seeds are over it may be the best
+            continue
+        for trial in point.trials:
+            if trial.state in OVER and trial.path not in kept:
+                with contextlib.suppress(FileNotFoundError):
+                    delete_tree(trial.path / "checkpoints")
