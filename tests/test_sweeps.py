@@ -115,11 +115,13 @@ def test_what_is_kept_and_placed_makes_no_other_trial_and_what_is_searched_does(
     assert first == folder({"seed": [0]}, **{"data.path": other}), "the same text elsewhere"
 
 
-@pytest.mark.parametrize("sampler", ["grid", "random", "tpe"])
+@pytest.mark.parametrize("sampler", ["grid", "random", "tpe", "cma_es"])
 def test_a_study_that_is_broken_off_after_every_trial_ends_as_an_unbroken_one(
     sampler: str, corpus: Path, tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space = GRID if sampler == "grid" else RANGE | {"seed": [0, 1]}
+    if sampler == "cma_es":  # of one dimension it makes nothing
+        space |= {"optimizer.weight_decay": {"low": 0.0, "high": 0.2}}
     settings = {"sampler": sampler, "trials": 0 if sampler == "grid" else 14}
     unbroken = opened(tmp_path / "unbroken", corpus, space, **settings)
     working.work(unbroken, quiet)
@@ -179,13 +181,19 @@ def test_a_trial_whose_process_always_dies_is_given_up(corpus: Path, tmp_path: P
     assert found.state == "failed" and "died 20 times" in found.record["error"] and not trained
 
 
-def test_a_pruner_ends_what_is_not_worth_going_on_with(corpus: Path, tmp_path: Path, trained: list[str]) -> None:
-    space = {RATE: [1e-2, 1e-4, 1e-1, 1e-5], "seed": [0, 1]}
-    made = opened(tmp_path / "pruned", corpus, space, pruner="halving")
+@pytest.mark.parametrize("pruner", ["median", "halving", "hyperband"])
+def test_a_pruner_ends_what_is_not_worth_going_on_with(
+    pruner: str, corpus: Path, tmp_path: Path, trained: list[str]
+) -> None:
+    # Median judges from the sixth point on, and Hyperband each of its brackets by itself.
+    rates = [1e-2 * 10 ** (-number / 4) for number in range(4 if pruner == "halving" else 12)]
+    made = opened(tmp_path / "pruned", corpus, {RATE: rates, "seed": [0, 1]}, pruner=pruner)
     working.work(made, quiet)
     found = {point.values[RATE]: point for point in read_sweep(made.folder).points}
-    assert found[1e-2].state == "done" and found[1e-5].state == "pruned"
-    assert found[1e-5].trials[0].step == 10 and len(found[1e-5].trials) == 1, "its other seed is not trained"
+    assert found[rates[0]].state == "done"
+    pruned = [point for point in found.values() if point.state == "pruned"]
+    assert pruned and (pruner == "hyperband" or found[rates[-1]] in pruned)
+    assert all(len(point.trials) == 1 and point.trials[0].step < 30 for point in pruned), "other seeds are not trained"
 
 
 def test_a_pruned_run_trains_no_further(corpus: Path, tmp_path: Path) -> None:
