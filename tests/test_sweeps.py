@@ -220,7 +220,7 @@ def test_a_run_that_another_process_holds_is_left_to_it(corpus: Path, tmp_path: 
     assert other.stdout is not None and other.stdin is not None and other.stdout.readline() == "True\n"
 
     def say(line: str) -> None:
-        if line.endswith("done") and other.poll() is None:  # the free one is finished: the other worker dies
+        if ": done" in line and other.poll() is None:  # the free one is finished: the other worker dies
             assert trained == [made.trial({RATE: 1e-2}, 0).folder.name]
             other.kill()
             other.wait()
@@ -400,7 +400,10 @@ def test_the_command_line_searches_shows_and_goes_on(
     shown = capsys.readouterr()
     assert "best: jaxformer train --config=gpt:smoke" in shown.out and "4 of 4 runs are over" in shown.out
     assert "2 points by grid, 2 seeds each: 4 runs of 30 steps, judged by eval/loss" in shown.err
-    assert "disk: about" in shown.err and len([line for line in shown.err.splitlines() if line.endswith("done")]) == 4
+    assert (
+        "disk: about" in shown.err
+        and len([line for line in shown.err.splitlines() if ": done, eval/loss " in line]) == 4
+    )
     assert main(["sweep", folder]) == 0 and len(trained) == 4
     capsys.readouterr()
     assert main(["sweep", "status", folder, "--json"]) == 0

@@ -146,6 +146,8 @@ def _show(args: argparse.Namespace, study: Any, found: Any) -> None:
     if found.best is None:
         print(f"no point is finished: {study.folder}")
         return
+    if (page := study.folder / "report" / "report.html").exists():
+        print(f"report: {page}")
     print(f"best: {studies.best_command(study, found) or study.folder / 'best.py'}")
 
 

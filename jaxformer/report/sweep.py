@@ -71,7 +71,7 @@ def cost_line(sweep: Sweep) -> str:
     """What the whole sweep cost, beside what the best point alone cost."""
 
     def told(costs: dict[str, float]) -> str:
-        words = f"{duration(costs['hours'] * 3600)} of training, {duration(costs['device_hours'] * 3600)} of devices"
+        words = f"{duration(costs['hours'] * 3600)} of runs, {duration(costs['device_hours'] * 3600)} of devices"
         return f"{words}, {energy(costs['energy_kwh'])}, {mass(costs['emissions_kg'])} CO2eq"
 
     line = f"The sweep cost {told(sweep.costs())}"

@@ -28,6 +28,7 @@ from jaxformer.report.plots import (
 from jaxformer.report.study import OVER, Sweep, SweepPoint
 from jaxformer.report.sweep import number
 from jaxformer.storage import read_metrics
+from jaxformer.tables import energy_scale
 
 _MOST_LISTED = 8  # values of a key that a legend lists
 _WORDS = {"hours": "Hours", "device_hours": "Device-hours", "energy_kwh": "Energy (kWh)", "emissions_kg": "CO₂eq (kg)"}
@@ -123,7 +124,7 @@ def _keys(sweep: Sweep, finished: Sequence[SweepPoint]) -> Drawn:
         )  # fmt: skip
         panel.set_xlabel(key)
         panel.set_ylabel(heading(metric))
-    return "keys", "What each key does", "Means over seeds, with standard deviations; each point is one trial.", figure
+    return "keys", "What each key does", "Means over seeds, with standard deviations.", figure
 
 
 def _axis(panel: Axes, sweep: Sweep, key: str, values: Sequence[Any]) -> Mapping[str, float]:
@@ -134,6 +135,8 @@ def _axis(panel: Axes, sweep: Sweep, key: str, values: Sequence[Any]) -> Mapping
             panel.xaxis.set_major_locator(LogLocator(subs=(1, 3) if max(values) < 1e4 * min(values) else (1,)))
             panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             panel.xaxis.set_minor_locator(NullLocator())
+        elif len(values) <= _MOST_LISTED:
+            panel.set_xticks(values, [number(value) for value in values])
         return {repr(value): float(value) for value in values}
     panel.xaxis.set_major_locator(FixedLocator(list(range(len(values)))))
     panel.set_xticklabels([number(value) for value in values], rotation=20, ha="right")
@@ -208,14 +211,14 @@ def importance(sweep: Sweep) -> dict[str, float]:
     for name in names:
         values = _values(sweep, finished, name)
         if "values" in sweep.dimension[name]:
-            kinds[name] = optuna.distributions.CategoricalDistribution([number(value) for value in values])
+            kinds[name] = optuna.distributions.CategoricalDistribution([repr(value) for value in values])
         else:
             log = _is_log(sweep, name, values)
             kinds[name] = optuna.distributions.FloatDistribution(float(values[0]), float(values[-1]), log=log)
     search = optuna.create_study(direction="minimize" if sweep.modes[0] == "min" else "maximize")
     for point in finished:
         params = {
-            name: number(point.values[name]) if "values" in sweep.dimension[name] else float(point.values[name])
+            name: repr(point.values[name]) if "values" in sweep.dimension[name] else float(point.values[name])
             for name in names
         }
         search.add_trial(optuna.trial.create_trial(params=params, distributions=kinds, value=point.mean(metric)))
@@ -248,10 +251,11 @@ def _pareto(sweep: Sweep) -> Drawn:
     figure, (panel,) = panels_of(1, height=3.3)
     best = sweep.pareto if len(sweep.metrics) > 1 else [sweep.best]
     front = [point.values for point in best if point is not None]
+    scale, unit = energy_scale(x for _, x, _ in known) if second == "energy_kwh" else (1.0, "")
     for point, x, y in known:
         colour = COLOURS["c2"] if point.values in front else COLOURS["c1"]
-        panel.plot([x], [y], marker=MARKERS[0], linestyle="none", color=colour, markersize=6)
-    panel.set_xlabel(heading(second))
+        panel.plot([x * scale], [y], marker=MARKERS[0], linestyle="none", color=colour, markersize=6)
+    panel.set_xlabel(f"Energy ({unit})" if unit else heading(second))
     panel.set_ylabel(heading(first))
     several = len(sweep.metrics) > 1
     caption = "Orange: the Pareto front, than which no other point is better in both." if several else (

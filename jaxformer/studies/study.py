@@ -46,7 +46,8 @@ class Settings:
     attempts: int = 2
 
     def __post_init__(self) -> None:
-        check_choice("--sampler", self.sampler, (*SAMPLERS, ""))
+        if self.sampler:
+            check_choice("--sampler", self.sampler, SAMPLERS)
         check_choice("--pruner", self.pruner, PRUNERS)
         check_choice("--keep", self.keep, KEEP)
         check_range("--trials", self.trials, at_least=0)

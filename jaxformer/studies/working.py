@@ -35,6 +35,7 @@ from jaxformer.storage import delete_tree, read_metrics, write_json
 from jaxformer.studies.searching import Asked, Search
 from jaxformer.studies.space import described
 from jaxformer.studies.study import Study, Trial
+from jaxformer.tables import metrics_line
 
 POLL_SECONDS = 1.0
 MOST_STARTS = 20  # of a run that ends none of them by itself: whatever kills it is not chance
@@ -149,7 +150,9 @@ def _train(study: Study, search: Search, asked: Asked, trial: Trial, say: Said) 
         _end(trial, record | {"failures": failures}, state, say, error=line)
         return
     metrics = _metrics(trial, results)
-    _end(trial, record | {"metrics": metrics, "error": ""}, PRUNED if judged.has_pruned else DONE, say)
+    logged = {name: metrics[name] for name in study.settings.metrics if name in metrics}
+    state = PRUNED if judged.has_pruned else DONE
+    _end(trial, record | {"metrics": metrics, "error": ""}, state, say, gave=metrics_line(logged))
     missing = [name for name in study.settings.metrics if name not in metrics]
     if missing and not judged.has_pruned:
         raise _not_logged(missing[0], metrics)
@@ -195,10 +198,10 @@ def _devices(trial: Trial) -> int:
     return 1
 
 
-def _end(trial: Trial, record: dict[str, Any], state: str, say: Said, error: str = "") -> None:
+def _end(trial: Trial, record: dict[str, Any], state: str, say: Said, error: str = "", gave: str = "") -> None:
     record |= {"state": state, "ended": _now(), "devices": _devices(trial)} | ({"error": error} if error else {})
     _write(trial, record)
-    words = f"{state}, {error}" if error else state
+    words = ", ".join(filter(None, (state, error or gave)))
     if state == WAITING:
         words = f"failed, is tried again: {error}"
     say(f"trial {trial.folder.name} ({_words(trial)}): {words}")
