@@ -213,7 +213,7 @@ def load_space(spec: str, option: str = "--config") -> Any:
 def _called(spec: str, function: str, option: str) -> tuple[Any, Definitions | None]:
     """Return what a function of an experiment gives for NAME[:ARG] or FILE[:ARG], and what its file defines."""
     module_name, arg = _split(spec)
-    get, defined = _experiment(module_name, arg, function)
+    get, defined = _experiment(module_name, arg, function, option)
     try:
         return get(arg), defined
     except ValueError as error:
@@ -240,16 +240,16 @@ def experiments() -> list[str]:
     return sorted(name for name in names if Path(name).name != "common")
 
 
-def _experiment(name: str, arg: str, function: str) -> tuple[Callable[[str], Any], Definitions | None]:
+def _experiment(name: str, arg: str, function: str, option: str) -> tuple[Callable[[str], Any], Definitions | None]:
     """Return a function of an experiment of the package or of a file, `get_config` or `get_sweep`, and what the file
     defines: the only dynamic import of the project."""
     choices = experiments()
     if name.endswith(".py"):
         if not Path(name).is_file():
-            raise UserError(f"--config: no file {name}")
+            raise UserError(f"{option}: no file {name}")
     elif name not in choices:
         raise UserError(
-            f"--config: no experiment '{name}'{suggest(name, choices)}; there are {', '.join(choices)}, or give FILE.py"
+            f"{option}: no experiment '{name}'{suggest(name, choices)}; there are {', '.join(choices)}, or give FILE.py"
         )
     try:
         if name.endswith(".py"):
@@ -260,9 +260,9 @@ def _experiment(name: str, arg: str, function: str) -> tuple[Callable[[str], Any
     except UserError:
         raise
     except Exception as error:  # whatever a user's own file raises
-        raise UserError(f"--config: {name} does not load: {summary_of(error)}") from error
+        raise UserError(f"{option}: {name} does not load: {summary_of(error)}") from error
     if not hasattr(module, function):
-        raise UserError(f"--config: {name} has no function {function}(arg)")
+        raise UserError(f"{option}: {name} has no function {function}(arg)")
     return getattr(module, function), defined if defined and (defined.objectives or defined.tasks) else None
 
 

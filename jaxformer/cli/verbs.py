@@ -360,8 +360,12 @@ def plan(args: argparse.Namespace, overrides: list[str]) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"
     from jaxformer import config as configs
     from jaxformer.planning import fit, plan
+    from jaxformer.runs import Display
 
     config = configs.load(args.config, overrides)
+    if args.fit:
+        with Display() as display:
+            display.note("looking for placements that fit: about a minute")
     make, show = (fit.find_placements, fit.print_placements) if args.fit else (plan.make_plan, plan.print_plan)
     made = make(config, num_devices=args.devices, chip=args.chip, utilisation=args.utilisation, watts=args.watts)
     if args.json:

@@ -160,7 +160,7 @@ def _parallel(sweep: Sweep, finished: Sequence[SweepPoint]) -> Drawn:
         share = heights[-1] if sweep.modes[0] == "max" else 1 - (heights[-1] or 0.0)
         colour = matplotlib.colors.to_hex(colormaps["viridis"](0.9 * (share or 0.0)))
         panel.plot(xs, [y for y in heights if y is not None], color=colour, linewidth=1.3, marker="o", markersize=3)
-    beside: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "fontsize": 7.5, "va": "center"}
+    beside: dict[str, Any] = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": 7.5, "va": "bottom"}
     for x, key in enumerate(keys):
         values = _values(sweep, finished, key)
         listed = values if len(values) <= _MOST_LISTED and "values" in sweep.dimension[key] else [values[0], values[-1]]
