@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,7 +13,10 @@ import pytest
 from compiling import AS_USERS, xla_flags
 from training import make_corpus, pretraining
 
+from jaxformer.cli.main import main
 from jaxformer.devices import options_of_one_run
+from jaxformer.runs.learner import Learner
+from jaxformer.storage import read_metrics
 
 # Trains one step in a process of its own, whose programs and imports are its alone.
 TRAINS = """
@@ -59,3 +63,19 @@ def test_what_runs_once_is_compiled_quickly_unless_the_user_says_how(monkeypatch
     draw = jax.jit(lambda rng: jax.random.truncated_normal(rng, -2.0, 2.0, (64, 32)), compiler_options=options)
     as_users = jax.jit(lambda rng: jax.random.truncated_normal(rng, -2.0, 2.0, (64, 32)), compiler_options=AS_USERS)
     np.testing.assert_array_equal(draw(jax.random.key(3)), as_users(jax.random.key(3)))
+
+
+def test_a_step_that_has_run_is_logged_before_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CPU a step has run once it returns; its line does not wait for the next one."""
+    step, logged = Learner.step, []
+
+    def watched(self: Learner, number: int, *arguments: Any) -> Any:
+        logged.append((number, [line["step"] for line in read_metrics(tmp_path / "run")]))
+        # As on a user's CPU: this process made its devices before `prepare_process` could say that programs run at once.
+        return jax.block_until_ready(step(self, number, *arguments))
+
+    monkeypatch.setattr(Learner, "step", watched)
+    keys = {"training.num_steps": 3, "optimizer.warmup_steps": 0, "evaluation.max_examples": 0, "sharding.data": 1}
+    keys |= {"training.eval_every": 0, "checkpoint.every": 0, "footprint.enabled": False}
+    assert main(pretraining("gpt", make_corpus(tmp_path), tmp_path / "run", **keys)) == 0
+    assert logged == [(1, []), (2, [1]), (3, [1, 2])]
