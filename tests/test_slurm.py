@@ -114,6 +114,7 @@ def test_a_job_that_the_user_must_mend_stops_and_shows_the_line(
     assert cluster.fields(number_of("mend"))["Restarts"] == "0"
 
 
+@pytest.mark.full  # 160 s; the script of an array is a golden text, and workers that die have a test of their own
 def test_the_jobs_of_an_array_share_a_sweep_and_one_that_is_preempted_comes_back(
     cluster: slurm.Slurm, launch: Launch, tmp_path: Path
 ) -> None:

@@ -71,7 +71,7 @@ def test_a_step_that_has_run_is_logged_before_the_next(tmp_path: Path, monkeypat
 
     def watched(self: Learner, number: int, *arguments: Any) -> Any:
         logged.append((number, [line["step"] for line in read_metrics(tmp_path / "run")]))
-        # As on a user's CPU: this process made its devices before `prepare_process` could say that programs run at once.
+        # As on a user's CPU: the devices of this process were made before programs could be told to run at once.
         return jax.block_until_ready(step(self, number, *arguments))
 
     monkeypatch.setattr(Learner, "step", watched)
