@@ -363,15 +363,18 @@ def plan(args: argparse.Namespace, overrides: list[str]) -> int:
     from jaxformer.runs import Display
 
     config = configs.load(args.config, overrides)
+    arguments = {"num_devices": args.devices, "chip": args.chip, "utilisation": args.utilisation, "watts": args.watts}
     if args.fit:
         with Display() as display:
-            display.note("looking for placements that fit: about a minute")
-    make, show = (fit.find_placements, fit.print_placements) if args.fit else (plan.make_plan, plan.print_plan)
-    made = make(config, num_devices=args.devices, chip=args.chip, utilisation=args.utilisation, watts=args.watts)
+            made = fit.find_placements(config, **arguments, note=display.note)
+    else:
+        made = plan.make_plan(config, **arguments)
     if args.json:
         print(json.dumps(made))
+    elif args.fit:
+        fit.print_placements(made)
     else:
-        show(made)
+        plan.print_plan(made)
     return 0
 
 

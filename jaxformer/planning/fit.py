@@ -67,11 +67,17 @@ class Search:
 
 
 def find_placements(
-    config: Config, *, num_devices: int | None, chip: str, utilisation: float = 0.4, watts: float | None = None
+    config: Config,
+    *,
+    num_devices: int | None,
+    chip: str,
+    utilisation: float = 0.4,
+    watts: float | None = None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Plan:
     """Return {"config", "chip", "devices", "memory", "source", "placements"}, the fastest placement first: each with
     its mesh, its bytes per device as `plan` has them, hours, what limits it, the hours that computing and each axis
-    take by themselves, and the keys of the config that make it.
+    take by themselves, and the keys of the config that make it. `note` is told when the search begins.
 
     Raises UserError where the chip or the number of devices is not said, where no mesh can share the batches, and
     where nothing fits, with what comes nearest.
@@ -96,6 +102,7 @@ def find_placements(
     if not choices:
         check_batches({"data": num_devices, "fsdp": 1}, config.batch_sizes)
         raise UserError(f"--fit: no mesh of {num_devices} devices can share the batches of {config.name}")
+    note(f"looking for placements that fit among {len(choices)} meshes and rematerialisations: about a minute")
     first = next((made for choice in choices if (made := plan(choice)) is not None), None)
     if first is None:
         make_plan(config, num_devices=num_devices, chip=chip)  # says why
