@@ -123,7 +123,12 @@ def reference_of(config: tuple[str, tuple[str, ...]]) -> Any:
     layout = find_layout(model.config, classes)
     kind = getattr(transformers, layout.classes[classes].name)
     extra = {"decoder_start_token_id": 0} if model.config.family == "encoder_decoder" else {}
-    return kind(kind.config_class(**write_config(layout, model.config) | extra))
+    reference = kind(kind.config_class(**write_config(layout, model.config) | extra))
+    if reference.config.tie_word_embeddings and not model.config.tied_embeddings:
+        # Their T5 is always made with its output tied to the embeddings, yet reads an output of its own, as 1.1 has.
+        reference.lm_head.weight = type(reference.lm_head.weight)(reference.lm_head.weight.detach().clone())
+        reference.config.tie_word_embeddings = False
+    return reference
 
 
 def make(name: str, folder: Path) -> None:

@@ -37,6 +37,14 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_files_that_pages_name_are_there() -> None:
+    root = DOCS.parent
+    pages = [*DOCS.rglob("*.md"), *root.glob("benchmarks/*.md"), root / "README.md", root / "CONTRIBUTING.md"]
+    name = re.compile(r"(?:jaxformer|tests|benchmarks|experiments|launch|docs)/[\w/.-]+\.(?:py|md|json|png|svg)\b")
+    named = {(page.name, path) for page in pages for path in name.findall(page.read_text(encoding="utf-8"))}
+    assert len(named) > 40 and [(page, path) for page, path in sorted(named) if not (root / path).exists()] == []
+
+
 def test_the_page_has_the_commands_of_every_place() -> None:
     places = {shlex.split(command)[2] for command in COMMANDS if command.startswith("jaxformer launch")}
     assert places == {"local", "slurm", "tpu_vm", "gke", "skypilot", "status", *ON_CLUSTERS}

@@ -84,6 +84,9 @@ def test_only_placements_that_divide_are_tried() -> None:
     phased = load("gpt:smoke", ["training.phases=[{'steps': 9, 'batch_size': 8, 'accumulation_steps': 2}]"])
     assert fit._pieces(phased, 4) == [1, 2, 4] and fit._pieces(phased, 8) == []  # the phase cuts 8 rows into 4 and 4
     assert fit._pieces(load("gpt:smoke", ["evaluation.batch_size=6"]), 4) == []
+    assert {choice.attention for choice in choices(config, 1)} == {"auto"}
+    named = choices(load("gpt:smoke", ["training.attention=einsum"]), 1)
+    assert {choice.attention for choice in named} == {"auto", "einsum"} and len(named) == 2 * len(network.AGAIN)
 
 
 # Time, by hand: two micro-batches of a step on 2 x 2 x 2, at 1 GB/s within four devices and 0.1 GB/s beyond.

@@ -1,9 +1,9 @@
 """Placements of a config that fit a number of chips: the fastest three, as flags to paste.
 
-A placement is a mesh (data x fsdp x tensor), micro-batches and rematerialisation; attention is what the config says, or
-what `auto` chooses on the chip. All that divide are ranked by network.py. From the fastest on, each gets the fewest
-micro-batches with which `plan` says that it fits, until three are found: no program is compiled, and most placements
-are never traced.
+A placement is a mesh (data x fsdp x tensor), micro-batches, rematerialisation, and attention: what `auto` chooses on
+the chip, and what the config names instead. All that divide are ranked by network.py. From the fastest on, each gets
+the fewest micro-batches with which `plan` says that it fits, until three are found: no program is compiled, and most
+placements are never traced.
 """
 
 import bisect
@@ -42,6 +42,7 @@ class Choice(NamedTuple):
     fsdp: int
     data: int
     accumulation: int
+    attention: str
 
     @property
     def mesh(self) -> dict[str, int]:
@@ -52,7 +53,7 @@ class Choice(NamedTuple):
         """The keys of the config that make this placement."""
         keys: dict[str, int | str] = {f"sharding.{axis}": size for axis, size in self.mesh.items()}
         keys |= {"training.accumulation_steps": self.accumulation}
-        keys |= {"training.remat": self.remat}
+        keys |= {"training.remat": self.remat, "training.attention": self.attention}
         return [f"{key}={value}" for key, value in keys.items()]
 
 
@@ -102,7 +103,7 @@ def find_placements(
     if not choices:
         check_batches({"data": num_devices, "fsdp": 1}, config.batch_sizes)
         raise UserError(f"--fit: no mesh of {num_devices} devices can share the batches of {config.name}")
-    note(f"looking for placements that fit among {len(choices)} meshes and rematerialisations: about a minute")
+    note(f"looking for placements that fit among {len(choices)}: about a minute")
     first = next((made for choice in choices if (made := plan(choice)) is not None), None)
     if first is None:
         make_plan(config, num_devices=num_devices, chip=chip)  # says why
@@ -128,15 +129,16 @@ def find_placements(
 
 
 def _choices(config: Config, num_devices: int) -> Iterator[Choice]:
-    """Yield every mesh with every rematerialisation, with as few micro-batches as batches divide into."""
+    """Yield every mesh with every rematerialisation and attention, with as few micro-batches as batches divide into."""
+    attentions = dict.fromkeys(("auto", config.training.attention))
     for tensor in _divisors(num_devices):
         if tensor > MOST_TENSOR or config.model.num_heads % tensor:
             continue
         for fsdp in _divisors(num_devices // tensor):
             data = num_devices // tensor // fsdp
             if pieces := _pieces(config, data * fsdp):
-                for remat in AGAIN:
-                    yield Choice(remat, tensor, fsdp, data, pieces[0])
+                for remat, attention in itertools.product(AGAIN, attentions):
+                    yield Choice(remat, tensor, fsdp, data, pieces[0], attention)
 
 
 def _divisors(number: int) -> list[int]:
@@ -176,7 +178,7 @@ def _work(config: Config, plan: Plan) -> Work:
 
 
 def _fitting(search: Search, choices: list[Choice]) -> Iterator[Choice]:
-    """Yield placements that fit, the fastest first; of each mesh and rematerialisation that with the fewest
+    """Yield placements that fit, the fastest first; of each mesh, rematerialisation and attention that with the fewest
     micro-batches."""
     heap = [(search.load(choice).seconds, choice, False) for choice in choices]
     heapq.heapify(heap)
