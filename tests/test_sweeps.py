@@ -19,6 +19,7 @@ from jaxformer.checkpoint import finished_steps
 from jaxformer.cli.main import main
 from jaxformer.errors import Interrupted, UserError
 from jaxformer.report import read_sweep
+from jaxformer.report.sweep import headings_and_rows, number
 from jaxformer.report.sweep_plots import importance, sweep_plots
 from jaxformer.runs import Display, train
 from jaxformer.studies import Settings, Study, read_study, run_study, sweep, sweeping, working
@@ -194,6 +195,9 @@ def test_a_pruner_ends_what_is_not_worth_going_on_with(
     pruned = [point for point in found.values() if point.state == "pruned"]
     assert pruned and (pruner == "hyperband" or found[rates[-1]] in pruned)
     assert all(len(point.trials) == 1 and point.trials[0].step < 30 for point in pruned), "other seeds are not trained"
+    assert all(point.mean("eval/loss") is None and len(point.reached("eval/loss")) == 1 for point in pruned)
+    shown = {row[0]: row[1] for row in headings_and_rows(read_sweep(made.folder))[1]}
+    assert all((text[0] == "(") == (found[rate].state == "pruned") for rate in rates for text in [shown[number(rate)]])
 
 
 def test_a_pruned_run_trains_no_further(corpus: Path, tmp_path: Path) -> None:

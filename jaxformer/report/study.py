@@ -69,6 +69,11 @@ class SweepPoint:
         values = [trial.metrics.get(metric) for trial in self.trials if trial.state == DONE]
         return [float(value) for value in values if value is not None and math.isfinite(value)]
 
+    def reached(self, metric: str) -> list[float]:
+        """Return what a metric had reached in the runs that the pruner ended, each at its own last step."""
+        values = [trial.metrics.get(metric) for trial in self.trials if trial.state == PRUNED]
+        return [float(value) for value in values if value is not None and math.isfinite(value)]
+
     def mean(self, metric: str) -> float | None:
         """Return the mean over all seeds; None before all have given it."""
         values = self.found(metric)
@@ -100,6 +105,11 @@ class Sweep:
     def keys(self) -> list[str]:
         """The keys that are searched."""
         return [key.strip() for name in self.record["space"] if name != "seed" for key in name.split(",")]
+
+    @property
+    def axes(self) -> list[str]:
+        """The keys that pictures are drawn over: of keys that go together the first stands for all."""
+        return [name.split(",")[0].strip() for name in self.record["space"] if name != "seed"]
 
     @property
     def dimension(self) -> dict[str, Mapping[str, Any]]:

@@ -16,10 +16,11 @@ def number(value: Any) -> str:
 
 
 def with_spread(point: SweepPoint, name: str) -> str:
-    """The mean of a point's metric, with its standard deviation over seeds."""
+    """The mean of a point's metric, with its standard deviation over seeds; of one that is not finished, what single
+    runs gave or had reached, in parentheses."""
     mean, spread = point.mean(name), point.spread(name)
     if mean is None:
-        values = point.found(name)
+        values = point.found(name) + point.reached(name)
         return f"({', '.join(map(metric, values))})" if values else DASH
     return metric(mean) if spread is None else f"{metric(mean)} ± {spread:.2g}"
 

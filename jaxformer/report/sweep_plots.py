@@ -25,7 +25,7 @@ from jaxformer.report.plots import (
     panels_of,
     save,
 )
-from jaxformer.report.study import OVER, Sweep, SweepPoint
+from jaxformer.report.study import OVER, PRUNED, Sweep, SweepPoint
 from jaxformer.report.sweep import number
 from jaxformer.storage import read_metrics
 from jaxformer.tables import energy_scale
@@ -86,7 +86,7 @@ def _curves(sweep: Sweep) -> Drawn:
     for trial in sweep.trials:
         lines = [line for line in read_metrics(trial.path) if isinstance(line.get(metric), (int, float))]
         series[trial.path] = [line["step"] for line in lines], [line[metric] for line in lines]
-    keys = [key for key in sweep.keys if len(_values(sweep, sweep.points, key)) > 1] or sweep.keys[:1]
+    keys = [key for key in sweep.axes if len(_values(sweep, sweep.points, key)) > 1] or sweep.axes[:1]
     if not keys or not any(len(steps) > 1 for steps, _ in series.values()):
         return None
     figure, panels = panels_of(len(keys), height=3.4)
@@ -95,7 +95,7 @@ def _curves(sweep: Sweep) -> Drawn:
         for point in sweep.points:
             colour = colours.get(repr(point.values.get(key)), COLOURS["muted"])
             for trial in point.trials:
-                line = "--" if trial.state == "pruned" else "-"
+                line = "--" if trial.state == PRUNED else "-"
                 panel.plot(*series[trial.path], color=colour, linestyle=line, marker="o", markersize=3, linewidth=1.2)
         shown = _values(sweep, sweep.points, key)
         step = -(-len(shown) // _MOST_LISTED)
@@ -104,19 +104,26 @@ def _curves(sweep: Sweep) -> Drawn:
         panel.set_xlabel("Step")
         panel.set_ylabel(heading(metric))
         panel.xaxis.set_major_formatter(STEPS)
-    return "curves", "Learning curves", "Every run, coloured by what differs; dashed: pruned.", figure
+    return "curves", "Learning curves", "Every run, coloured by what differs; dashed or a single dot: pruned.", figure
 
 
 def _keys(sweep: Sweep, finished: Sequence[SweepPoint]) -> Drawn:
     """The metric against each key."""
-    keys = [key for key in sweep.keys if len(_values(sweep, finished, key)) > 1]
-    if not keys:
-        return None
     metric = sweep.metrics[0]
+    pruned = [point for point in sweep.points if point.state == PRUNED and point.reached(metric)]
+    shown = [*finished, *pruned]
+    keys = [key for key in sweep.axes if len(_values(sweep, shown, key)) > 1]
+    if not keys or not finished:
+        return None
     figure, panels = panels_of(len(keys), height=3.0, per_row=3)
     for panel, key in zip(panels, keys, strict=True):
         having = [point for point in finished if key in point.values]
-        places = _axis(panel, sweep, key, _values(sweep, having, key))
+        places = _axis(panel, sweep, key, _values(sweep, shown, key))
+        for point in pruned:
+            if key in point.values:
+                heights = point.reached(metric)
+                at = [places[repr(point.values[key])]] * len(heights)
+                panel.plot(at, heights, linestyle="none", marker="o", mfc="none", color=COLOURS["muted"], markersize=5)
         xs = [places[repr(point.values[key])] for point in having]
         panel.errorbar(
             xs, [point.mean(metric) or 0.0 for point in having], [point.spread(metric) or 0.0 for point in having],
@@ -124,7 +131,9 @@ def _keys(sweep: Sweep, finished: Sequence[SweepPoint]) -> Drawn:
         )  # fmt: skip
         panel.set_xlabel(key)
         panel.set_ylabel(heading(metric))
-    return "keys", "What each key does", "Means over seeds, with standard deviations.", figure
+    caption = "Means over seeds, with standard deviations."
+    caption += " Grey circles: what pruned runs had reached when they were ended." if pruned else ""
+    return "keys", "What each key does", caption, figure
 
 
 def _axis(panel: Axes, sweep: Sweep, key: str, values: Sequence[Any]) -> Mapping[str, float]:
@@ -145,7 +154,7 @@ def _axis(panel: Axes, sweep: Sweep, key: str, values: Sequence[Any]) -> Mapping
 
 def _parallel(sweep: Sweep, finished: Sequence[SweepPoint]) -> Drawn:
     """All keys at once: a line for every point through its values, coloured by what it gave."""
-    keys = [key for key in sweep.keys if len(_values(sweep, finished, key)) > 1]
+    keys = [key for key in sweep.axes if len(_values(sweep, finished, key)) > 1]
     if len(keys) < 2 or len(finished) < 3:
         return None
     metric = sweep.metrics[0]
@@ -192,14 +201,10 @@ def _place(sweep: Sweep, key: str, values: Sequence[Any], value: Any) -> float:
 
 def importance(sweep: Sweep) -> dict[str, float]:
     """Return how much of what the points gave each key explains (fANOVA, as Optuna has it); {} where there are too
-    few finished points, or all gave the same.
-
-    Of keys that go together the first stands for all.
-    """
-    names = [name.split(",")[0].strip() for name in sweep.record["space"] if name != "seed"]
+    few finished points, or all gave the same."""
     metric = sweep.metrics[0]
     finished = [point for point in sweep.points if point.mean(metric) is not None]
-    names = [name for name in names if all(name in point.values for point in finished)]
+    names = [name for name in sweep.axes if all(name in point.values for point in finished)]
     names = [name for name in names if len(_values(sweep, finished, name)) > 1]
     means = {point.mean(metric) for point in finished}
     if len(names) < 2 or len(finished) < 5 or len(means) < 2:
