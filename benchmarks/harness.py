@@ -140,9 +140,11 @@ def environment(side: str, folder: Path) -> dict[str, str]:
     return own if side == "ours" else own | MALLOC
 
 
-def in_process(comparison: str, case: str, side: str, folder: Path, number: int) -> dict[str, Any]:
+def in_process(
+    comparison: str, case: str, side: str, folder: Path, number: int, python: str = sys.executable
+) -> dict[str, Any]:
     """Run one side in a fresh process and return what it measured. Raises Failed, with its last words."""
-    command = [sys.executable, str(HERE / "run.py"), "--child", comparison, case, side, str(folder), str(number)]
+    command = [python, str(HERE / "run.py"), "--child", comparison, case, side, str(folder), str(number)]
     env = environment(side, folder) | {"BENCHMARK_STARTED": repr(time.time())}
     try:
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=TIMEOUT)
@@ -176,14 +178,16 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
-def undisturbed(comparison: str, case: str, side: str, folder: Path, number: int, anyway: bool) -> dict[str, Any]:
+def undisturbed(
+    comparison: str, case: str, side: str, folder: Path, number: int, anyway: bool, python: str = sys.executable
+) -> dict[str, Any]:
     """Run one side on an idle machine; what others disturbed is thrown away and repeated."""
     for discarded in range(REPEATS + 1):
         before = 0.0 if anyway else wait_until_idle()
         if before >= BEFORE:
             raise Refused(f"the machine is busy: others take {before:.0%} of it (--anyway measures all the same)")
         watch = Watch()
-        run = in_process(comparison, case, side, folder, number)
+        run = in_process(comparison, case, side, folder, number, python)
         foreign = watch.foreign()
         run |= {"side": side, "round": number, "foreign_share": round(foreign, 3), "discarded": discarded}
         if foreign <= DURING or anyway:
