@@ -19,6 +19,8 @@
 # PYTHON=python3.12 chooses the Python of .venv, SECOND_PYTHON=… the one of test-second.
 
 SHELL := /bin/sh
+# Some containers set it, and without bytecode each process compiles all that it imports: six seconds before JAX is there.
+unexport PYTHONDONTWRITEBYTECODE
 FAMILY ?= bert
 RESULTS ?= benchmarks/results
 # One process a core, and one more: some test always waits, for a process that it started or a launcher that polls. Five

@@ -1,6 +1,8 @@
 """What every test finds: eight fake CPU devices, exact arithmetic, a cache of its own, and the command line."""
 
+import functools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -59,10 +61,14 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave files alone that `make test-second` runs nothing of: importing them takes each process seconds."""
-    name = collection_path.stem
-    unread = name.startswith("test_") and name.removeprefix("test_") not in VERSIONS
-    return True if unread and "versions" in config.option.markexpr else None
+    """Leave files alone that `make test-second` or `make test-slow` runs nothing of: importing them takes each process
+    seconds."""
+    name, wanted = collection_path.stem, config.option.markexpr
+    if not name.startswith("test_"):
+        return None
+    unread = "versions" in wanted and name.removeprefix("test_") not in VERSIONS
+    quick = wanted.startswith("slow") and not re.search("slow|sampled", collection_path.read_text(encoding="utf-8"))
+    return True if unread or quick else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -95,6 +101,17 @@ def jaxformer_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXFORMER_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_resamples() -> Iterator[None]:
+    """Judge with 50 resamples, where this process does: 1000 take longer than the rest of a small evaluation. Their
+    number matters to test_metrics.py alone, which asks the function below for it."""
+    from jaxformer.evaluation import held_out  # imports JAX, which needs the settings above
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(held_out, "intervals", functools.partial(held_out.intervals, resamples=50))
+        yield
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from training import shorten_library
 
 from jaxformer.cli import main as cli
 from jaxformer.studies.space import read_space, read_words
@@ -53,10 +54,10 @@ def test_the_page_has_the_commands_of_every_place() -> None:
 @pytest.mark.slow
 def test_the_walk_from_a_laptop_to_a_pod(
     project: Path, run_cli: Callable[..., "subprocess.CompletedProcess[str]"], monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory,
 ) -> None:  # fmt: skip
     """What is launched here is a process of its own; what is only shown is not."""
-    monkeypatch.setenv("JAXFORMER_CACHE", str(project / "cache"))
+    shorten_library(tmp_path_factory.mktemp("short"), monkeypatch)
     monkeypatch.chdir(project)
     printed: dict[str, str] = {}
     for command in COMMANDS:

@@ -75,8 +75,12 @@ def test_a_preempted_tpu_is_made_again_and_the_run_ends_as_an_unbroken_one(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "warning"),
-    [pytest.param("gke-tpu", None, marks=pytest.mark.full), ("gke-gpus", 20.0), ("skypilot", None)],
-)
+    [
+        # Without a warning the TPU above goes; that each place runs a job again test_launch_platforms.py shows.
+        pytest.param("gke-tpu", None, marks=pytest.mark.full), ("gke-gpus", 20.0),
+        pytest.param("skypilot", None, marks=pytest.mark.full),
+    ],
+)  # fmt: skip
 def test_a_preempted_job_ends_as_an_unbroken_one(
     place: str, warning: float | None, whole: tuple[Path, Path], cloud: clouds.Cloud, launch: Launch, tmp_path: Path
 ) -> None:
@@ -96,7 +100,9 @@ def test_a_preempted_job_ends_as_an_unbroken_one(
     assert_same_run(run, whole[1])
 
 
+# The stop of one of two is in test_processes.py, and that the launcher runs them again in test_launch_local.py.
 @pytest.mark.slow
+@pytest.mark.full
 def test_a_local_run_whose_processes_are_asked_to_stop_comes_back(
     whole: tuple[Path, Path], launch: Launch, tmp_path: Path
 ) -> None:

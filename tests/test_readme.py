@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from runs import make_run
-from training import make_corpus
+from training import make_corpus, shorten_library
 
 import jaxformer
 from jaxformer import config as configs
@@ -253,9 +253,13 @@ def test_a_number_that_points_nowhere_is_named(name: str, value: int, said: str,
 
 
 @pytest.mark.slow
-def test_the_commands_work_one_after_the_other(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Guards the README as a walk: each command finds what those before it have left. All in one process, and of narrow
-    models, which takes a quarter of the time."""
+def test_the_commands_work_one_after_the_other(
+    fresh: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Guards the README as a walk: each command finds what those before it have left. All in one process, of narrow
+    models and a short corpus, which takes a quarter of the time."""
+    shorten_library(tmp_path_factory.mktemp("short"), monkeypatch)
     short = ["training.num_steps=4", "training.batch_size=8", "optimizer.warmup_steps=1", "evaluation.max_examples=8"]
     commands = [
         c

@@ -24,6 +24,7 @@ from jaxformer.trees import flatten
 NUM_STEPS = 20
 ROWS = 16
 DROPOUT = (("dropout", 0.1), ("attention_dropout", 0.1))
+TWO_LAYERS = {"num_layers": 2}  # a dense and a banded one, of GPT-3
 ONE_LAYER = ("num_layers", 1)  # where the number of layers is not the point
 MESHES = {
     "one": ShardingConfig(data=1),
@@ -39,7 +40,7 @@ MESHES = {
 def steps_on(
     name: str, sharding: ShardingConfig, accumulation: int = 1, optimizer: Any = None, slots: Any = (), **how: Any
 ) -> tuple[Steps, Mesh]:
-    config = dataclasses.replace(CONFIGS[name], **dict(slots))
+    config = dataclasses.replace(CONFIGS[name], **TWO_LAYERS | dict(slots))
     supervision, mesh = supervision_of(name), make_mesh(sharding)
     execution = Execution(mesh=mesh if sharding.strategy == "mesh" else None, **how)
     model = Model(config, execution, heads=head_shapes(supervision.heads))

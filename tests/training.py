@@ -1,10 +1,14 @@
 """Tiny trainings that several test files run as whole processes."""
 
+import functools
 import json
 import random
+import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 import jaxformer
 from jaxformer.storage import read_metrics
@@ -33,6 +37,24 @@ def make_corpus(folder: Path) -> Path:
     (folder / "documents.txt").write_text("\n\n".join(documents))
     (folder / "labelled.jsonl").write_text("".join(json.dumps(example) + "\n" for example in examples))
     return folder
+
+
+def shorten_library(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the built-in corpus of a quarter of the standard library's files, with a cache of its own in `folder`, until
+    the test ends: tokenizers and stores of all of it take longer than tests of commands need."""
+    from jaxformer.data import stdlib_docs  # imports TFDS
+
+    library = Path(sysconfig.get_paths()["stdlib"])
+    found = [path for path in sorted(library.rglob("*.py")) if "site-packages" not in path.parts]
+    for path in (*found[::4], library / "pydoc_data" / "topics.py"):
+        copy = folder / "library" / path.relative_to(library)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if not copy.exists():
+            copy.symlink_to(path)
+    shortened = SimpleNamespace(get_paths=lambda: {"stdlib": str(folder / "library")})
+    monkeypatch.setattr(stdlib_docs, "sysconfig", shortened)
+    monkeypatch.setattr(stdlib_docs, "modules", functools.cache(stdlib_docs.modules.__wrapped__))
+    monkeypatch.setenv("JAXFORMER_CACHE", str(folder / "cache"))
 
 
 def pretraining(family: str, corpus: Path, workdir: Path, **overrides: object) -> list[str]:
