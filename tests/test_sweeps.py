@@ -21,7 +21,7 @@ from jaxformer.errors import Interrupted, UserError
 from jaxformer.report import read_sweep
 from jaxformer.report.sweep_plots import importance, sweep_plots
 from jaxformer.runs import Display, train
-from jaxformer.studies import Settings, Study, read_study, run_study, sweep, sweeping, working
+from jaxformer.studies import Settings, Study, read_study, run_study, sweep, sweeping, workers, working
 from jaxformer.studies.searching import Search
 from jaxformer.studies.study import Experiment, open_study, without_password
 from jaxformer.training.compiled import compiled_steps
@@ -438,13 +438,13 @@ def test_train_with_several_seeds_reports_mean_and_spread(
 
 
 def test_each_worker_has_its_share_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweeping.os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 4}, raising=False)
+    monkeypatch.setattr(workers.os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 4}, raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
-    both = [sweeping.shares(number, 2) for number in range(2)]
+    both = [workers.shares(number, 2) for number in range(2)]
     assert [share["JAXFORMER_CORES"] for share in both] == ["0,1,2", "3,4"]
     assert [share["CUDA_VISIBLE_DEVICES"] for share in both] == ["0,2", "1"]
     assert all("XLA_PYTHON_CLIENT_MEM_FRACTION" not in share for share in both)
-    many = [sweeping.shares(number, 6) for number in range(6)]
+    many = [workers.shares(number, 6) for number in range(6)]
     assert [share["JAXFORMER_CORES"] for share in many] == ["0", "1", "2", "3", "4", "0"]
     assert {share["XLA_PYTHON_CLIENT_MEM_FRACTION"] for share in many} == {"0.450"}
 
