@@ -415,7 +415,8 @@ def test_the_command_line_searches_shows_and_goes_on(
         (["sweep", "--config=gpt:smoke", f"--study={tmp_path / 'x'}"], "no function get_sweep"),
         (["sweep", "status", f"--study={tmp_path / 'x'}"], "is no study"),
         (["models", "--sweep.seed=0:3"], "--sweep.seed=0:3: this verb searches nothing"),
-        (["launch", "slurm", "--hosts=2", "--", *words], "--hosts: a sweep's workers are no peers"),
+        (["sweep", "--config=gpt:smoke", "--sweep.seed=0:3", "--processes=0"], "--processes: 0"),
+        (["launch", "slurm", "--hosts=2", "--", *words, "--parallel=2"], "--hosts: the processes of a job are one"),
         (["launch", "local", "--", *words[:-1], "--study=gs://b/x"], "cannot hold the journal"),
         (["launch", "slurm", "--dry-run", "--", *words[:2], "--sweep.model.d_modl=1"], "model.d_modl: no such key"),
     ):

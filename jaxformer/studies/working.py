@@ -55,6 +55,10 @@ class NotLogged(UserError):
     """A run does not log the metric that its study goes by."""
 
 
+class Apart(Interrupted):
+    """The processes of a worker have not come to the same end of a run: all of them must be started again."""
+
+
 def work(study: Study, say: Said) -> None:
     """Train what is left of a study, and return when all of it is over, whoever trained it.
 
@@ -119,8 +123,8 @@ def _stop_if_due() -> None:
 def _attempt(config: Config, folder: Path, judge: Judge) -> dict[str, float] | Exception:
     """Train a run, on all processes of this worker alike, and return what it gave, or the error with which it failed.
 
-    Raises what ends this process: Interrupted; NotLogged; and, beside peers, an error that is not theirs, or the end of
-    one of them.
+    Raises what ends this process: Interrupted; NotLogged; and, where there are peers, an error that is not theirs, or
+    what is seen here of the end of one of them.
     """
     found: dict[str, float] | Exception
     try:
@@ -141,7 +145,7 @@ def _attempt(config: Config, folder: Path, judge: Judge) -> dict[str, float] | E
     if isinstance(found, Exception) and not isinstance(found, Lost):
         raise found
     why = found if isinstance(found, Lost) else "another process of this worker failed, and its own message says why"
-    raise Interrupted(f"{why}; stopped", code=75)
+    raise Apart(f"{why}; stopped", code=75)
 
 
 def _work_on(study: Study, search: Search, asked: Asked, say: Said) -> tuple[bool, bool]:
@@ -209,6 +213,8 @@ def _train(study: Study, search: Search, asked: Asked, trial: Trial, say: Said) 
     try:
         tell(TRAIN, trial)
         found = _attempt(trial.config, trial.folder, judged)
+    except Apart:  # whoever goes on with the run sees how often it was begun
+        raise
     except (Interrupted, KeyboardInterrupt):
         _end(trial, record, STOPPED, say)
         raise
