@@ -27,7 +27,7 @@ from jaxformer.studies.searching import Search, check_search
 from jaxformer.studies.space import described
 from jaxformer.studies.study import Experiment, Settings, Study, open_study
 from jaxformer.studies.workers import share_out, stoppable
-from jaxformer.studies.working import END, follow, keep_checkpoints, tell, work
+from jaxformer.studies.working import END, Apart, follow, keep_checkpoints, tell, work
 from jaxformer.tables import gigabytes
 
 BEST = "best.py"
@@ -94,6 +94,8 @@ def run_study(study: Study, parallel: int = 1, processes: int = 1, *, quiet: boo
                 share_out(study, parallel, processes, say)
             else:
                 work(study, say)
+    except Apart:
+        raise
     except (Interrupted, KeyboardInterrupt) as stop:
         done = report.progress_line(report.read_sweep(study.folder))
         code = stop.code if isinstance(stop, Interrupted) else 130
