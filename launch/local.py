@@ -51,15 +51,17 @@ def dry_run(job: Job, options: Options) -> str:
 
 
 def start(
-    command: Sequence[str], processes: int, environment: Mapping[str, str] | None = None, **popen: Any
-) -> list["subprocess.Popen[str]"]:
-    """Start `jaxformer COMMAND` as `processes` processes that will find each other; `popen` is for each of them."""
+    command: Sequence[str], processes: int, environment: Mapping[str, str] | None = None,
+    shares: Sequence[Mapping[str, str]] = (), **popen: Any,
+) -> list["subprocess.Popen[str]"]:  # fmt: skip
+    """Start `jaxformer COMMAND` as `processes` processes that will find each other, with an environment that they share
+    and, in `shares`, what each has of its own; `popen` is for each of them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     started = []
     for index in range(processes):
-        own = {**os.environ, **(environment or {})}
+        own = {**os.environ, **(environment or {}), **(shares[index] if shares else {})}
         if processes > 1:
             own |= {
                 "JAX_COORDINATOR_ADDRESS": address,

@@ -79,6 +79,10 @@ ELEMENT = {
     "rank": "SLURM_ARRAY_TASK_ID", "exits": "exit-$SLURM_ARRAY_TASK_ID", "ended": "ended-$SLURM_ARRAY_TASK_ID",
     "left": '"$folder/exit-$SLURM_ARRAY_TASK_ID" "$folder/ended-$SLURM_ARRAY_TASK_ID"',
 }  # fmt: skip
+GROUP = ELEMENT | {  # an element of several tasks
+    "rank": "SLURM_ARRAY_TASK_ID-$SLURM_PROCID", "exits": "exit-$SLURM_ARRAY_TASK_ID-*",
+    "left": '"$folder"/exit-$SLURM_ARRAY_TASK_ID-* "$folder/ended-$SLURM_ARRAY_TASK_ID"',
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +112,6 @@ def check(job: Job, options: Options) -> None:
         raise UserError(
             f"--accelerator: '{job.accelerator}' is not KIND:N; give the GPUs of a node, as h100:8 or gpu:8"
         )
-    if options.array and job.hosts * options.tasks_per_node > 1:
-        raise UserError("--array: each of its jobs is a process alone; leave out --hosts and --tasks-per-node")
     checked("--accelerator", job.accelerator)
     checked("--reserved", job.reserved)
 
@@ -127,6 +129,8 @@ def batch_script(job: Job, options: Options, folder: Path) -> str:
     header += ["--requeue", "--open-mode=append", "--signal=TERM@120", *options.sbatch]
     place = shlex.quote(str(folder))
     task, names = ("%a", ELEMENT) if options.array else ("%t", WHOLE)
+    if options.array and job.hosts * options.tasks_per_node > 1:
+        task, names = "%a-%t", GROUP
     pause = shell_pause("restarts", job.backoff)
     body = BODY.format(
         folder=place, output=shlex.quote(f"{str(folder).replace('%', '%%')}/worker-{task}.txt"), restarts=job.restarts,

@@ -24,8 +24,12 @@ def overrides(corpus: Path, **changes: object) -> tuple[str, ...]:
     return tuple(f"{key}={value}" for key, value in (keys | changes).items())
 
 
-def opened(folder: Path, corpus: Path, space: Mapping[str, Any], storage: str = "", **settings: Any) -> Study:
-    return open_study(folder, Experiment("gpt:smoke", overrides(corpus)), space, Settings(**settings), storage)
+def opened(
+    folder: Path, corpus: Path, space: Mapping[str, Any], storage: str = "", keys: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Study:  # fmt: skip
+    made = Experiment("gpt:smoke", overrides(corpus, **(keys or {})))
+    return open_study(folder, made, space, Settings(**settings), storage)
 
 
 def make_believe(trained: list[str]) -> Callable[..., dict[str, float]]:

@@ -1,6 +1,8 @@
 """The benchmarks: no figure without parity, floors that are missed are marked, one failure loses no other."""
 
 import ast
+import importlib
+import operator
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -238,3 +240,18 @@ def test_nothing_is_timed_before_losses_and_kernels_are_right(
     for device in ("gpu", "tpu"):
         stored = (FOLDER / "results" / f"{device}.md").read_text(encoding="utf-8")
         assert stored.startswith(accelerators.page(device, []).splitlines()[0])
+
+
+def test_a_sweep_is_divided_by_its_steps_and_its_parts_add_up(benchmarks: Any) -> None:
+    import sweep
+
+    parts = dict.fromkeys((part for part, *_ in sweep.PARTS), 1.0)
+    run = {"wall": 100.0, "pure": [40.0, 40.0], "logged": [41.0, 42.0], "parts": parts, "foreign_share": 0.01}
+    found = sweep.summary(run)
+    assert found["ratio"] == 1.25 and found["with_own_work"] == pytest.approx(100 / (80 + len(sweep.TRAINING)))
+    assert sum(found["rows"].values()) == pytest.approx(100)
+    about = benchmarks[0].about() | {"cache": "warm", "run": run, "summary": found}
+    assert "**The command takes 1.250 times its pure training time** (at most 1.15: missed)" in sweep.page(about)
+    for _, module, path in sweep.PARTS:  # what it times is called so
+        assert callable(operator.attrgetter(path)(importlib.import_module(module))), path
+    assert set(sweep.TRAINING) <= set(parts)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import postgresql
 import pytest
 from sweeps import RATE, make_believe, opened, overrides
@@ -17,12 +18,13 @@ import jaxformer
 from jaxformer import config as configs
 from jaxformer.checkpoint import finished_steps
 from jaxformer.cli.main import main
+from jaxformer.data import preparing, rows, store
 from jaxformer.errors import Interrupted, UserError
 from jaxformer.report import read_sweep
 from jaxformer.report.sweep import headings_and_rows, number
 from jaxformer.report.sweep_plots import importance, sweep_plots
 from jaxformer.runs import Display, train
-from jaxformer.studies import Settings, Study, read_study, run_study, sweep, sweeping, working
+from jaxformer.studies import Settings, Study, read_study, run_study, sweep, sweeping, workers, working
 from jaxformer.studies.searching import Search
 from jaxformer.studies.study import Experiment, open_study, without_password
 from jaxformer.training.compiled import compiled_steps
@@ -93,10 +95,25 @@ def test_a_finished_study_trains_nothing_again(study: Study, trained: list[str])
     assert trained == []
 
 
-def test_trials_of_one_shape_share_compiled_steps(study: Study, corpus: Path, tmp_path: Path) -> None:
-    before = compiled_steps.cache_info().misses
-    run_study(opened(tmp_path / "more", corpus, {RATE: [2e-3, 3e-3]}), quiet=True)
-    assert compiled_steps.cache_info().misses == before
+def test_trials_of_one_shape_share_compiled_programs_and_tokenised_data(
+    study: Study, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time of a sweep is that of its trainings (benchmarks/sweep.py): here is what would spoil it."""
+    before, compiled, written = compiled_steps.cache_info().misses, [], []
+
+    def listen(event: str, seconds: float, **about: Any) -> None:
+        compiled.extend([about.get("fun_name")] * event.endswith("backend_compile_duration"))
+
+    for module, name in ((store, "_write"), (rows, "seal"), (preparing, "train_tokenizer")):
+        monkeypatch.setattr(module, name, lambda *_, name=name, **__: written.append(name))
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    made = opened(tmp_path / "more", corpus, {RATE: [2e-3, 3e-3]})
+    run_study(made, quiet=True)
+    during = list(compiled)
+    jax.jit(lambda x: x + 1)(tmp_path.stat().st_ino)
+    assert len(compiled) > len(during), "the listener hears"
+    assert compiled_steps.cache_info().misses == before and during == [] and written == []
+    assert {trial.state for trial in read_sweep(made.folder).trials} == {"done"}
 
 
 def test_what_is_kept_and_placed_makes_no_other_trial_and_what_is_searched_does(corpus: Path, tmp_path: Path) -> None:
@@ -419,11 +436,28 @@ def test_the_command_line_searches_shows_and_goes_on(
         (["sweep", "--config=gpt:smoke", f"--study={tmp_path / 'x'}"], "no function get_sweep"),
         (["sweep", "status", f"--study={tmp_path / 'x'}"], "is no study"),
         (["models", "--sweep.seed=0:3"], "--sweep.seed=0:3: this verb searches nothing"),
-        (["launch", "slurm", "--hosts=2", "--", *words], "--hosts: a sweep's workers are no peers"),
+        (["sweep", "--config=gpt:smoke", "--sweep.seed=0:3", "--processes=0"], "--processes: 0"),
+        (["launch", "slurm", "--hosts=2", "--", *words, "--parallel=2"], "--hosts: the processes of a job are one"),
         (["launch", "local", "--", *words[:-1], "--study=gs://b/x"], "cannot hold the journal"),
         (["launch", "slurm", "--dry-run", "--", *words[:2], "--sweep.model.d_modl=1"], "model.d_modl: no such key"),
     ):
         assert main(wrong) == 2 and said in capsys.readouterr().err, wrong
+
+
+@pytest.mark.parametrize(
+    ("searched", "said"),
+    [
+        ([300, 1200, 600], "3 runs of 300 to 1,200 steps"),
+        ([400], "1 runs of 400 steps"),
+        ({"low": 100, "high": 2000}, "3 runs of 100 to 2,000 steps"),
+    ],
+)
+def test_what_a_sweep_takes_says_how_many_steps_its_runs_have(
+    searched: Any, said: str, corpus: Path, tmp_path: Path
+) -> None:
+    trials = {"trials": 3} if isinstance(searched, dict) else {}
+    made = opened(tmp_path / "steps", corpus, {"training.num_steps": searched}, **trials)
+    assert said in sweeping.what_it_takes(made, 1)[0]
 
 
 def test_train_with_several_seeds_reports_mean_and_spread(
@@ -442,13 +476,13 @@ def test_train_with_several_seeds_reports_mean_and_spread(
 
 
 def test_each_worker_has_its_share_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweeping.os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 4}, raising=False)
+    monkeypatch.setattr(workers.os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 4}, raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
-    both = [sweeping.shares(number, 2) for number in range(2)]
+    both = [workers.shares(number, 2) for number in range(2)]
     assert [share["JAXFORMER_CORES"] for share in both] == ["0,1,2", "3,4"]
     assert [share["CUDA_VISIBLE_DEVICES"] for share in both] == ["0,2", "1"]
     assert all("XLA_PYTHON_CLIENT_MEM_FRACTION" not in share for share in both)
-    many = [sweeping.shares(number, 6) for number in range(6)]
+    many = [workers.shares(number, 6) for number in range(6)]
     assert [share["JAXFORMER_CORES"] for share in many] == ["0", "1", "2", "3", "4", "0"]
     assert {share["XLA_PYTHON_CLIENT_MEM_FRACTION"] for share in many} == {"0.450"}
 

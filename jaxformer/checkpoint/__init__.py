@@ -7,7 +7,7 @@ What may come in: other ways to keep and to select.
 What must not: what a run is beyond its arrays and their step."""
 
 from jaxformer.checkpoint.digest import content_of, finished_steps, stored_shapes
-from jaxformer.checkpoint.manager import LOWER_IS_BETTER, CheckpointConfig, Checkpoints, save_params
+from jaxformer.checkpoint.manager import LOWER_IS_BETTER, CheckpointConfig, Checkpoints, finish_saves, save_params
 from jaxformer.checkpoint.naming import NEWEST, Which, check_may_train, checkpoint_of, named, source_of
 from jaxformer.checkpoint.partial import RestoreTable, fresh_heads, restore_params
 from jaxformer.checkpoint.source import ROOTS, Source, read_params_in_groups
@@ -24,6 +24,7 @@ __all__ = [
     "content_of",
     "check_may_train",
     "checkpoint_of",
+    "finish_saves",
     "finished_steps",
     "fresh_heads",
     "named",

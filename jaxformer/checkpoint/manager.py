@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,7 @@ UNFINISHED, DELETED = ".unfinished", ".deleted"
 # One file per array writes faster; from here on (1e9 parameters with AdamW) Orbax's packed format restores faster.
 _PACK_FROM_BYTES = 12_000_000_000
 _NONE, _NO_GOOD = -1, -2
+_saves: "weakref.WeakSet[threading.Thread]" = weakref.WeakSet()  # of all runs of this process
 LOWER_IS_BETTER = ("loss", "perplexity", "mse")  # how the names of such metrics end
 
 
@@ -125,6 +127,7 @@ class Checkpoints:
             self._orbax.save(self._being_written(step), args=ocp.args.PyTreeSave(state), force=True)
         values = {name: float(value) for name, value in (metrics or {}).items()}
         self._thread = threading.Thread(target=self._finish, args=(step, arrays, values), name="checkpoint")
+        _saves.add(self._thread)
         self._thread.start()
 
     def wait(self) -> None:
@@ -279,6 +282,13 @@ class Checkpoints:
             aside = self._folder(step, f".damaged-{number}")
             move_tree(self._folder(step), aside, DIGEST)
             _log.warning("checkpoint %s is damaged: %s; set aside as %s", self._folder(step), damage, aside.name)
+
+
+def finish_saves() -> None:
+    """Wait for what runs that failed beside their peers have left under way: a run does not wait for it, as it does not
+    know whether they are still there."""
+    for thread in list(_saves):
+        thread.join()
 
 
 def save_params(directory: Path, params: Mapping[str, Any], step: int = 0) -> None:

@@ -18,6 +18,11 @@ EXAMPLE = (
     "--sweep.KEY,KEY=(A,B),(C,D) are lists that go together; seeds are averaged"
 )
 
+SEVERAL = (
+    "the processes of a job are one worker of a sweep, and train each run together; leave --parallel and --processes "
+    "of the sweep out, and start several jobs instead (slurm --array=N, elsewhere one each, under names of their own)"
+)
+
 
 def add_sweep(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the verb to the command line."""
@@ -61,6 +66,7 @@ def add_sweep(add: Callable[..., argparse.ArgumentParser]) -> None:
         help="a database that machines share (default: a journal in DIR)",
     )
     verb.add_argument("--parallel", type=int, default=1, metavar="N", help="runs at a time, here (default: 1)")
+    verb.add_argument("--processes", type=int, default=1, metavar="N", help="processes of each run, here (default: 1)")
     verb.add_argument("--allow-config-change", action="store_true", help="go on although the study is another one now")
     verb.add_argument("--quiet", action="store_true", help="show nothing but the result")
     verb.add_argument("--json", action="store_true", help="print the runs as JSON")
@@ -77,12 +83,29 @@ def sweep(args: argparse.Namespace, overrides: list[str]) -> int:
     if args.worker:
         studies.worker(location(args.study), parent=True)
         return 0
+    shows = _joined(args.parallel * args.processes > 1)
     if args.config:
         study = studies.open_study(*_asked(args, overrides), _storage(args), args.allow_config_change)
     else:
         study = studies.read_study(location(args.study), _storage(args))
-    _show(args, study, studies.run_study(study, args.parallel, quiet=args.quiet))
+    found = studies.run_study(study, args.parallel, args.processes, quiet=args.quiet)
+    if shows:
+        _show(args, study, found)
     return 0
+
+
+def _joined(starts_workers: bool) -> bool:
+    """Join the processes that are one worker together with this one, or make it one that only starts workers, whose
+    devices it leaves alone; say whether it shows what the study gives."""
+    from jaxformer import studies
+    from jaxformer.devices import expects_peers
+
+    if not starts_workers:
+        return studies.joined()
+    if expects_peers():
+        raise UserError(f"--parallel: {SEVERAL}")
+    studies.leave_devices()
+    return True
 
 
 def check_launch(args: argparse.Namespace, overrides: list[str], asked: Any) -> None:
@@ -92,11 +115,8 @@ def check_launch(args: argparse.Namespace, overrides: list[str], asked: Any) -> 
     sizes = {"--hosts": job.hosts, "--slices": job.slices, "--processes": getattr(options, "processes", 1)}
     sizes["--tasks-per-node"] = getattr(options, "tasks_per_node", 1)
     for flag, number in sizes.items():
-        if number > 1:
-            raise UserError(
-                f"{flag}: a sweep's workers are no peers of one run; start several of them instead (slurm --array=N, "
-                "elsewhere one job for each, under names of their own)"
-            )
+        if number > 1 and args.parallel * args.processes > 1:
+            raise UserError(f"{flag}: {SEVERAL}")
     _check(args, overrides)
     if not args.config:
         return
@@ -128,6 +148,7 @@ def _asked(args: argparse.Namespace, overrides: list[str]) -> tuple[Path, Any, A
 
 def _check(args: argparse.Namespace, overrides: list[str]) -> None:
     check_range("--parallel", args.parallel, at_least=1)
+    check_range("--processes", args.processes, at_least=1)
     if not args.config and not args.study:
         raise UserError("give --config, the experiment, or --study, a study to go on with")
     if not args.config and (overrides or args.searched or args.space or args.metric or args.sampler):
@@ -174,11 +195,14 @@ def train_seeds(args: argparse.Namespace, overrides: list[str], workdir: Path) -
     from jaxformer.report import print_seeds
 
     first = configs.load(args.config, overrides).seed
+    shows = _joined(starts_workers=False)
     space = {"seed": list(range(first, first + args.seeds))}
     experiment = studies.Experiment(studies.absolute_spec(args.config), tuple(overrides))
     folder = location(args.workdir) if args.workdir else workdir.with_name(f"{workdir.name}-seeds")
     study = studies.open_study(folder, experiment, space, studies.Settings(), "", args.allow_config_change)
-    print_seeds(studies.run_study(study, quiet=args.quiet))
+    found = studies.run_study(study, quiet=args.quiet)
+    if shows:
+        print_seeds(found)
     return 0
 
 

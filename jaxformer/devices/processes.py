@@ -25,6 +25,10 @@ Result = TypeVar("Result")
 HEARTBEAT_SECONDS = 20  # a process not heard of for so long takes the others down
 _DAY = 24 * 3600 * 1000  # milliseconds
 _meetings = itertools.count()  # each has a name of its own
+_ends = itertools.count()
+_askings = itertools.count(1)  # JAX begins at 1
+_PATIENCE = 30 * 1000  # milliseconds in which those who fail alike do so
+_BLOCK = 1024  # of what is told at once: texts of many lengths are one program
 
 
 def connect() -> None:
@@ -95,6 +99,13 @@ def _local_devices(environment: Mapping[str, str]) -> list[int] | None:
     return list(range(own * share, (own + 1) * share))
 
 
+def expects_peers() -> bool:
+    """Say whether the environment names other processes of this job. Of a TPU host, which always asks, nothing is known
+    before it is connected."""
+    found = _peers(os.environ)
+    return found is not None and (bool(found) or not has_tpu())
+
+
 def has_peers() -> bool:
     """Say whether this process is one of several."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
@@ -146,6 +157,44 @@ def meet() -> None:
 def agreed(value: int) -> int:
     """Return process 0's value (of 32 bits) on every process."""
     return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def told(text: str) -> str:
+    """Return process 0's text on every process. They wait for it as long as they would `meet`."""
+    if jax.process_count() == 1:
+        return text
+    meet()
+    own = np.frombuffer(text.encode(), np.uint8)
+    size = agreed(len(own))
+    block = np.zeros(-(-size // _BLOCK) * _BLOCK, np.int32)
+    if is_first():
+        block[:size] = own
+    return np.asarray(multihost_utils.broadcast_one_to_all(block))[:size].astype(np.uint8).tobytes().decode()
+
+
+def stop_is_due() -> bool:
+    """Say whether all processes stop now, one of them having been sent SIGTERM. They must ask alike, and go on asking:
+    JAX has them agree on an asking that is yet to come, by its number since the process began."""
+    return has_peers() and bool(multihost_utils.reached_preemption_sync_point(next(_askings)))
+
+
+def ended_alike(failed: bool) -> bool:
+    """Say whether what every process has just done has failed on all of them, or on none, and at the same point.
+
+    One that failed by itself learns after half a minute that the others do not come, and has to end: they wait for it
+    somewhere in the middle.
+    """
+    if jax.process_count() == 1:
+        return True
+    try:
+        meet_at = ocp.multihost.get_barrier_sync_fn()
+        meet_at(key=f"end_{next(_ends)}", timeout_ms=_PATIENCE if failed else _DAY)
+    except Exception:
+        if failed:
+            return False
+        raise
+    ends = multihost_utils.process_allgather(np.array([failed, next(_meetings)], np.int32))
+    return bool((ends == ends[0]).all())
 
 
 def first_alone(work: Callable[[], Result]) -> Result:

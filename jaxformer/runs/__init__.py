@@ -16,6 +16,7 @@ from jaxformer.runs.judging import evaluate_run
 from jaxformer.runs.loading import StoredRun, bind, build_model, load, load_spread, stored_run
 from jaxformer.runs.lock import Lost, claimed
 from jaxformer.runs.loop import train
+from jaxformer.runs.opened import Judge
 from jaxformer.runs.predicting import task_of
 from jaxformer.runs.progress import Display
 from jaxformer.runs.record import IMPORT, check_resumable, git_revision, package_versions, write_record
@@ -24,6 +25,7 @@ from jaxformer.runs.teacher import check_teacher, teacher_model
 __all__ = [
     "Display",
     "IMPORT",
+    "Judge",
     "LEFT_OUT",
     "Lost",
     "StoredRun",

@@ -6,9 +6,8 @@ from types import FrameType
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 
-from jaxformer.devices import has_peers
+from jaxformer.devices import has_peers, stop_is_due
 from jaxformer.errors import Interrupted
 
 
@@ -23,7 +22,6 @@ class Signals:
     def __enter__(self) -> "Signals":
         self.received, self.steps = 0, False
         self._previous: dict[int, Any] = {}
-        self._asked = 0
         # Where JAX watches for SIGTERM already, a handler of ours would take its place.
         numbers = (signal.SIGINT,) if jax.distributed.is_initialized() else (signal.SIGTERM, signal.SIGINT)
         for number in numbers:
@@ -35,8 +33,7 @@ class Signals:
 
     def after_step(self) -> int:
         """Return the signal after which all processes stop after this step, or 0. All must ask at every step."""
-        self._asked += 1  # JAX agrees on a number that is yet to come, and begins to count at 1: in a resumed run, too
-        if has_peers() and multihost_utils.reached_preemption_sync_point(self._asked):
+        if stop_is_due():
             self.received = signal.SIGTERM
         return self.received
 

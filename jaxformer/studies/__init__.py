@@ -1,8 +1,8 @@
 """Many runs as one question.
 
 What lives here: sweeps, that is what is searched (`space`), a study's folder (`study`), what comes next (`searching`),
-who trains it (`working`), and all of it from beginning to end (`sweeping`); the demonstration of what pretraining is
-worth (`demo`).
+who trains it (`working`), in which processes (`workers`), and all of it from beginning to end (`sweeping`); the
+demonstration of what pretraining is worth (`demo`).
 What may come in: reproductions of the papers' tables: whatever starts runs and compares them.
 What must not: how one run trains (runs), and how its numbers are drawn (report)."""
 
@@ -17,7 +17,8 @@ from jaxformer.studies.study import (
     planned_study,
     read_study,
 )
-from jaxformer.studies.sweeping import absolute_spec, best_command, default_study, run_study, sweep, worker
+from jaxformer.studies.sweeping import absolute_spec, best_command, default_study, run_study, sweep
+from jaxformer.studies.workers import joined, leave_devices, worker
 
 __all__ = [
     "Experiment",
@@ -28,6 +29,8 @@ __all__ = [
     "best_command",
     "default_study",
     "check_search",
+    "joined",
+    "leave_devices",
     "open_study",
     "planned_study",
     "read_study",

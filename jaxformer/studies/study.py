@@ -16,6 +16,7 @@ from jaxformer import config as configs
 from jaxformer.checkpoint import LOWER_IS_BETTER
 from jaxformer.checks import check_choice, check_range
 from jaxformer.config import Config
+from jaxformer.devices import has_peers, is_first
 from jaxformer.errors import UserError
 from jaxformer.report import COSTS, KIND, OVER, STUDY, TRIALS, read_study_record, read_sweep
 from jaxformer.runs import LEFT_OUT, git_revision, identity_of, package_versions
@@ -185,6 +186,8 @@ def open_study(
     study, or anything else.
     """
     study = planned_study(folder, experiment, space, settings, storage)
+    if has_peers() and not is_first():  # who writes what all share
+        return study
     record = _record(study, experiment.config())
     if (folder / STUDY).exists():
         before = read_study_record(folder)

@@ -1,15 +1,11 @@
-"""A sweep from beginning to end: what it will take, its workers, what is shown meanwhile, and what it leaves."""
+"""A sweep from beginning to end: what it will take, what is shown meanwhile, and what it leaves."""
 
 import contextlib
 import dataclasses
 import os
 import re
 import shlex
-import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +16,8 @@ from rich.live import Live
 from jaxformer import report
 from jaxformer.checks import several
 from jaxformer.config import load_space
-from jaxformer.errors import Interrupted, UserError, disk_errors, suggest
+from jaxformer.devices import has_peers, is_first
+from jaxformer.errors import Interrupted, UserError, suggest
 from jaxformer.models import Execution, Model, count_parameters
 from jaxformer.report import Sweep
 from jaxformer.runs import Display
@@ -28,21 +25,20 @@ from jaxformer.storage import is_remote, location, write_lines
 from jaxformer.studies import space as spaces
 from jaxformer.studies.searching import Search, check_search
 from jaxformer.studies.space import described
-from jaxformer.studies.study import Experiment, Settings, Study, open_study, read_study
-from jaxformer.studies.working import MOST_STARTS, keep_checkpoints, work
+from jaxformer.studies.study import Experiment, Settings, Study, open_study
+from jaxformer.studies.workers import share_out, stoppable
+from jaxformer.studies.working import END, Apart, follow, keep_checkpoints, tell, work
 from jaxformer.tables import gigabytes
 
 BEST = "best.py"
-STORAGE = "JAXFORMER_SWEEP_STORAGE"  # the database's URL, whose password stands in no file and on no command line
 SHOW_SECONDS = 2.0
 _FAR_SHOW_SECONDS = 30.0  # on an object store, whose every file is a request
-GRACE_SECONDS = 180.0  # that workers have to save
 
 
 def sweep(
     config: str | Mapping[str, Any], space: Mapping[str, Any] | None = None, study: str | Path = "", *,
-    overrides: Sequence[str] = (), storage: str = "", parallel: int = 1, allow_config_change: bool = False,
-    quiet: bool = False, **settings: Any,
+    overrides: Sequence[str] = (), storage: str = "", parallel: int = 1, processes: int = 1,
+    allow_config_change: bool = False, quiet: bool = False, **settings: Any,
 ) -> Sweep:  # fmt: skip
     """Search a space over a config and return the study with all its trials; `load_study` gives them as rows.
 
@@ -64,7 +60,7 @@ def sweep(
     chosen = Settings(**settings | {"metrics": several(settings.get("metrics", ()))})
     folder = location(study or default_study(experiment.spec))
     made = open_study(folder, experiment, space, chosen, storage, allow_config_change)
-    return run_study(made, parallel, quiet=quiet)
+    return run_study(made, parallel, processes, quiet=quiet)
 
 
 def default_study(spec: str) -> Path:
@@ -81,24 +77,32 @@ def absolute_spec(spec: str) -> str:
     return f"{os.path.abspath(os.path.expanduser(file))}.py{arg}"
 
 
-def run_study(study: Study, parallel: int = 1, *, quiet: bool = False) -> Sweep:
-    """Train what is left of a study, by `parallel` workers here, and write what was found into its folder."""
+def run_study(study: Study, parallel: int = 1, processes: int = 1, *, quiet: bool = False) -> Sweep:
+    """Train what is left of a study, by `parallel` workers here of so many processes each, and write what was found
+    into its folder. Where this process has peers, all of them call it, and are one worker."""
     check_search(study)
+    if has_peers() and not is_first():
+        follow(study)
+        return report.read_sweep(study.folder)
     Search(study)  # a storage that cannot be used is told now
     with Display(quiet=quiet) as display:
         for line in what_it_takes(study, parallel):
             display.note(line)
     try:
-        if parallel > 1:
-            _share_out(study, parallel, quiet)
-        else:
-            with _stoppable(), _shown(study, 1, quiet) as say:
+        with stoppable(), _shown(study, parallel, quiet) as say:
+            if parallel * processes > 1:
+                share_out(study, parallel, processes, say)
+            else:
                 work(study, say)
+    except Apart:
+        raise
     except (Interrupted, KeyboardInterrupt) as stop:
         done = report.progress_line(report.read_sweep(study.folder))
         code = stop.code if isinstance(stop, Interrupted) else 130
         raise Interrupted(f"stopped: {done}; run the same command to go on", code=code) from stop
-    return finish(study)
+    found = finish(study)
+    tell(END)
+    return found
 
 
 def finish(study: Study) -> Sweep:
@@ -127,10 +131,17 @@ def what_it_takes(study: Study, parallel: int) -> list[str]:
     most = size * max(kept, min(kept + max(parallel, len(study.seeds)), runs))
     return [
         f"{points} points by {study.settings.sampler}, {len(study.seeds)} seed{'s' * (len(study.seeds) > 1)} each: "
-        f"{runs} runs of {base.training.num_steps} steps, judged by {', '.join(study.settings.metrics)}",
+        f"{runs} runs of {_steps(study, base.training.num_steps)} steps, judged by {', '.join(study.settings.metrics)}",
         f"disk: about {gigabytes(size)} of checkpoints a run while it trains, {gigabytes(size * kept)} kept "
         f"(--keep={study.settings.keep}), at most {gigabytes(most)} at a time",
     ]
+
+
+def _steps(study: Study, base: int) -> str:
+    """Return how many steps the runs of a study take, `base` in its experiment, or how few and many where that is
+    searched."""
+    searched = {point.get("training.num_steps", base) for point in study.space.checked()}
+    return " to ".join(f"{steps:,}" for steps in sorted({min(searched), max(searched)}))
 
 
 def best_command(study: Study, found: Sweep) -> str:
@@ -173,24 +184,6 @@ def best_file(study: Study, found: Sweep) -> str:
 
 
 @contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """Between runs, too, SIGTERM ends a worker in order."""
-
-    def stop(*_: object) -> None:
-        raise Interrupted("stopped by SIGTERM", code=75)
-
-    try:
-        previous = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread: the program around us owns the signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-@contextlib.contextmanager
 def _shown(study: Study, at_once: int, quiet: bool) -> Iterator[Any]:
     """Show the study's table on a terminal while the block runs; give what prints a line where there is none."""
     console = Console(stderr=True, highlight=False, emoji=False, quiet=quiet)
@@ -216,106 +209,3 @@ def _shown(study: Study, at_once: int, quiet: bool) -> Iterator[Any]:
         finally:
             closed.set()
             thread.join()
-
-
-def worker(folder: Path, parent: bool) -> None:
-    """Work on a study as one of several processes; one that has a `parent` ends, after saving, when that has gone."""
-    if parent:
-        threading.Thread(target=_follow_parent, name="parent", daemon=True).start()
-    if cores := os.environ.get("JAXFORMER_CORES"):
-        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
-    study = read_study(folder, os.environ.get(STORAGE, ""))
-    with _stoppable():
-        work(study, lambda line: print(line, file=sys.stderr, flush=True))
-
-
-def _follow_parent() -> None:
-    """Wait until the pipe from the parent ends, whatever ended the parent."""
-    while os.read(0, 1024):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _share_out(study: Study, parallel: int, quiet: bool) -> None:
-    """Let so many processes here work on the study, each with its share of the cores and devices."""
-    logs = study.folder / "workers"
-    with disk_errors(logs):
-        logs.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "jaxformer", "sweep", f"--study={study.folder}", "--worker"]
-    workers: dict[int, subprocess.Popen[bytes]] = {}
-    starts = dict.fromkeys(range(parallel), 0)
-
-    def start(number: int) -> None:
-        starts[number] += 1
-        own = {**os.environ, **shares(number, parallel), STORAGE: study.storage}
-        with (logs / f"{number}.txt").open("ab") as output:
-            workers[number] = subprocess.Popen(
-                command, env=own, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
-            )
-
-    with _stoppable(), _shown(study, parallel, quiet) as say:
-        read = {number: (logs / f"{number}.txt").stat().st_size if (logs / f"{number}.txt").exists() else 0
-                for number in range(parallel)}  # fmt: skip
-        try:
-            for number in range(parallel):
-                start(number)
-            while workers:
-                for number, process in list(workers.items()):
-                    read[number] = _pass_on(logs / f"{number}.txt", read[number], say)
-                    code = process.poll()
-                    if code is None:
-                        continue
-                    del workers[number]
-                    if code == 2 or (code and starts[number] > MOST_STARTS):
-                        said = (logs / f"{number}.txt").read_text(errors="replace").strip().splitlines()
-                        why = said[-1].removeprefix("jaxformer sweep: ") if said else f"a worker ends with {code}"
-                        raise UserError(f"{why} (worker {number}; {logs / f'{number}.txt'} has all that it said)")
-                    if code:
-                        start(number)
-                time.sleep(0.2)
-        finally:
-            _end(workers.values())
-
-
-def _pass_on(path: Path, start: int, say: Any) -> int:
-    with path.open("rb") as file:
-        file.seek(start)
-        text = file.read()
-    whole = text[: text.rfind(b"\n") + 1]
-    for line in whole.decode(errors="replace").splitlines():
-        say(line)
-    return start + len(whole)
-
-
-def _end(processes: Any) -> None:
-    """Let workers save and end; kill those that take too long."""
-    running = [process for process in processes if process.poll() is None]
-    for process in running:
-        process.send_signal(signal.SIGTERM)
-    until = time.monotonic() + GRACE_SECONDS
-    for process in running:
-        try:
-            process.wait(max(until - time.monotonic(), 0.1))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def shares(number: int, parallel: int) -> dict[str, str]:
-    """Return the environment that gives worker `number` of so many its share of this machine: its cores, and its GPUs,
-    or of one GPU its part of the memory."""
-    given: dict[str, str] = {}
-    if hasattr(os, "sched_getaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        own = [core for index, core in enumerate(cores) if index * parallel // len(cores) == number]
-        given["JAXFORMER_CORES"] = ",".join(map(str, own or [cores[number % len(cores)]]))
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = visible.split(",") if visible else [path.name[6:] for path in Path("/dev").glob("nvidia[0-9]*")]
-    devices = sorted(device for device in devices if device)
-    if devices:
-        own_devices = [device for index, device in enumerate(devices) if index % parallel == number]
-        given["CUDA_VISIBLE_DEVICES"] = ",".join(own_devices or [devices[number % len(devices)]])
-        together = -(-parallel // len(devices))
-        if together > 1:
-            given["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / together:.3f}"
-    return given

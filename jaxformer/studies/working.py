@@ -2,6 +2,9 @@
 
 Which runs are whose, the runs' own locks say, so that any number of workers on any machines share a study, and what a
 dead one leaves behind is taken over, from its last checkpoint.
+
+A worker may be several processes, as a run may. Then process 0 alone asks the search, holds the runs and writes what
+becomes of them; it tells its peers what all of them train next.
 """
 
 import contextlib
@@ -12,8 +15,12 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from jaxformer.checkpoint import finish_saves
+from jaxformer.config import Config
+from jaxformer.devices import ended_alike, has_peers, is_peers_end, stop_is_due, told
 from jaxformer.errors import Interrupted, UserError, disk_errors
 from jaxformer.footprint import read_emissions
 from jaxformer.report import (
@@ -25,25 +32,31 @@ from jaxformer.report import (
     RUNNING,
     STOPPED,
     TRIAL,
+    TRIALS,
     WAITING,
     costs_of,
     read_sweep,
     read_trial_record,
 )
-from jaxformer.runs import Display, Lost, claimed, train
+from jaxformer.runs import Display, Judge, Lost, claimed, identity_of, train
 from jaxformer.storage import delete_tree, read_metrics, write_json
 from jaxformer.studies.searching import Asked, Search
-from jaxformer.studies.space import described
+from jaxformer.studies.space import described, overrides_of
 from jaxformer.studies.study import Study, Trial
 from jaxformer.tables import metrics_line
 
 POLL_SECONDS = 1.0
 MOST_STARTS = 20  # of a run that ends none of them by itself: whatever kills it is not chance
+TRAIN, WAIT, END = "train", "wait", "end"  # what process 0 tells the others of its worker
 Said = Callable[[str], None]
 
 
 class NotLogged(UserError):
     """A run does not log the metric that its study goes by."""
+
+
+class Apart(Interrupted):
+    """The processes of a worker have not come to the same end of a run: all of them must be started again."""
 
 
 def work(study: Study, say: Said) -> None:
@@ -68,6 +81,71 @@ def work(study: Study, say: Said) -> None:
             if not busy:
                 return
             time.sleep(POLL_SECONDS)
+            tell(WAIT)
+
+
+def follow(study: Study) -> None:
+    """Train, as one of a worker's other processes, what process 0 says, until it says that all is over.
+
+    Raises UserError where this process has other data or another config than process 0, and Interrupted as `work` does.
+    """
+    while True:
+        said = json.loads(told(""))
+        _stop_if_due()
+        if said["what"] == END:
+            return
+        if said["what"] == TRAIN:
+            config, trial = study.experiment.config(said["words"]), said["trial"]
+            if identity_of(config, study.space.keys) != trial:
+                raise UserError(
+                    f"trial {trial}: this process of the worker makes another run of {' '.join(said['words'])} than "
+                    "process 0; give all hosts the same data, files and version"
+                )
+            _attempt(config, study.folder / TRIALS / trial, lambda step, metrics: False)
+
+
+def tell(what: str, trial: Trial | None = None) -> None:
+    """Tell the other processes of this worker, where it has some, what comes next. Raises Interrupted where one of them
+    was asked to stop."""
+    if has_peers():
+        words = [] if trial is None else [*overrides_of(trial.point), f"seed={trial.seed}"]
+        told(json.dumps({"what": what, "words": words, "trial": trial and trial.folder.name}))
+        _stop_if_due()
+
+
+def _stop_if_due() -> None:
+    """Raise Interrupted, on all processes, where one of them was asked to stop: between runs there is nothing to
+    save."""
+    if stop_is_due():
+        raise Interrupted("stopped by SIGTERM", code=75)
+
+
+def _attempt(config: Config, folder: Path, judge: Judge) -> dict[str, float] | Exception:
+    """Train a run, on all processes of this worker alike, and return what it gave, or the error with which it failed.
+
+    Raises what ends this process: Interrupted; NotLogged; and, where there are peers, an error that is not theirs, or
+    what is seen here of the end of one of them.
+    """
+    found: dict[str, float] | Exception
+    try:
+        found = train(config, folder, display=Display(quiet=True), judge=judge)
+    except NotLogged:
+        raise
+    except Exception as error:
+        if has_peers() and is_peers_end(error):
+            raise
+        found = error
+    if not has_peers():
+        return found
+    failed = isinstance(found, Exception)
+    if ended_alike(failed):
+        if failed:
+            finish_saves()
+        return found
+    if isinstance(found, Exception) and not isinstance(found, Lost):
+        raise found
+    why = found if isinstance(found, Lost) else "another process of this worker failed, and its own message says why"
+    raise Apart(f"{why}; stopped", code=75)
 
 
 def _work_on(study: Study, search: Search, asked: Asked, say: Said) -> tuple[bool, bool]:
@@ -133,23 +211,25 @@ def _train(study: Study, search: Search, asked: Asked, trial: Trial, say: Said) 
     judged = _Judge(study, search, asked, trial)
     say(f"trial {trial.folder.name} ({_words(trial)}): {'goes on' if step else 'begins'}")
     try:
-        results = train(trial.config, trial.folder, display=Display(quiet=True), judge=judged)
-    except Lost:  # whoever took the run over tells its end
-        return
-    except NotLogged:
+        tell(TRAIN, trial)
+        found = _attempt(trial.config, trial.folder, judged)
+    except Apart:  # whoever goes on with the run sees how often it was begun
         raise
     except (Interrupted, KeyboardInterrupt):
         _end(trial, record, STOPPED, say)
         raise
-    except Exception as error:
+    if isinstance(found, Lost):  # whoever took the run over tells its end
+        return
+    if isinstance(found, Exception):
         failures = record["failures"] + 1
         with disk_errors(trial.folder):
-            (trial.folder / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
-        line = f"{'' if isinstance(error, UserError) else f'{type(error).__name__}: '}{error}".strip().splitlines()[0]
+            text = "".join(traceback.format_exception(found))
+            (trial.folder / "error.log").write_text(text, encoding="utf-8")
+        line = f"{'' if isinstance(found, UserError) else f'{type(found).__name__}: '}{found}".strip().splitlines()[0]
         state = FAILED if failures >= study.settings.attempts else WAITING
         _end(trial, record | {"failures": failures}, state, say, error=line)
         return
-    metrics = _metrics(trial, results)
+    metrics = _metrics(trial, found)
     logged = {name: metrics[name] for name in study.settings.metrics if name in metrics}
     state = PRUNED if judged.has_pruned else DONE
     _end(trial, record | {"metrics": metrics, "error": ""}, state, say, gave=metrics_line(logged))
