@@ -60,6 +60,12 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+@functools.cache
+def may_be_slow(path: Path) -> bool:
+    """Whether a file says of any of its tests that they are slow."""
+    return bool(re.search("mark.slow|sampled", path.read_text(encoding="utf-8")))
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave files alone that `make test-second` or `make test-slow` runs nothing of: importing them takes each process
     seconds."""
@@ -67,8 +73,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if not name.startswith("test_"):
         return None
     unread = "versions" in wanted and name.removeprefix("test_") not in VERSIONS
-    quick = wanted.startswith("slow") and not re.search("slow|sampled", collection_path.read_text(encoding="utf-8"))
-    return True if unread or quick else None
+    return True if unread or (wanted.startswith("slow") and not may_be_slow(collection_path)) else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -81,6 +86,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         name = item.path.stem.removeprefix("test_")
         if name in VERSIONS:
             item.add_marker("versions")
+        if item.get_closest_marker("slow") and not may_be_slow(item.path):
+            raise pytest.UsageError(f"{item.path}: `make test-slow` does not see that it has slow tests (may_be_slow)")
         if name in LONG:
             hands[LONG.index(name) % count].append(item)
         else:

@@ -166,6 +166,7 @@ def imported(case: Case, folder: Path, workdir: Path) -> tuple[Any, Any, Any]:
     sections = json.loads((workdir / "config.json").read_text())["config"]
     sections["task"] = sections.get("task", {}) | {"sequence_length": LENGTH} | case.task
     sections.pop("objective", None)  # of a model that writes: the case says what
+    sections["training"] = sections.get("training", {}) | {"unroll_layers": 1}  # which compiles fastest
     config = configs.resolve(sections, name="tuned")
     task = bind(config, run.tokenizer, run.labels or (LABELS if config.supervision.decodes else ()))
     return task, build_model(config, task), run.params
