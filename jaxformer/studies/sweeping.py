@@ -44,7 +44,7 @@ def sweep(
 
     `config` is an experiment's name or file, as for `jaxformer train`, or a dict of its sections; `space` what is
     searched (see `jaxformer.studies.space`; None: the experiment's own `get_sweep`), `study` the folder, in which a
-    sweep that was broken off goes on. `settings` are those of `jaxformer sweep`: metrics, sampler, trials, search_seed,
+    sweep that was broken off goes on. `parallel` trials run at a time, each in so many `processes`. `settings` are those of `jaxformer sweep`: metrics, sampler, trials, search_seed,
     pruner, keep, attempts. Raises UserError for what the user can mend, before anything is trained.
     """
     if isinstance(config, str):
@@ -140,7 +140,7 @@ def what_it_takes(study: Study, parallel: int) -> list[str]:
 def _steps(study: Study, base: int) -> str:
     """Return how many steps the runs of a study take, `base` in its experiment, or how few and many where that is
     searched."""
-    searched = {point.get("training.num_steps", base) for point in study.space.checked()}
+    searched = {int(point.get("training.num_steps", base)) for point in study.space.checked()}
     return " to ".join(f"{steps:,}" for steps in sorted({min(searched), max(searched)}))
 
 
