@@ -194,6 +194,8 @@ def _resolve(experiment: Mapping[str, Any], overrides: str | Sequence[str], name
         if section in OPTIONAL and section not in given:
             continue
         keys = dict(given.get(section, {}))
+        if section == "data" and str(keys.get("subset_seed")) == "-1":
+            keys["subset_seed"] = values["seed"]
         if section in SELECTORS:
             selected[section] = _select(section, keys)
         values[section] = _section(section, _dataclass(section, selected.get(section, ""), room), keys)

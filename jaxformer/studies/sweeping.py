@@ -88,6 +88,13 @@ def run_study(study: Study, parallel: int = 1, *, quiet: bool = False) -> Sweep:
     with Display(quiet=quiet) as display:
         for line in what_it_takes(study, parallel):
             display.note(line)
+    train_study(study, parallel, quiet=quiet)
+    return finish(study)
+
+
+def train_study(study: Study, parallel: int = 1, *, quiet: bool = False) -> Sweep:
+    """Train what is left of a study, by `parallel` workers here, and return it. Raises Interrupted, after saving, on
+    SIGTERM or Ctrl-C."""
     try:
         if parallel > 1:
             _share_out(study, parallel, quiet)
@@ -98,13 +105,12 @@ def run_study(study: Study, parallel: int = 1, *, quiet: bool = False) -> Sweep:
         done = report.progress_line(report.read_sweep(study.folder))
         code = stop.code if isinstance(stop, Interrupted) else 130
         raise Interrupted(f"stopped: {done}; run the same command to go on", code=code) from stop
-    return finish(study)
+    keep_checkpoints(study)
+    return report.read_sweep(study.folder)
 
 
 def finish(study: Study) -> Sweep:
-    """Write what a study found: the best point as an experiment file, the page, and keep the checkpoints that are to be
-    kept."""
-    keep_checkpoints(study)
+    """Write what a study found: the best point as an experiment file, and the page."""
     found = report.read_sweep(study.folder)
     if found.best is not None:
         write_lines(study.folder / BEST, [best_file(study, found)])
