@@ -2,7 +2,7 @@
 
 What lives here: sweeps, that is what is searched (`space`), a study's folder (`study`), what comes next (`searching`),
 who trains it (`working`), and all of it from beginning to end (`sweeping`); what a checkpoint is worth, two sweeps for
-each of two arms (`transfer`), and its demonstration (`demo`).
+each of two arms (`transferring`), and its demonstration (`demo`).
 What may come in: reproductions of the papers' tables: whatever starts runs and compares them.
 What must not: how one run trains (runs), and how its numbers are drawn (report)."""
 
@@ -18,7 +18,7 @@ from jaxformer.studies.study import (
     read_study,
 )
 from jaxformer.studies.sweeping import absolute_spec, best_command, default_study, run_study, sweep, worker
-from jaxformer.studies.transfer import Transfer, transfer
+from jaxformer.studies.transferring import Transfer, transfer
 
 __all__ = [
     "Experiment",

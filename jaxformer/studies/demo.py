@@ -12,7 +12,7 @@ from jaxformer import report
 from jaxformer.checkpoint import finished_steps
 from jaxformer.runs import Display, check_resumable, train
 from jaxformer.storage import is_run
-from jaxformer.studies.transfer import Transfer, transfer
+from jaxformer.studies.transferring import Transfer, transfer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

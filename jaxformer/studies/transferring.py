@@ -1,7 +1,8 @@
 """What a checkpoint is worth for a task: fine-tunings from it and from scratch, over numbers of labels and seeds.
 
 Each arm is two sweeps: ARM/rates tries its learning rates, with the most labels, on the validation split; ARM/labels
-trains every number of labels with every seed, at the best rate, and judges on the test split. The arms differ in `init_from` alone: both read the checkpoint's tokenizer and have its model's sizes.
+trains every number of labels with every seed, at the best rate, and judges on the test split. The arms differ in
+`init_from` alone: both read the checkpoint's tokenizer and have its model's sizes.
 """
 
 import dataclasses
