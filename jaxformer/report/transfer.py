@@ -25,7 +25,7 @@ from typing import Any
 
 from jaxformer.report.study import DONE, STUDY, TRANSFER, Sweep, SweepTrial, read_study_record, read_sweep
 from jaxformer.report.sweep import failures, progress_line
-from jaxformer.storage import is_run, read_metrics
+from jaxformer.storage import is_run, location, read_metrics
 
 Point = Mapping[str, Any]
 ARMS = {"pretrained": "From the checkpoint", "scratch": "From scratch"}
@@ -121,7 +121,7 @@ def _unfinished(sweeps: Mapping[tuple[str, str], Sweep]) -> list[str]:
 
 def _runs(pretrained: str, sweeps: Mapping[tuple[str, str], Sweep]) -> dict[str, str]:
     """{name: folder} of the runs that have begun: the pretraining, and then those of each arm in order."""
-    found = {"pretraining": Path(pretrained)} if pretrained else {}
+    found = {"pretraining": location(pretrained)}
     for (arm, name), sweep in sweeps.items():
         for trial in sorted(sweep.trials, key=lambda trial: [trial.values[RATE if name == RATES else MOST]]):
             if name == RATES:

@@ -217,6 +217,11 @@ def _check(asked: Transfer, config: Config, model: Mapping[str, Any]) -> None:
             f"--pretrained: {asked.pretrained} is a model of {model['family']}, but --config={asked.config} is for "
             f"models of {config.model.family}; name its family there, or another run"
         )
+    if model["d_model"] != config.model.d_model:
+        raise UserError(
+            f"--pretrained: {asked.pretrained} has a width of {model['d_model']} (model.d_model), and --config="
+            f"{asked.config} one of {config.model.d_model}; give the run's own size or scale there, or another run"
+        )
     if config.training.patience:
         raise UserError("training.patience: each number of labels has its steps, for both arms; leave it at 0")
     check_split(config.data, "validation")
@@ -261,8 +266,6 @@ def _sizes(asked: Transfer, config: Config) -> tuple[tuple[int, int], ...]:
 def _open(plan: _Plan, folder: Path, allow_change: bool) -> None:
     """Write what is asked into the folder. Raises UserError for one that holds another transfer, or anything else."""
     record = _record(plan)
-    if is_sweep(folder):
-        raise UserError(f"--study: {folder} holds a sweep; choose another folder")
     if not (folder / STUDY).exists():
         check_folder(folder)
         write_json(folder / STUDY, record)
@@ -290,7 +293,7 @@ def _record(plan: _Plan) -> dict[str, Any]:
     asked, home = plan.asked, named(plan.config.init_from)[0]
     record = {
         "kind": TRANSFER,
-        "name": asked.config,
+        "name": asked.config.rpartition("/")[2] if ".py" in asked.config else asked.config,
         "pretrained": asked.pretrained,
         "pretrained_folder": str(home),
         "pretraining": _pretraining(home),
