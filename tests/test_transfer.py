@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pages import visible_text
 from runs import make_run
@@ -15,6 +16,7 @@ from sweeps import RATE, opened
 from training import make_corpus
 
 from jaxformer import config as configs
+from jaxformer.checkpoint import save_params
 from jaxformer.cli.main import main
 from jaxformer.config import Config
 from jaxformer.errors import Interrupted, UserError
@@ -272,14 +274,18 @@ def test_the_validation_split_judges_where_it_is_asked_to(
     assert "It was judged on that split, too" in sentences(found)["how"]
 
 
-def test_a_metric_that_is_not_logged_and_a_changed_checkpoint_are_refused(
-    corpus: Path, tmp_path: Path, trained: list[Config]
+def test_a_metric_that_is_not_logged_and_what_changed_meanwhile_are_refused(
+    tmp_path: Path, trained: list[Config]
 ) -> None:
-    run = make_run("bert", tmp_path / "base")
+    run, corpus = make_run("bert", tmp_path / "base"), make_corpus(tmp_path)
     with pytest.raises(UserError, match="log no eval/f2; they log eval/loss, eval/accuracy"):
         transfer(asked(run, corpus, metric="eval/f2"), tmp_path / "study", quiet=True)
     assert len(trained) == 1
-    (run / "checkpoints" / "7").rename(run / "checkpoints" / "8")
+    rows = (corpus / "labelled.jsonl").read_text()
+    (corpus / "labelled.jsonl").write_text(rows + rows.splitlines()[0] + "\n")
+    with pytest.raises(UserError, match="the data changed since the transfer began"):
+        transfer(asked(run, corpus), tmp_path / "study", quiet=True, allow_change=True)
+    save_params(run / "checkpoints", {"other": np.zeros(2, np.float32)}, step=8)
     with pytest.raises(UserError, match="the checkpoint of .*base changed since the transfer began"):
         transfer(asked(run, corpus), tmp_path / "study", quiet=True, allow_change=True)
 

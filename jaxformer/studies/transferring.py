@@ -304,15 +304,15 @@ def _record(plan: _Plan) -> dict[str, Any]:
             "mode": plan.mode,
             "split": asked.split,
             "checkpoint": content_of(checkpoint_of(plan.config.init_from)),
-            "data": digest(plan.config.data.contents()),
+            "data": digest([list(read.values()) for _, read in sorted(plan.config.data.contents().items())]),
         },
         "version": __version__,
         "git_revision": git_revision(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["jaxformer", *sys.argv[1:]]),
     }
-    read: dict[str, Any] = json.loads(json.dumps(finite(record)))  # as it will be read
-    return read
+    stored: dict[str, Any] = json.loads(json.dumps(finite(record)))  # as it will be read
+    return stored
 
 
 def _pretraining(home: Path) -> dict[str, float | None]:
