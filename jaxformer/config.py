@@ -1,9 +1,8 @@
 """From an experiment file to a resolved `Config`, a section for each room, every field valued.
 
-Every section is one frozen dataclass of its room.
-
-Resolution is: preset, then the experiment's keys, then overrides from the command line. A typo, a missing key, a value
-of the wrong type or a combination that cannot work is one `UserError`, before any device is touched.
+Every section is one frozen dataclass of its room. Resolution is: preset, then the experiment's keys, then overrides from
+the command line. A typo, a missing key, a value of the wrong type or a combination that cannot work is one `UserError`,
+before any device is touched.
 """
 
 import ast
