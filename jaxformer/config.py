@@ -1,9 +1,8 @@
 """From an experiment file to a resolved `Config`, a section for each room, every field valued.
 
-Every section is one frozen dataclass of its room.
-
-Resolution is: preset, then the experiment's keys, then overrides from the command line. A typo, a missing key, a value
-of the wrong type or a combination that cannot work is one `UserError`, before any device is touched.
+Every section is one frozen dataclass of its room. Resolution is: preset, then the experiment's keys, then overrides
+from the command line. A typo, a missing key, a value of the wrong type or a combination that cannot work is one
+`UserError`, before any device is touched.
 """
 
 import ast
@@ -194,6 +193,7 @@ def _resolve(experiment: Mapping[str, Any], overrides: str | Sequence[str], name
         if section in OPTIONAL and section not in given:
             continue
         keys = dict(given.get(section, {}))
+        keys |= {"subset_seed": values["seed"]} if str(keys.get("subset_seed")) == "-1" else {}  # of data: the run's
         if section in SELECTORS:
             selected[section] = _select(section, keys)
         values[section] = _section(section, _dataclass(section, selected.get(section, ""), room), keys)

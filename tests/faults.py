@@ -30,8 +30,8 @@ class Fault(NamedTuple):
 FAULTS = (
     Fault("cli/main.py", "words[:cut], words[cut + 1 :]", "words[:cut], words[cut:]", "test_launch.py"),
     Fault(
-        "studies/demo.py", 'if arm == "pretrained":', 'if arm == "scratch":',
-        "test_demo.py::test_the_configs_of_every_family_are_ones",
+        "studies/transferring.py", '(*shared, "init_from=", *model)', '(*shared, f"init_from={run}", *model)',
+        "test_transfer.py::test_arms_differ_in_where_they_start_and_in_their_rates",
     ),
     Fault(
         "interop/tables.py", '("q_lin", "k_lin", "v_lin", "out_lin")', '("k_lin", "q_lin", "v_lin", "out_lin")',

@@ -26,6 +26,7 @@ from jaxformer.tokenizers import Tokenizer, WordPiece, train_tokenizer
 VERBS = [
     "train",
     "sweep",
+    "transfer",
     "evaluate",
     "generate",
     "fill",
@@ -50,6 +51,7 @@ ACTIONS = {
 OVERRIDDEN = [
     ["train"],
     ["sweep"],
+    ["transfer"],
     ["evaluate"],
     ["generate"],
     ["fill"],

@@ -89,8 +89,9 @@ def test_the_commands_of_the_page_are_ones_that_the_parser_takes() -> None:
             cli._parser().parse_args(shlex.split(words))
 
 
-def test_the_commands_about_sweeps_are_ones_that_the_parser_and_the_search_take() -> None:
-    text = (DOCS / "sweeps.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["sweeps.md", "fine-tuning.md"])
+def test_the_commands_of_a_page_are_ones_that_the_parser_and_the_search_take(page: str) -> None:
+    text = (DOCS / page).read_text(encoding="utf-8").replace("\\\n", " ")
     lines = [line.strip().partition("  #")[0] for line in text.splitlines() if line.startswith("    jaxformer ")]
     assert len(lines) >= 8
     for line in lines:

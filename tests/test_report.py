@@ -6,16 +6,16 @@ import math
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import visible_text
 from rich.console import Console
 
 from jaxformer.errors import UserError
 from jaxformer.report import (
-    equal_accuracy,
+    equal_metric,
     find_runs,
     payback,
     print_summary,
@@ -27,7 +27,7 @@ from jaxformer.report import (
 )
 from jaxformer.report.evaluations import evaluations_of
 from jaxformer.report.plots import BEST, COLOURS, MOST_COLOURED
-from jaxformer.report.transfer import sentences
+from jaxformer.report.transfer_words import sentences
 
 COLUMNS = "run_id,duration,emissions,cpu_energy,gpu_energy,ram_energy,energy_consumed,country_name"
 
@@ -63,27 +63,6 @@ def make_run(path: Path, *, task: str = "", steps: int = 20, end: float = 3.0, k
         row = f"a,60,{kwh * 0.4},{kwh / 4},0,{kwh * 0.75},{kwh},Germany"
         (path / "emissions" / "1-0.csv").write_text(f"{COLUMNS}\n{row}\n")
     return path
-
-
-def visible_text(page: Path) -> str:
-    """The words of a page as a reader sees them, tags and styles gone."""
-    words: list[str] = []
-
-    class Reader(HTMLParser):
-        hidden = 0
-
-        def handle_starttag(self, tag: str, attrs: Any) -> None:
-            self.hidden += tag in ("style", "svg")
-
-        def handle_endtag(self, tag: str) -> None:
-            self.hidden -= tag in ("style", "svg")
-
-        def handle_data(self, data: str) -> None:
-            if not self.hidden:
-                words.append(data)
-
-    Reader().feed(page.read_text(encoding="utf-8"))
-    return re.sub(r"\s+", " ", " ".join(words))
 
 
 # Reading
@@ -310,7 +289,7 @@ def test_the_report_needs_no_jax():
 def points(arm: str, accuracies: dict[int, float | list[float]], wh: dict[int, float] | None = None) -> list[dict]:
     """Points of one arm; a single accuracy stands for two equal seeds."""
     return [
-        {"labels": labels, "arm": arm, "seeds": seeds, "f1": seeds, "learning_rate": 3e-4, "steps": 100}
+        {"labels": labels, "arm": arm, "seeds": seeds, "also": seeds, "learning_rate": 3e-4, "steps": 100, "curves": []}
         | {"energy_wh": [wh[labels]] * len(seeds) if wh else [None] * len(seeds)}
         for labels, value in accuracies.items()
         for seeds in ([value] * 2 if isinstance(value, float) else value,)
@@ -321,10 +300,10 @@ SCRATCH = points("scratch", {100: 0.4, 400: 0.6, 1600: 0.7}, {100: 1.0, 400: 2.0
 PRETRAINED = points("pretrained", {100: 0.6, 400: 0.8, 1600: 0.9}, {100: 1.0, 400: 2.0, 1600: 4.0})
 
 
-def test_equal_accuracy_interpolates_over_the_logarithm_of_labels():
-    equal = equal_accuracy([*reversed(PRETRAINED), *SCRATCH])
+def test_equal_metric_interpolates_over_the_logarithm_of_labels():
+    equal = equal_metric([*reversed(PRETRAINED), *SCRATCH])
     assert equal == {
-        "accuracy": pytest.approx(0.7),
+        "value": pytest.approx(0.7),
         "labels_scratch": pytest.approx(1600),
         # Half-way from 0.6 to 0.8, so half-way from 100 to 400 in the logarithm: their geometric mean.
         "labels_pretrained": pytest.approx(200),
@@ -335,46 +314,53 @@ def test_equal_accuracy_interpolates_over_the_logarithm_of_labels():
     assert payback(equal, 25.0) == (pytest.approx(10.0), "")
 
 
-def test_equal_accuracy_where_scratch_ends_higher_or_labels_are_a_bound():
+def test_equal_metric_where_scratch_ends_higher_or_labels_are_a_bound():
     # Scratch ends higher: the comparison is at the best that the checkpoint reaches, and it loses.
-    worse = equal_accuracy(points("pretrained", {100: 0.3, 400: 0.5}, {100: 1.0, 400: 2.0}) + SCRATCH)
-    assert worse is not None and worse["accuracy"] == 0.5
+    worse = equal_metric(points("pretrained", {100: 0.3, 400: 0.5}, {100: 1.0, 400: 2.0}) + SCRATCH)
+    assert worse is not None and worse["value"] == 0.5
     assert worse["labels_scratch"] == pytest.approx(200) and worse["labels_pretrained"] == pytest.approx(400)
     runs, reason = payback(worse, 25.0)
     assert runs is None and "more energy from the checkpoint" in reason
     # Already above at the smallest count: an upper bound, and said so.
-    above = equal_accuracy(points("pretrained", {100: 0.8, 400: 0.9}, {100: 1.0, 400: 2.0}) + SCRATCH)
+    above = equal_metric(points("pretrained", {100: 0.8, 400: 0.9}, {100: 1.0, 400: 2.0}) + SCRATCH)
     assert above is not None and above["labels_pretrained"] == 100 and above["at_most"] == ["pretrained"]
     # A dip does not hide that an accuracy was reached before.
-    dip = equal_accuracy(points("pretrained", {100: 0.6, 400: 0.8, 1600: 0.5}) + SCRATCH)
+    dip = equal_metric(points("pretrained", {100: 0.6, 400: 0.8, 1600: 0.5}) + SCRATCH)
     assert dip is not None and dip["labels_pretrained"] == pytest.approx(200)
 
 
 def test_no_payback_is_given_with_its_reason():
-    assert equal_accuracy(SCRATCH) is None and equal_accuracy([]) is None
-    assert equal_accuracy(points("pretrained", {100: []}) + SCRATCH) is None
-    assert payback(None, 1.0) == (None, "the two arms reach no accuracy in common")
-    unmeasured = equal_accuracy(points("pretrained", {100: 0.6, 400: 0.8}) + SCRATCH)
+    assert equal_metric(SCRATCH) is None and equal_metric([]) is None
+    assert equal_metric(points("pretrained", {100: []}) + SCRATCH) is None
+    assert payback(None, 1.0) == (None, "no fine-tuning of one arm does as well as one of the other")
+    unmeasured = equal_metric(points("pretrained", {100: 0.6, 400: 0.8}) + SCRATCH)
     assert unmeasured is not None and unmeasured["energy_pretrained_wh"] is None
     assert payback(unmeasured, 1.0) == (None, "energy was not measured")
     fixed = {100: 2.0, 400: 2.01, 1600: 2.05}
-    same = equal_accuracy(
+    same = equal_metric(
         points("pretrained", {100: 0.6, 400: 0.8}, fixed) + points("scratch", {100: 0.4, 1600: 0.7}, fixed)
     )
     runs, reason = payback(same, 1.0)
     assert runs is None and "the same energy with and without" in reason
-    assert payback(equal_accuracy(PRETRAINED + SCRATCH), None) == (None, "energy was not measured")
+    assert payback(equal_metric(PRETRAINED + SCRATCH), None) == (None, "energy was not measured")
 
 
 def make_study(rows: list[dict]) -> dict[str, Any]:
-    equal = equal_accuracy(rows)
+    equal = equal_metric(rows)
     pretraining = {"energy_wh": 25.0, "emissions_g": 10.0, "seconds": 120.0, "tokens": 2_000_000}
     return {
-        "family": "bert",
-        "task": "area",
+        "name": "finetune/area:bert",
+        "pretrained": "runs/base",
+        "metric": "eval/accuracy",
+        "mode": "max",
+        "split": "test",
+        "also": "eval/f1",
         "points": rows,
+        "tried": {},
+        "unfinished": [],
+        "runs": {},
         "pretraining": pretraining,
-        "equal_accuracy": equal,
+        "equal": equal,
         "payback_runs": payback(equal, pretraining["energy_wh"])[0],
     }
 
@@ -382,8 +368,7 @@ def make_study(rows: list[dict]) -> dict[str, Any]:
 def test_the_sentences_say_what_was_found_and_no_more():
     words = sentences(make_study(PRETRAINED + SCRATCH))
     assert words["headline"] == (
-        "200 labels from the checkpoint do the work of 1,600 from scratch (8.0 times as many), "
-        "at an accuracy of 70.0 %."
+        "200 labels from the checkpoint do the work of 1,600 from scratch (8.0 times as many): 70.0 % accuracy."
     )
     assert "1,600 labels and 4.00 Wh of fine-tuning from scratch, and 200 labels and 1.50 Wh" in words["equal"]
     assert words["cost"] == "Pretraining itself took 2 min 00 s on 2.00 M tokens and 25.0 Wh (10.0 g CO₂eq)."
@@ -395,10 +380,10 @@ def test_the_sentences_say_what_was_found_and_no_more():
 
     lost = sentences(make_study(points("pretrained", {100: 0.3, 400: 0.5}, {100: 1.0, 400: 2.0}) + SCRATCH))
     assert lost["headline"].startswith("Pretraining brought no gain here")
-    assert "does not pay back here: a fine-tuning to equal accuracy takes more energy" in lost["payback"]
+    assert "does not pay back here: a fine-tuning that does equally well takes more energy" in lost["payback"]
 
     apart = sentences(make_study(PRETRAINED))
-    assert "cannot be compared" in apart["headline"] and "no accuracy in common" in apart["equal"]
+    assert "cannot be compared" in apart["headline"] and "does as well as one of the other" in apart["equal"]
 
 
 def test_the_transfer_page_and_terminal_table(tmp_path):
@@ -406,16 +391,17 @@ def test_the_transfer_page_and_terminal_table(tmp_path):
     study = make_study(rows)
     study["pretraining"] = {"energy_wh": None, "emissions_g": None, "seconds": 120.0, "tokens": 2_000_000}
     study["payback_runs"] = None
-    runs = [read_run(make_run(tmp_path / name, task="classification")) for name in ("a", "b")]
-    page = write_transfer_report(study, runs, tmp_path / "out")
-    assert (tmp_path / "out" / "transfer-bert.png").exists()
+    study["runs"] = {name: str(make_run(tmp_path / name, task="classification")) for name in ("a", "b")}
+    page = write_transfer_report(study, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").glob("transfer-*")} == {"transfer-labels.png"}
     text = visible_text(page)
     assert "60.0 ± 2.8 %" in text and "40.0 ± 0.0 %" in text and "+20.0" in text
-    assert "What pretraining brings: bert on area" in text and "Fine-tuning: classification" in text
+    assert "What pretraining brings: finetune/area:bert" in text and "Fine-tuning: classification" in text
     assert "an unmeasured amount of energy" in text and "energy was not measured" in text
     assert "–" in text  # 1,600 labels were only tried from scratch
 
-    write_transfer_report(make_study(PRETRAINED + SCRATCH), runs, tmp_path / "paid")
+    write_transfer_report(make_study(PRETRAINED + SCRATCH) | {"runs": study["runs"]}, tmp_path / "paid")
+    assert (tmp_path / "paid" / "transfer-payback.png").exists()
     assert "pays back after 10 fine-tunings" in visible_text(tmp_path / "paid" / "report.html")
     console = Console(file=io.StringIO(), width=80, color_system=None, force_terminal=True)
     print_transfer(study, console)

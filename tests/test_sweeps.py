@@ -346,6 +346,7 @@ def test_a_folder_of_another_study_and_a_changed_one_are_refused(
     trained.clear()
     working.work(grown, quiet)
     assert len(trained) == 2, "equal trials are kept"
+    assert [point.state for point in read_sweep(folder).points] == ["done"] * 4, "and seen"
     (tmp_path / "full" / "things").mkdir(parents=True)
     with pytest.raises(UserError, match="has no study.json but holds things"):
         opened(tmp_path / "full", corpus, GRID)

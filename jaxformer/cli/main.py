@@ -15,6 +15,7 @@ from jaxformer.checks import several
 from jaxformer.cli import verbs
 from jaxformer.cli.flags import add_flags
 from jaxformer.cli.sweeps import add_sweep
+from jaxformer.cli.transfers import add_demo, add_transfer
 from jaxformer.errors import Interrupted, UserError
 from jaxformer.generation import GenerationConfig
 
@@ -188,6 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--quiet", action="store_true", help="show nothing but errors")
 
     add_sweep(add)
+    add_transfer(add)
 
     evaluate = add(
         "evaluate", verbs.evaluate, "judge a run on held-out data", "evaluate --workdir=runs/bert-smoke", overrides=True
@@ -293,8 +295,8 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--length", type=int, default=0, metavar="N", help="tokens of a window (default: the model's)")
 
     report = add("report", verbs.report, "write a page with plots and a table of runs", "report runs/* --output=report")
-    report.add_argument("runs", nargs="+", metavar="DIR", help="run directories, or the folder of a sweep")
-    where = "where the page goes (default: report; of a sweep, its own folder)"
+    report.add_argument("runs", nargs="+", metavar="DIR", help="run directories, or the folder of a sweep or transfer")
+    where = "where the page goes (default: report; of a sweep or transfer, its own folder)"
     report.add_argument("--output", default="", metavar="DIR", help=where)
     report.add_argument("--json", action="store_true", help="print the table as JSON and write nothing")
 
@@ -413,7 +415,5 @@ def _parser() -> argparse.ArgumentParser:
         verb = add(name, verbs.launch_act, text, f"launch {name} gpt-smoke", within=actions)
         verb.add_argument("name", metavar="NAME", help="the job")
 
-    demo = add("demo", verbs.demo, "show what pretraining is worth, on the built-in corpus", "demo --family=bert")
-    demo.add_argument("--family", default="bert", choices=("bert", "gpt", "t5", "all"), help="default: bert")
-    demo.add_argument("--output", default="runs/demo", metavar="DIR", help="where it all goes (default: runs/demo)")
+    add_demo(add)
     return parser

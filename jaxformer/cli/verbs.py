@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxformer.cli import sweeps
+from jaxformer.cli import sweeps, transfers
 from jaxformer.cli.flags import with_flags
 from jaxformer.errors import UserError
 from jaxformer.storage import finite, local_path, location
@@ -219,6 +219,8 @@ def report(args: argparse.Namespace, overrides: list[str]) -> int:
     folders, output = [location(run) for run in args.runs], local_path(args.output or "report", "--output")
     if len(folders) == 1 and report.is_sweep(folders[0]):
         return sweeps.report_sweep(args, folders[0])
+    if len(folders) == 1 and report.is_transfer(folders[0]):
+        return transfers.report_transfer(args, folders[0])
     runs = [report.read_run(folder) for folder in folders]
     if args.json:
         print(json.dumps(report.summary_rows(runs)))
@@ -407,11 +409,4 @@ def launch_act(args: argparse.Namespace, overrides: list[str]) -> int:
     from jaxformer.launch import places
 
     places.act(args.action, args.name)
-    return 0
-
-
-def demo(args: argparse.Namespace, overrides: list[str]) -> int:
-    from jaxformer.studies import run_demo
-
-    run_demo(args.family, local_path(args.output, "--output"))
     return 0

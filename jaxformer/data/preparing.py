@@ -93,6 +93,12 @@ def check_split(source: Source, split: str) -> None:
         corpus.check_split(split, "data" if corpus is source else f"data.members[{number}]")
 
 
+def num_labelled(source: Source, task: Supervision) -> int:
+    """Return how many labelled examples of a task a source has to train on, whatever `max_examples` takes of them."""
+    every, choices = dataclasses.replace(source, max_examples=0), task.answering.choice_fields if task.answering else ()
+    return sum(1 for _ in every.examples("train", tuple(task.fields), task.label_kind, None, choices))
+
+
 def corpus_tokenizer(
     config: Any, source: Source, supervision: Supervision, progress: Progress | None = None, note: Note | None = None
 ) -> Tokenizer:

@@ -42,7 +42,8 @@ __all__ = [
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source(Records):
     """What every source has. `max_examples` (0: all) takes that many labelled training examples, classes in turn, in an
-    order drawn from `subset_seed`. Up to `skip_malformed` malformed rows, of all splits together, are left out."""
+    order drawn from `subset_seed` (-1 in a config stands for its `seed`). Up to `skip_malformed` malformed rows, of all
+    splits together, are left out."""
 
     @functools.cached_property
     def _known(self) -> dict[Any, Any]:

@@ -1,8 +1,9 @@
 """Run directories in; tables, pictures and pages out.
 
 What lives here: a run as its files tell it (`read`), the table of runs (`summary`), what was found of each
-(`evaluations`), figures (`plots`), the page (`page`), what a study of transfer shows (`transfer`), and a
-sweep: its folder (`study`), its table (`sweep`) and its figures (`sweep_plots`).
+(`evaluations`), figures (`plots`), the page (`page`); a sweep: its folder (`study`), its table (`sweep`) and its
+figures (`sweep_plots`); and what pretraining brought (`transfer`), in words and tables (`transfer_words`) and in
+figures (`transfer_plots`).
 What may come in: further tables and figures of finished or running runs and studies.
 What must not: JAX, and anything that makes runs: a report is made where nothing can train."""
 
@@ -19,6 +20,7 @@ from jaxformer.report.study import (
     RUNNING,
     STOPPED,
     STUDY,
+    TRANSFER,
     TRIAL,
     TRIALS,
     WAITING,
@@ -27,6 +29,7 @@ from jaxformer.report.study import (
     SweepTrial,
     costs_of,
     is_sweep,
+    is_transfer,
     load_study,
     read_study_record,
     read_sweep,
@@ -35,32 +38,41 @@ from jaxformer.report.study import (
 )
 from jaxformer.report.summary import print_summary, summary_rows
 from jaxformer.report.sweep import print_seeds, print_sweep, progress_line, sweep_table
-from jaxformer.report.transfer import equal_accuracy, payback, print_transfer
+from jaxformer.report.transfer import ARMS, LABELS, MOST, RATE, RATES, STEPS, equal_metric, payback, read_transfer
+from jaxformer.report.transfer_words import print_transfer
 
 __all__ = [
+    "ARMS",
     "COLOURS",
     "COSTS",
     "DONE",
     "FAILED",
     "KIND",
+    "LABELS",
     "MARKERS",
+    "MOST",
     "OVER",
     "PRUNED",
+    "RATE",
+    "RATES",
     "RUNNING",
     "SERIES",
+    "STEPS",
     "STOPPED",
     "STUDY",
     "STYLE",
     "Sweep",
     "SweepPoint",
     "SweepTrial",
+    "TRANSFER",
     "TRIAL",
     "TRIALS",
     "WAITING",
     "costs_of",
-    "equal_accuracy",
+    "equal_metric",
     "find_runs",
     "is_sweep",
+    "is_transfer",
     "load_study",
     "payback",
     "print_seeds",
@@ -71,6 +83,7 @@ __all__ = [
     "read_run",
     "read_study_record",
     "read_sweep",
+    "read_transfer",
     "read_trial_record",
     "seconds_left",
     "summary_rows",

@@ -1,5 +1,6 @@
 """The page: one HTML file with everything in it, and the PNG of every figure beside it."""
 
+import dataclasses
 import datetime
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,16 +9,18 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from jaxformer.errors import disk_errors
+from jaxformer.errors import UserError, disk_errors
 from jaxformer.footprint import overlap
 from jaxformer.report.evaluations import evaluations_of
 from jaxformer.report.plots import Plot, metric_name, plots_of
-from jaxformer.report.read import Run, find_runs
+from jaxformer.report.read import Run, find_runs, read_run
 from jaxformer.report.study import TRIALS, Sweep
 from jaxformer.report.summary import columns, energy_scopes, summary_rows
 from jaxformer.report.sweep import cost_line, failures, headings_and_rows, number, progress_line, with_spread
 from jaxformer.report.sweep_plots import sweep_plots
-from jaxformer.report.transfer import ARMS, rows_of, sentences, transfer_plots
+from jaxformer.report.transfer import ARMS
+from jaxformer.report.transfer_plots import transfer_plots
+from jaxformer.report.transfer_words import rows_of, sentences
 from jaxformer.tables import DASH, count, counted, duration, energy, mass, metric, significant
 
 PAGE = "report.html"
@@ -33,9 +36,15 @@ def write_report(folders: Path | str | Sequence[Path | str], out: Path) -> Path:
     return _write(runs, out, title, study=None)
 
 
-def write_transfer_report(study: Mapping[str, Any], runs: Sequence[Run], out: Path) -> Path:
-    """Write `out`/report.html on a transfer study (see `jaxformer.report.transfer`) and the runs it was made of."""
-    return _write(runs, out, f"What pretraining brings: {study['family']} on {study['task']}", study)
+def write_transfer_report(study: Mapping[str, Any], out: Path) -> Path:
+    """Write `out`/report.html on a transfer (see `jaxformer.report.transfer`) and the runs it was made of.
+
+    Raises `UserError` where nothing of it has begun.
+    """
+    runs = [dataclasses.replace(read_run(path), name=name) for name, path in study["runs"].items()]
+    if not study["points"]:
+        raise UserError(f"no fine-tuning of the transfer has begun: {'; '.join(study['unfinished'])}")
+    return _write(runs, out, f"What pretraining brings: {study['name']}", study)
 
 
 def write_sweep_report(sweep: Sweep, out: Path, command: str = "") -> Path:
@@ -93,13 +102,16 @@ def _render(
     rows = summary_rows(runs)
     transfer = None
     if study is not None:
-        headings, cells = rows_of(study)
+        headings, cells, width = rows_of(study)
         transfer = {
             "words": sentences(study),
             "arms": list(ARMS.values()),
             "headings": headings,
-            "edges": [2, 7, 12],  # columns that begin a block: one per arm, and the gain
+            "width": width,
+            "edges": [2, 2 + width, 2 + 2 * width],  # columns that begin a block: one per arm, and the gain
             "rows": cells,
+            "split": study["split"],
+            "unfinished": study["unfinished"],
             "plots": transfer_plots(study, out),
         }
     return environment.get_template("page.html").render(

@@ -160,7 +160,7 @@ def _evaluation(runs: Sequence[Run], looks: Mapping[str, Look]) -> Drawn:
                 panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 panel.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
                 panel.yaxis.set_minor_locator(NullLocator())
-            elif key.endswith(("accuracy", "f1")):
+            elif is_share(key):
                 panel.yaxis.set_major_formatter(SHARES)
         _legend(figure, runs, looks)
     return "evaluation", "Evaluation", "Metrics on held-out data." + _others(looks), figure
@@ -316,7 +316,12 @@ def _short(name: str, limit: int = 48) -> str:
 def metric_name(key: str) -> str:
     """The heading of a logged metric: "eval/token_accuracy" is "Token accuracy"."""
     words = key.removeprefix("eval/").replace("_", " ")
-    return {"f1": "F1 (macro)"}.get(words, words[:1].upper() + words[1:])
+    return {"f1": "F1 (macro)", "bleu": "BLEU"}.get(words, words[:1].upper() + words[1:])
+
+
+def is_share(key: str) -> bool:
+    """Whether a logged metric is a share, 0 to 1, and reads well in percent."""
+    return key.endswith(("accuracy", "f1", "f1_binary", "exact_match", "_em", "precision", "recall"))
 
 
 def save(figure: Figure, folder: Path, name: str, title: str, caption: str, about: str = "") -> Plot:

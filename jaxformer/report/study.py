@@ -14,7 +14,7 @@ from jaxformer.footprint import Emissions, read_emissions
 from jaxformer.storage import folders_in, location, read_metrics, store_errors
 
 STUDY, TRIAL, TRIALS = "study.json", "trial.json", "trials"
-KIND = "sweep"  # of study, as its record says
+KIND, TRANSFER = "sweep", "transfer"  # kinds of study, as their records say
 # What a run costs, as metrics that a study may go by; and its total of these.
 COSTS = ("hours", "device_hours", "energy_kwh", "emissions_kg")
 WAITING, RUNNING, STOPPED, DONE, PRUNED, FAILED = "waiting", "running", "stopped", "done", "pruned", "failed"
@@ -197,6 +197,15 @@ def is_sweep(folder: Path) -> bool:
 
 
 @store_errors()
+def is_transfer(folder: Path) -> bool:
+    """Whether a folder says of itself that it holds a transfer; of a damaged one that is not known."""
+    try:
+        return bool(json.loads((folder / STUDY).read_text(encoding="utf-8"))["kind"] == TRANSFER)
+    except (OSError, ValueError, TypeError, LookupError):
+        return False
+
+
+@store_errors()
 def read_sweep(folder: Path | str) -> Sweep:
     """Read a study's folder, while it is searched or afterwards. Raises UserError for a folder that is none."""
     path = location(folder)
@@ -233,20 +242,20 @@ def _age(trial: SweepTrial) -> tuple[int, Sequence[Any]]:
     return int(trial.record.get("number", 0)), [trial.record["seed"]]
 
 
-def read_study_record(folder: Path) -> dict[str, Any]:
-    """Return a study's `study.json`. Raises UserError where there is none, or a damaged one."""
+def read_study_record(folder: Path, kind: str = KIND) -> dict[str, Any]:
+    """Return the `study.json` of a study of that kind. Raises UserError where there is none, or a damaged one."""
     path = folder / STUDY
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if record["kind"] == KIND:
+        if record["kind"] == kind:
             return record
     except FileNotFoundError:
         raise UserError(
-            f"{folder} is no study: it has no {STUDY}; give a folder that `jaxformer sweep` wrote"
+            f"{folder} is no study: it has no {STUDY}; give a folder that `jaxformer {kind}` wrote"
         ) from None
     except (ValueError, TypeError, LookupError) as error:
         raise UserError(f"{path} is damaged ({error}); restore it, or choose another --study") from error
-    raise UserError(f"{folder} holds another kind of study ({record['kind']}); choose another --study")
+    raise UserError(f"{folder} holds another kind of study ({record['kind']}, not {kind}); choose another --study")
 
 
 def read_trial_record(folder: Path) -> dict[str, Any] | None:

@@ -1,8 +1,8 @@
 """Many runs as one question.
 
 What lives here: sweeps, that is what is searched (`space`), a study's folder (`study`), what comes next (`searching`),
-who trains it (`working`), in which processes (`workers`), and all of it from beginning to end (`sweeping`); the
-demonstration of what pretraining is worth (`demo`).
+who trains it (`working`), in which processes (`workers`), and all of it from beginning to end (`sweeping`); what a
+checkpoint is worth, two sweeps for each of two arms (`transferring`), and its demonstration (`demo`).
 What may come in: reproductions of the papers' tables: whatever starts runs and compares them.
 What must not: how one run trains (runs), and how its numbers are drawn (report)."""
 
@@ -18,6 +18,7 @@ from jaxformer.studies.study import (
     read_study,
 )
 from jaxformer.studies.sweeping import absolute_spec, best_command, default_study, run_study, sweep
+from jaxformer.studies.transferring import Transfer, transfer
 from jaxformer.studies.workers import joined, leave_devices, worker
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "FLAG",
     "Settings",
     "Study",
+    "Transfer",
     "absolute_spec",
     "best_command",
     "default_study",
@@ -38,5 +40,6 @@ __all__ = [
     "run_demo",
     "run_study",
     "sweep",
+    "transfer",
     "worker",
 ]

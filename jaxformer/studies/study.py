@@ -191,7 +191,7 @@ def open_study(
     record = _record(study, experiment.config())
     if (folder / STUDY).exists():
         before = read_study_record(folder)
-        differing = _differences(before, record)
+        differing = differences(before, record)
         found = differing and any(trial.state in OVER for trial in read_sweep(folder).trials)
         if found and not allow_change:  # one that has found nothing yet may become another
             raise UserError(
@@ -202,7 +202,7 @@ def open_study(
         if json.loads(json.dumps(finite(record | kept))) != before:
             write_json(folder / STUDY, record | ({} if differing else kept))
         return study
-    _check_folder(folder)
+    check_folder(folder)
     write_json(folder / STUDY, record)
     return study
 
@@ -230,7 +230,7 @@ def read_study(folder: Path, storage: str = "") -> Study:
     fields: dict[str, Any] = dict(record["settings"])
     fields |= {name: tuple(fields[name]) for name in ("metrics", "modes")}
     study = _described(folder, experiment, space, Settings(**fields), config, storage or record["storage"])
-    if differing := _differences(record, _record(study, config)):
+    if differing := differences(record, _record(study, config)):
         raise UserError(
             f"{folder}: its experiment gives another config by now ({'; '.join(differing)}); bring back what it was, "
             "or give the whole command with --allow-config-change"
@@ -238,7 +238,7 @@ def read_study(folder: Path, storage: str = "") -> Study:
     return study
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     if is_run(folder):
         raise UserError(f"--study: {folder} is a run; a study needs a folder of its own")
     if others := [path.name for path in folders_in(folder) if not path.name.startswith(".")]:
@@ -260,7 +260,7 @@ def _identity(space: Space, settings: Settings, config: Config) -> dict[str, Any
     return {"space": space.to_dict(), "settings": fields, "config": keys}
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return one entry for everything by which two records of a study are not of the same one."""
     lines = []
     for section in ("config", "settings", "space"):

@@ -44,8 +44,9 @@ def sweep(
 
     `config` is an experiment's name or file, as for `jaxformer train`, or a dict of its sections; `space` what is
     searched (see `jaxformer.studies.space`; None: the experiment's own `get_sweep`), `study` the folder, in which a
-    sweep that was broken off goes on. `parallel` trials run at a time, each in so many `processes`. `settings` are those of `jaxformer sweep`: metrics, sampler, trials, search_seed,
-    pruner, keep, attempts. Raises UserError for what the user can mend, before anything is trained.
+    sweep that was broken off goes on. `parallel` trials run at a time, each in so many `processes`. `settings` are those
+    of `jaxformer sweep`: metrics, sampler, trials, search_seed, pruner, keep, attempts. Raises UserError for what the
+    user can mend, before anything is trained.
     """
     if isinstance(config, str):
         experiment = Experiment(absolute_spec(config), tuple(overrides))
@@ -88,6 +89,15 @@ def run_study(study: Study, parallel: int = 1, processes: int = 1, *, quiet: boo
     with Display(quiet=quiet) as display:
         for line in what_it_takes(study, parallel):
             display.note(line)
+    train_study(study, parallel, processes, quiet=quiet)
+    found = finish(study)
+    tell(END)
+    return found
+
+
+def train_study(study: Study, parallel: int = 1, processes: int = 1, *, quiet: bool = False) -> Sweep:
+    """Train what is left of a study, by `parallel` workers here of so many processes each, and return it. Raises
+    Interrupted, after saving, on SIGTERM or Ctrl-C."""
     try:
         with stoppable(), _shown(study, parallel, quiet) as say:
             if parallel * processes > 1:
@@ -100,15 +110,12 @@ def run_study(study: Study, parallel: int = 1, processes: int = 1, *, quiet: boo
         done = report.progress_line(report.read_sweep(study.folder))
         code = stop.code if isinstance(stop, Interrupted) else 130
         raise Interrupted(f"stopped: {done}; run the same command to go on", code=code) from stop
-    found = finish(study)
-    tell(END)
-    return found
+    keep_checkpoints(study)
+    return report.read_sweep(study.folder)
 
 
 def finish(study: Study) -> Sweep:
-    """Write what a study found: the best point as an experiment file, the page, and keep the checkpoints that are to be
-    kept."""
-    keep_checkpoints(study)
+    """Write what a study found: the best point as an experiment file, and the page."""
     found = report.read_sweep(study.folder)
     if found.best is not None:
         write_lines(study.folder / BEST, [best_file(study, found)])

@@ -152,7 +152,10 @@ def _work_on(study: Study, search: Search, asked: Asked, say: Said) -> tuple[boo
     """Train one run of a point, or see that all are over; return (whether that was done, whether others train it)."""
     waits = False
     for number, trial in enumerate(study.trials(asked.point)):
-        state = read_trial(trial)["state"]
+        record = read_trial(trial)
+        state = record["state"]
+        if state in OVER and record.get("study") != study.name:  # trained when the study had other points or seeds
+            _write(trial, record | {"study": study.name, "number": asked.number, "values": trial.values})
         if number and study.settings.pruner != "none" and read_trial(study.trials(asked.point)[0])["state"] != DONE:
             break  # the first seed decides whether the point is worth the others
         if state not in OVER:
