@@ -69,7 +69,7 @@ def transfer(args: argparse.Namespace, overrides: list[str]) -> int:
 
     if expects_peers():
         raise UserError(
-            "transfer: its runs are of one process each; start it as one, with --parallel=N for several runs"
+            "transfer: each of its runs is one process; start it as one, with --parallel=N for several runs"
         )
     default = studies.default_study(args.config)
     folder = local_path(args.study or default.with_name(f"transfer-{default.name}"), "--study")
