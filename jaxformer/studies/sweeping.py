@@ -44,8 +44,9 @@ def sweep(
 
     `config` is an experiment's name or file, as for `jaxformer train`, or a dict of its sections; `space` what is
     searched (see `jaxformer.studies.space`; None: the experiment's own `get_sweep`), `study` the folder, in which a
-    sweep that was broken off goes on. `parallel` trials run at a time, each in so many `processes`. `settings` are those of `jaxformer sweep`: metrics, sampler, trials, search_seed,
-    pruner, keep, attempts. Raises UserError for what the user can mend, before anything is trained.
+    sweep that was broken off goes on. `parallel` trials run at a time, each in so many `processes`. `settings` are
+    those of `jaxformer sweep`: metrics, sampler, trials, search_seed, pruner, keep, attempts. Raises UserError for what
+    the user can mend, before anything is trained.
     """
     if isinstance(config, str):
         experiment = Experiment(absolute_spec(config), tuple(overrides))
