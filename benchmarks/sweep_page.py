@@ -35,7 +35,7 @@ def recorded(study: Path, notes: list[str]) -> dict[str, Any]:
         "costs": found.costs() | {"wall_seconds": found.wall_seconds},
         "cost": cost_line(found),
         "table": [headings, *rows],
-        "rows": found.rows(),
+        "rows": [{name: value for name, value in row.items() if name != "path"} for row in found.rows()],
         "notes": notes,
     }
 
@@ -46,7 +46,7 @@ def page(name: str, record: dict[str, Any]) -> str:
     lines = [f"| {' | '.join(headings)} |", "|" + " ---: |" * len(headings)]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     device, packages = record["device"], record["packages"]
-    where = f"{device['count']} x {device['kind']}, jax {packages['jax']}"
+    where = f"{device['count']} {device['kind']} device{'s' * (device['count'] > 1)}, jax {packages['jax']}"
     notes = "".join(f"{note}\n\n" for note in record["notes"])
     return f"""# A sweep: {name}
 

@@ -1,6 +1,7 @@
 """The benchmarks: no figure without parity, floors that are missed are marked, one failure loses no other."""
 
 import ast
+import json
 import importlib
 import operator
 import sys
@@ -255,3 +256,13 @@ def test_a_sweep_is_divided_by_its_steps_and_its_parts_add_up(benchmarks: Any) -
     for _, module, path in sweep.PARTS:  # what it times is called so
         assert callable(operator.attrgetter(path)(importlib.import_module(module))), path
     assert set(sweep.TRAINING) <= set(parts)
+
+
+def test_the_page_of_a_sweep_is_what_its_record_says(benchmarks: Any) -> None:
+    import sweep_page
+
+    for path in sweep_page.RESULTS.glob("*.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if "table" in record:
+            assert path.with_suffix(".md").read_text(encoding="utf-8") == sweep_page.page(path.stem, record)
+            assert len(record["rows"]) == len(record["table"]) - 1 and path.with_suffix(".png").exists()
