@@ -1,8 +1,8 @@
 """The benchmarks: no figure without parity, floors that are missed are marked, one failure loses no other."""
 
 import ast
-import json
 import importlib
+import json
 import operator
 import sys
 from collections.abc import Iterator
