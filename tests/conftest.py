@@ -44,7 +44,7 @@ os.environ.update(
 # step. Of whole runs those in phases are enough.
 VERSIONS = (
     "models", "reference", "step", "optimizers", "strategies", "sharding", "generation", "phases", "checkpoint",
-    "weight_files", "config", "trees", "tokenizers", "released_tokenizers", "sources", "cli", "startup",
+    "weight_files", "config", "trees", "tokenizers", "released_tokenizers", "sources", "cli",
 )  # fmt: skip
 # Files that take longest, the longest first: each process begins with its share, so that none ends with a long one.
 LONG = (

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from compiling import xla_flags
 from rich.console import Console
 
 import jaxformer
@@ -433,3 +434,24 @@ def test_output_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     with Display() as display:
         display.note("a note")
     assert capsys.readouterr() == ("", "a note\n")
+
+
+FROM_PYTHON = """
+import jax
+import jax.numpy as jnp
+from jaxformer.devices import prepare_process
+prepare_process()
+jax.jit(lambda x: jnp.tanh(x) @ x)(jnp.ones((8, 8)))
+"""
+
+
+def test_xla_says_nothing_of_programs_that_it_loads_where_jax_was_imported_first(tmp_path: Path) -> None:
+    """XLA of jax 0.10 complains of "prefer-no-gather" with each program that it reads back."""
+    environment = os.environ | {"JAXFORMER_CACHE": str(tmp_path), "XLA_FLAGS": xla_flags(1)}
+    for name in ("TF_CPP_MIN_LOG_LEVEL", "JAX_COMPILATION_CACHE_DIR"):
+        environment.pop(name, None)
+    for _ in range(2):
+        command = [sys.executable, "-c", FROM_PYTHON]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0 and done.stderr == ""
+    assert list((tmp_path / "compiled").iterdir())

@@ -55,27 +55,6 @@ def test_a_start_compiles_each_program_once_and_imports_no_other_framework(tmp_p
     assert "prefer-no-gather" not in done.stderr
 
 
-FROM_PYTHON = """
-import jax
-import jax.numpy as jnp
-from jaxformer.devices import prepare_process
-prepare_process()
-jax.jit(lambda x: jnp.tanh(x) @ x)(jnp.ones((8, 8)))
-"""
-
-
-def test_xla_says_nothing_of_programs_that_it_loads_where_jax_was_imported_first(tmp_path: Path) -> None:
-    """XLA of jax 0.10 complains of "prefer-no-gather" with each program that it reads back."""
-    environment = os.environ | {"JAXFORMER_CACHE": str(tmp_path), "XLA_FLAGS": xla_flags(1)}
-    for name in ("TF_CPP_MIN_LOG_LEVEL", "JAX_COMPILATION_CACHE_DIR"):
-        environment.pop(name, None)
-    for _ in range(2):
-        command = [sys.executable, "-c", FROM_PYTHON]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0 and done.stderr == ""
-    assert list((tmp_path / "compiled").iterdir())
-
-
 def test_what_runs_once_is_compiled_quickly_unless_the_user_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
     assert options_of_one_run() is None  # the tests' own flags say how
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
