@@ -194,7 +194,7 @@ def test_a_run_on_an_accelerator_works_where_there_is_none(
 
     from jaxformer.objectives.masked_lm import MaskedLM
 
-    def here(comparison: str, case: str, side: str, folder: Path, number: int) -> dict[str, Any]:
+    def here(comparison: str, case: str, side: str, folder: Path, number: int, *python: str) -> dict[str, Any]:
         one = next(one for one in accelerators.CASES if one.name == case)
         return one.make(folder) or {} if side == "make" else dict(one.sides[side](folder, number), peak_mb=1.0)
 

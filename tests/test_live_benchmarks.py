@@ -22,7 +22,7 @@ def accelerators(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     import harness
     import trainers
 
-    def here(comparison: str, case: str, side: str, folder: Path, number: int) -> dict[str, Any]:
+    def here(comparison: str, case: str, side: str, folder: Path, number: int, *python: str) -> dict[str, Any]:
         one = next(one for one in accelerators.CASES if one.name == case)
         return one.make(folder) or {} if side == "make" else dict(one.sides[side](folder, number), peak_mb=1.0)
 
