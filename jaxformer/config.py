@@ -193,13 +193,13 @@ def _resolve(experiment: Mapping[str, Any], overrides: str | Sequence[str], name
         if section in OPTIONAL and section not in given:
             continue
         keys = dict(given.get(section, {}))
-        keys |= {"subset_seed": values["seed"]} if str(keys.get("subset_seed")) == "-1" else {}  # of data: the run's
         if section in SELECTORS:
             selected[section] = _select(section, keys)
         values[section] = _section(section, _dataclass(section, selected.get(section, ""), room), keys)
     learnt = "objective" if "objective" in given else "task"
     values[learnt] = values[learnt].for_model(values["model"])
     values["checkpoint"] = values["checkpoint"].judged_by(values[learnt].metrics)
+    values["data"] = values["data"].seeded(values["seed"])
     config = Config(**values, selected=selected)
     _check(config)
     return config

@@ -88,6 +88,14 @@ def test_a_config_survives_json(spec: str) -> None:
     assert flat(stored) == flat(config.to_dict())
 
 
+def test_a_subset_may_follow_the_seed_of_the_run() -> None:
+    assert load("bert:smoke", ["seed=7", "data.subset_seed=-1"]).data.subset_seed == 7
+    members = [{"name": "stdlib_docs", "subset_seed": seed} for seed in (-1, 3)]
+    mixed = load("bert:smoke", ["seed=7", "data.name=mixture", f"data.members={members}"])
+    assert [source.subset_seed for source, _ in mixed.data.sources()] == [7, 3]
+    assert load("bert:smoke", ["seed=7"]).data.subset_seed == 0
+
+
 def test_a_mixture_survives_json() -> None:
     members = "[{'name': 'stdlib_docs', 'weight': 2.0}, {'name': 'text', 'path': 'a,b.txt'}]"
     config = load("gpt:smoke", ["data.name=mixture", f"data.members={members}"])

@@ -6,7 +6,7 @@ import functools
 import itertools
 import random
 from collections.abc import Callable, Collection, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from jaxformer.data.fields import Malformed, Record, has, is_list, raw_record, text_of, value_of, words_of
 from jaxformer.data.kinds import (
@@ -39,11 +39,18 @@ __all__ = [
 ]
 
 
+RUN_SEED = -1  # as `subset_seed`: that of the run
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source(Records):
     """What every source has. `max_examples` (0: all) takes that many labelled training examples, classes in turn, in an
     order drawn from `subset_seed` (-1 in a config stands for its `seed`). Up to `skip_malformed` malformed rows, of all
     splits together, are left out."""
+
+    def seeded(self, seed: int) -> Self:
+        """Return this source with the `seed` of its run where `subset_seed` stands for that."""
+        return dataclasses.replace(self, subset_seed=seed) if self.subset_seed == RUN_SEED else self
 
     @functools.cached_property
     def _known(self) -> dict[Any, Any]:

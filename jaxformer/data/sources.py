@@ -11,7 +11,7 @@ import io
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from jaxformer.checks import check_choice, check_kind, check_range, read_members
 from jaxformer.data.columns import CSV, CoNLL
@@ -20,7 +20,7 @@ from jaxformer.data.files import JSONLines, Parquet, Text
 from jaxformer.data.huggingface import HuggingFace
 from jaxformer.data.parallel import Parallel
 from jaxformer.data.reading import has_read
-from jaxformer.data.records import Contents, NamedSplits, Record, Source, digest, first_line
+from jaxformer.data.records import RUN_SEED, Contents, NamedSplits, Record, Source, digest, first_line
 from jaxformer.data.sealed import Damaged, Note, seal, told, unsealed
 from jaxformer.data.squad import SQuAD
 from jaxformer.errors import UserError
@@ -185,6 +185,11 @@ class SourceMixture(Source):
         for number, (_, _, options) in enumerate(self._read):
             check_kind(f"data.members[{number}].cap", options["cap"], int)
             check_range(f"data.members[{number}].cap", options["cap"], at_least=0)
+
+    def seeded(self, seed: int) -> Self:
+        its = {"subset_seed": seed}
+        members = (member | its if member.get("subset_seed") == RUN_SEED else member for member in self.members)
+        return dataclasses.replace(self, members=tuple(members))
 
     @functools.cached_property
     def _read(self) -> list[tuple[Source, float, dict[str, Any]]]:

@@ -5,7 +5,6 @@ import os
 import sys
 
 import jax
-from jax._src.lib import utils
 
 from jaxformer.devices.flags import set_flags
 from jaxformer.storage import cache_folder
@@ -23,6 +22,8 @@ def prepare_process() -> None:
     """
     set_flags(os.environ)
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "1":  # JAX's own default: it was imported before this package
+        from jax._src.lib import utils  # what is public sets the level of Python's loggers, too
+
         utils.absl_set_min_log_level(3)
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))

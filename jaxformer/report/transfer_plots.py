@@ -39,6 +39,7 @@ def _labels_and_energy(study: Study) -> Drawn:
     if measured:
         _draw_energy(panels[1], study)
         caption += " Right: the same means against the energy of one fine-tuning; beside each, its number of labels."
+        caption += " A run that compiles its steps first pays for that, too."
     title = f"{metric_name(study['metric'])} by number of labels{' and by energy' if measured else ''}"
     return "labels", title, caption, figure
 
