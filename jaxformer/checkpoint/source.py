@@ -1,5 +1,6 @@
 """Which parameters are read: those that were trained or their moving average, of one checkpoint or of several."""
 
+import gc
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,7 +102,11 @@ def read_params_in_groups(
             folder = source.checkpoints[-1]
             raise UserError(f"the checkpoint {folder} has no parameter {missing[0]}; its config is another model's")
         arrays = read_params(source, {name: jax.ShapeDtypeStruct(stored[name], np.float32) for name in group})
-        yield group, {name: np.asarray(array) for name, array in arrays.items()}
+        held = {name: np.asarray(array) for name, array in arrays.items()}
+        del arrays
+        yield group, held
+        held.clear()  # whoever reads them still names them while the next group is read
+        gc.collect()  # Orbax leaves cycles that hold what it read
 
 
 def _groups(target: Mapping[str, jax.ShapeDtypeStruct]) -> Iterator[list[str]]:
