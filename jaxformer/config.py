@@ -35,7 +35,7 @@ from jaxformer.tasks import TASKS, Definitions, joined, read_file, renamed
 from jaxformer.tokenizers import TOKENIZERS
 from jaxformer.training import OPTIMIZERS, DistillationConfig, Phase, TrainingConfig, read_phases, schedule
 
-_EXPERIMENTS = "jaxformer.experiments"
+_EXPERIMENTS, _TABLES = "jaxformer.experiments", "ablations/"
 # A section is one dataclass, or a dict of them of which the section's `name` selects one.
 SECTIONS: dict[str, Any] = {
     "model": TransformerConfig,
@@ -205,9 +205,10 @@ def _resolve(experiment: Mapping[str, Any], overrides: str | Sequence[str], name
     return config
 
 
-def load_space(spec: str, option: str = "--config") -> Any:
-    """Return what `get_sweep(arg)` of an experiment, or of a file of its own, says is to be searched."""
-    return _called(spec, "get_sweep", option)[0]
+def load_described(spec: str, function: str, option: str = "--config") -> Any:
+    """Return what another function of an experiment's file says: `get_sweep(arg)` what is to be searched,
+    `get_table(scale)` what a paper's table asks."""
+    return _called(spec, function, option)[0]
 
 
 def _called(spec: str, function: str, option: str) -> tuple[Any, Definitions | None]:
@@ -234,6 +235,15 @@ def _split(spec: str) -> tuple[str, str]:
 
 def experiments() -> list[str]:
     """Return the names of the package's experiments; those in a folder bear its name: `finetune/area`."""
+    return [name for name in _modules() if not name.startswith(_TABLES)]
+
+
+def tables() -> list[str]:
+    """Return the names of the papers' tables of ablations in the package."""
+    return [name.removeprefix(_TABLES) for name in _modules() if name.startswith(_TABLES)]
+
+
+def _modules() -> list[str]:
     path = importlib.import_module(_EXPERIMENTS).__path__
     found = [module.name for module in pkgutil.walk_packages(path, f"{_EXPERIMENTS}.") if not module.ispkg]
     names = [name.removeprefix(f"{_EXPERIMENTS}.").replace(".", "/") for name in found]
@@ -247,7 +257,7 @@ def _experiment(name: str, arg: str, function: str, option: str) -> tuple[Callab
     if name.endswith(".py"):
         if not Path(name).is_file():
             raise UserError(f"{option}: no file {name}")
-    elif name not in choices:
+    elif name not in choices and not name.startswith(_TABLES):
         raise UserError(
             f"{option}: no experiment '{name}'{suggest(name, choices)}; there are {', '.join(choices)}, or give FILE.py"
         )

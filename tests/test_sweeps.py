@@ -371,9 +371,9 @@ def test_a_files_own_get_sweep_is_searched(corpus: Path, tmp_path: Path) -> None
         "def get_config(arg=''):\n    return gpt.get_config('smoke')\n"
         "def get_sweep(arg=''):\n    return {'optimizer.learning_rate': [float(word) for word in arg.split('+')]}\n"
     )
-    assert configs.load_space(f"{file}:1e-3+1e-2") == {RATE: [1e-3, 1e-2]}
+    assert configs.load_described(f"{file}:1e-3+1e-2", "get_sweep") == {RATE: [1e-3, 1e-2]}
     with pytest.raises(UserError, match="gpt has no function get_sweep"):
-        configs.load_space("gpt:smoke")
+        configs.load_described("gpt:smoke", "get_sweep")
 
 
 def test_a_password_is_neither_kept_nor_shown(corpus: Path, tmp_path: Path) -> None:

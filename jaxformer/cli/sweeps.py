@@ -139,7 +139,7 @@ def _asked(args: argparse.Namespace, overrides: list[str]) -> tuple[Path, Any, A
     if args.searched:
         space = studies.read_words(args.searched)
     else:
-        space = configs.load_space(args.space or args.config, "--space" if args.space else "--config")
+        space = configs.load_described(args.space or args.config, "get_sweep", "--space" if args.space else "--config")
     names = ("sampler", "trials", "search_seed", "pruner", "keep", "attempts")
     metrics = tuple(name for name in args.metric.split(",") if name)
     settings = studies.Settings(metrics=metrics, **{name: getattr(args, name) for name in names})

@@ -5,3 +5,7 @@ exactly (`memory`), of activations by walking the traced step (`activations`); p
 what devices exchange (`network`).
 What may come in: whatever can be said of a run without running it.
 What must not: measurements."""
+
+from jaxformer.planning.plan import Size, size_of
+
+__all__ = ["Size", "size_of"]

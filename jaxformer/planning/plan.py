@@ -13,7 +13,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -127,6 +127,23 @@ def make_plan(
         plan |= {"chip": chip.lower(), **_estimated(plan, device, watts, config)}
         plan["flags"] = [flag._asdict() for flag in flags_for(device.platform, os.environ)]
     return plan
+
+
+class Size(NamedTuple):
+    """What a run is, in numbers: the parameters of its model, and the tokens and FLOPs of the whole training."""
+
+    parameters: int
+    tokens: int
+    flops: float
+
+
+def size_of(config: Config) -> Size:
+    """Return what a run is in numbers, without tracing it; where labels or a teacher cannot be read, about."""
+    notes: list[str] = []
+    supervision = _labelled(config, notes)
+    model = build_model(config, supervision)
+    flops, tokens = _work(config, model, supervision, None)
+    return Size(count_parameters(dataclasses.replace(model, execution=Execution(unroll=1))), tokens, flops)
 
 
 def _estimated(plan: Plan, chip: Chip, watts: float | None, config: Config) -> Plan:

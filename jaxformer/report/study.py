@@ -104,17 +104,20 @@ class Sweep:
     @property
     def keys(self) -> list[str]:
         """The keys that are searched."""
-        return [key.strip() for name in self.record["space"] if name != "seed" for key in name.split(",")]
+        space = self.record["space"]
+        if "points" in space:
+            return list(dict.fromkeys(key for point in space["points"] for key in point))
+        return [key.strip() for name in space if name != "seed" for key in name.split(",")]
 
     @property
     def axes(self) -> list[str]:
         """The keys that pictures are drawn over: of keys that go together the first stands for all."""
-        return [name.split(",")[0].strip() for name in self.record["space"] if name != "seed"]
+        return [name.split(",")[0].strip() for name in self.record["space"] if name not in ("seed", "points")]
 
     @property
     def dimension(self) -> dict[str, Mapping[str, Any]]:
         """{key: what the space says of it}."""
-        return {key.strip(): entry for name, entry in self.record["space"].items() if name != "seed"
+        return {key.strip(): entry for name, entry in self.record["space"].items() if name not in ("seed", "points")
                 for key in name.split(",")}  # fmt: skip
 
     @property

@@ -7,7 +7,9 @@
      "seed": range(3)}
 
 A point is {key: value}, without the keys whose conditions it does not meet. Seeds are no key of a point: every point is
-trained once with each, and counts by the mean.
+trained once with each, and counts by the mean. Points that no lists make are given one by one, alone:
+
+    {"points": [{"objective.name": "causal_lm"}, {"model.d_model": 256, "model.d_ff": 1024}], "seed": range(3)}
 """
 
 import ast
@@ -22,7 +24,7 @@ import numpy as np
 
 from jaxformer.errors import UserError, suggest
 
-SEED = "seed"
+SEED, POINTS = "seed", "points"
 FLAG = "--sweep."
 _FIELDS = ("values", "low", "high", "log", "integer", "step", "when")
 _MOST_CORNERS = 512
@@ -96,14 +98,16 @@ class Dimension:
 
 @dataclasses.dataclass(frozen=True)
 class Space:
-    """What is searched, each dimension behind those that its conditions name, and the seeds of every point's runs."""
+    """What is searched, each dimension behind those that its conditions name, and the seeds of every point's runs; or
+    `points`, in place of dimensions."""
 
     dimensions: tuple[Dimension, ...]
     seeds: tuple[int, ...] = ()  # (): the base's
+    points: tuple[Point, ...] = ()
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return tuple(key for dimension in self.dimensions for key in dimension.keys)
+        return tuple(dict.fromkeys(key for part in (*(one.keys for one in self.dimensions), *self.points) for key in part))
 
     @property
     def has_ranges(self) -> bool:
@@ -122,6 +126,8 @@ class Space:
     def corners(self, most: int = 0) -> list[Point]:
         """Return the points made of listed values and the ends of ranges; of more than `most` (0: any number) those in
         which one dimension at a time takes all its values."""
+        if self.points:
+            return list(self.points)
         ends = [dimension.ends() for dimension in self.dimensions]
         if most and math.prod(map(len, ends)) > most:
             chosen: Iterator[Any] = (
@@ -140,6 +146,9 @@ class Space:
     def drawn(self, seed: int, number: int) -> list[Point]:
         """Return so many different points, drawn at random: the same for the same space and seed; fewer where the space
         has fewer."""
+        if self.points:
+            order = np.random.default_rng(seed).permutation(len(self.points))
+            return [self.points[index] for index in order[:number]]
         found: list[Point] = []
         seen: set[str] = set()
         for index in itertools.count():
@@ -163,6 +172,8 @@ class Space:
     def to_dict(self) -> dict[str, Any]:
         """Return what `read_space` reads, in types that JSON has."""
         seeds = {SEED: list(self.seeds)} if self.seeds else {}
+        if self.points:
+            return {POINTS: [dict(point) for point in self.points]} | seeds
         return {dimension.name: dimension.to_dict() for dimension in self.dimensions} | seeds
 
 
@@ -187,6 +198,8 @@ def read_space(content: Mapping[str, Any]) -> Space:
         raise UserError(f"get_sweep returns {type(content).__name__}, not a dict of keys and their values")
     dimensions: list[Dimension] = []
     seeds: tuple[int, ...] = ()
+    if POINTS in content:
+        return _listed_points(content)
     for name, given in content.items():
         keys = tuple(part.strip() for part in str(name).split(","))
         if SEED in keys:
@@ -202,6 +215,18 @@ def read_space(content: Mapping[str, Any]) -> Space:
         if every.count(key) > 1:
             raise UserError(f"{FLAG}{key}: searched twice; leave one of them out")
     return Space(tuple(_ordered(dimensions)), seeds)
+
+
+def _listed_points(content: Mapping[str, Any]) -> Space:
+    points = content[POINTS]
+    if others := [name for name in content if name not in (POINTS, SEED)]:
+        raise UserError(f"{FLAG}{others[0]}: where points are given one by one, nothing else is searched")
+    if not isinstance(points, (list, tuple)) or not points or not all(isinstance(each, Mapping) for each in points):
+        raise UserError(f"{FLAG}{POINTS}: give a list of dicts, each of keys and their values")
+    found = _distinct(dict(point) for point in points)
+    if len(found) < len(points):
+        raise UserError(f"{FLAG}{POINTS}: a point is given twice")
+    return Space((), _seeds((SEED,), content[SEED]) if SEED in content else (), tuple(found))
 
 
 def read_words(words: Sequence[str]) -> dict[str, Any]:

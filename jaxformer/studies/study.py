@@ -74,6 +74,8 @@ class Settings:
         sampler = self.sampler or ("tpe" if space.has_ranges else "grid")
         if sampler == "grid":
             space.grid()
+        elif sampler != "random" and space.points:
+            raise UserError(f"--sampler={sampler}: it makes points of lists and ranges, and here they are given")
         elif not self.trials:
             raise UserError(f"--trials: how many points {sampler} shall try has no default; give --trials=N")
         settings = dataclasses.replace(self, metrics=tuple(names), modes=tuple(modes), sampler=sampler)

@@ -15,7 +15,7 @@ from rich.live import Live
 
 from jaxformer import report
 from jaxformer.checks import several
-from jaxformer.config import load_space
+from jaxformer.config import load_described
 from jaxformer.devices import has_peers, is_first
 from jaxformer.errors import Interrupted, UserError, suggest
 from jaxformer.models import Execution, Model, count_parameters
@@ -53,7 +53,7 @@ def sweep(
     else:
         experiment = Experiment("config", tuple(overrides), dict(config))
     if space is None:
-        space = load_space(experiment.spec) if isinstance(config, str) else {}
+        space = load_described(experiment.spec, "get_sweep") if isinstance(config, str) else {}
     known = [field.name for field in dataclasses.fields(Settings)]
     for name in settings:
         if name not in known:
