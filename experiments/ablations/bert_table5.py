@@ -34,14 +34,17 @@ def get_table(scale: str) -> dict:
         "seeds": common.SEEDS[scale],
         "stages": stages,
         "columns": columns,
-        "rows": common.with_paper(PAPER, {
-            "BERT base": {},
-            "No NSP": {"set": {"pretraining": {"objective.next_sentence": False}}},
-            "LTR & No NSP": {
-                "set": {"pretraining": LEFT_TO_RIGHT | {"objective.name": "causal_lm"}}
-                | dict.fromkeys(fine_tunings, LEFT_TO_RIGHT)
+        "rows": common.with_paper(
+            PAPER,
+            {
+                "BERT base": {},
+                "No NSP": {"set": {"pretraining": {"objective.next_sentence": False}}},
+                "LTR & No NSP": {
+                    "set": {"pretraining": LEFT_TO_RIGHT | {"objective.name": "causal_lm"}}
+                    | dict.fromkeys(fine_tunings, LEFT_TO_RIGHT)
+                },
+                "+ BiLSTM": {"not_provided": "the house has no LSTM"},
             },
-            "+ BiLSTM": {"not_provided": "the house has no LSTM"},
-        }),
+        ),
         "notes": [],
     }
