@@ -1,4 +1,4 @@
-"""Reproductions of tables: what is read, what is trained and in which order, what is kept, and a result put to the test."""
+"""Reproductions of tables: what is read, what is trained in which order, what is kept; a result put to the test."""
 
 import json
 import os
@@ -23,6 +23,8 @@ from jaxformer.studies import Reproduction, check_result, planned, read_table, r
 TABLE = '''
 """A table for tests."""
 
+DATA = KEYS | {"data.path": "{data}/documents.txt"}
+
 def get_table(scale: str) -> dict:
     return {
         "question": "Does a second layer help?",
@@ -31,8 +33,8 @@ def get_table(scale: str) -> dict:
         "base": "one layer",
         "seeds": 2,
         "stages": {
-            "first": {"config": "gpt:smoke", "set": KEYS | {"data.path": "{data}/documents.txt"}},
-            "second": {"config": "gpt:smoke", "set": KEYS | {"data.path": "{data}/documents.txt", "init_from": "@first"}},
+            "first": {"config": "gpt:smoke", "set": DATA},
+            "second": {"config": "gpt:smoke", "set": DATA | {"init_from": "@first"}},
             "other": {"config": "gpt:smoke", "set": KEYS | {"data.path": "{data}/nowhere.txt"}},
         },
         "columns": {
@@ -55,12 +57,7 @@ TWO = {"model.num_layers": 2}
 
 def write_table(folder: Path, text: str = TABLE, **keys: Any) -> str:
     """Write a table whose runs take seconds, and return its spec."""
-    settings = {
-        "training.num_steps": 6,
-        "training.eval_every": 0,
-        "checkpoint.every": 0,
-        "footprint.enabled": False,
-    } | keys
+    settings = {"training.num_steps": 6, "training.eval_every": 0, "checkpoint.every": 0, "model.num_layers": 1} | keys
     words = dict(word.split("=", 1) for word in overrides(folder, **settings))
     del words["data.path"]
     path = folder / "layers.py"
@@ -105,9 +102,8 @@ def test_every_row_is_trained_with_every_seed_and_starts_from_its_own(finished: 
     sizes = {row: found["rows"][row]["values"]["size"][0] for row in ("one layer", "two layers")}
     assert sizes["two layers"] > sizes["one layer"] > 0
     # Runs from which others start keep their checkpoints, and those alone.
-    assert list(folder.glob("stages/first/*/trials/*/checkpoints")) and not list(
-        folder.glob("stages/second/*/trials/*/checkpoints")
-    )
+    assert len(list(folder.glob("stages/first/*/trials/*/checkpoints"))) == 4
+    assert not list(folder.glob("stages/second/*/trials/*/checkpoints"))
 
 
 def test_rows_that_cannot_be_trained_stand_in_the_table_with_the_reason(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -131,12 +127,8 @@ def test_a_second_start_trains_nothing_and_more_seeds_train_the_rest(
 
 def test_another_table_is_not_mixed_in(corpus: Path, tmp_path: Path, finished: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = finished
-    (tmp_path / "layers.py").write_text(
-        Path(write_table(corpus))
-        .read_text()
-        .replace('"num_steps": 6', "")
-        .replace("'training.num_steps': '6'", "'training.num_steps': '7'")
-    )
+    text = Path(write_table(corpus)).read_text().replace("'training.num_steps': '6'", "'training.num_steps': '7'")
+    (tmp_path / "layers.py").write_text(text)
     changed = Reproduction(table=str(tmp_path / "layers.py"), data=str(corpus))
     with pytest.raises(UserError, match="holds another table.*num_steps.*--allow-config-change"):
         reproduce(changed, folder, quiet=True)
@@ -168,7 +160,7 @@ def test_a_result_that_is_true_passes_and_a_falsified_one_does_not(
         (lambda result: result["rows"].pop("LSTM"), "'LSTM'.*is not there"),
         (lambda result: result["rows"].update(more=result["rows"]["one layer"]), "has no row 'more'"),
         (lambda result: result["rows"]["one layer"]["values"]["loss"].pop(), "1 values of loss for 2 seeds"),
-        (lambda result: result.update(kind="sweep"), "sweep"),
+        (lambda result: result.update(kind="sweep"), "holds no reproduction"),
     ],
 )
 def test_a_file_that_does_not_agree_with_its_table_is_refused_before_training(

@@ -28,11 +28,12 @@ def add_reproduce(add: Callable[..., argparse.ArgumentParser]) -> None:
         "name", nargs="?", metavar="NAME|FILE.py|check", help="the table; check: train a row of a result again"
     )
     verb.add_argument("result", nargs="?", metavar="FILE.json", help="of check: the result, as in docs/results")
-    verb.add_argument("--scale", default="smoke", choices=SCALES, help="smoke: the machinery, on the built-in corpus; small: "
-                      "some rows, on your files; paper: the paper's setting, for a pod (default: smoke)")  # fmt: skip
     verb.add_argument(
-        "--data", default="", metavar="FOLDER", help="what `small` reads (see docs/reproducing.md)"
-    )
+        "--scale", default="smoke", choices=SCALES,
+        help="smoke: the machinery, on the built-in corpus; small: some rows, on your files; paper: the paper's "
+        "setting, for a pod (default: smoke)",
+    )  # fmt: skip
+    verb.add_argument("--data", default="", metavar="FOLDER", help="what `small` reads (see docs/reproducing.md)")
     verb.add_argument(
         "--study", metavar="DIR", help="where it all goes; one that is there goes on (default: studies/NAME-SCALE)"
     )
@@ -42,6 +43,7 @@ def add_reproduce(add: Callable[..., argparse.ArgumentParser]) -> None:
     verb.add_argument("--processes", type=int, default=1, metavar="N", help="processes of each run, here (default: 1)")
     verb.add_argument(
         "--place",
+        dest="where",
         default="",
         metavar="'PLACE FLAGS'",
         help="where to run it, in the words of `jaxformer launch`: 'slurm --nodes=4'",
@@ -69,7 +71,7 @@ def reproduce(args: argparse.Namespace, overrides: list[str]) -> int:
     check_range("--processes", args.processes, at_least=1)
     check_range("--seeds", args.seeds, at_least=0)
     asked, folder = _asked(args)
-    if args.place:
+    if args.where:
         return _launch(args, folder)
 
     from jaxformer import report, studies
@@ -129,7 +131,7 @@ def _launch(args: argparse.Namespace, folder: Path) -> int:
         from jaxformer import studies
 
         _dry_run(args, studies.planned(_asked(args)[0]))
-    return main.main(["launch", *shlex.split(args.place), *own, "--", "reproduce", args.name, *flags])
+    return main.main(["launch", *shlex.split(args.where), *own, "--", "reproduce", args.name, *flags])
 
 
 def _dry_run(args: argparse.Namespace, plan: Any) -> None:
