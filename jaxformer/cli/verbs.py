@@ -221,6 +221,8 @@ def report(args: argparse.Namespace, overrides: list[str]) -> int:
         return sweeps.report_sweep(args, folders[0])
     if len(folders) == 1 and report.is_transfer(folders[0]):
         return transfers.report_transfer(args, folders[0])
+    if len(folders) == 1 and report.is_reproduction(folders[0]):
+        return reproductions.report_reproduction(args, folders[0])
     runs = [report.read_run(folder) for folder in folders]
     if args.json:
         print(json.dumps(report.summary_rows(runs)))
