@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -277,3 +278,16 @@ def test_the_smoke_scale_of_a_table_runs(name: str, tmp_path: Path, capsys: pyte
         assert (tmp_path / name / "report" / file).stat().st_size > 1000
     for study in (tmp_path / name / "stages").glob("*/*"):
         assert {trial.state for trial in read_sweep(study).trials} == {"done"}
+
+
+@pytest.mark.slow
+def test_the_example_of_the_page_runs_as_it_stands(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "reproducing.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(example.splitlines()) <= 35
+    (tmp_path / "width.py").write_text(example)
+    found = reproduce(Reproduction(table=str(tmp_path / "width.py"), seeds=(0,)), tmp_path / "study", quiet=True)
+    assert {name: row["state"] for name, row in found["rows"].items()} == {
+        "d_ff 128": "done", "d_ff 512": "done", "LSTM": "not provided",
+    }  # fmt: skip
+    assert "Nobody (2026)" in (tmp_path / "study" / "report" / "width.md").read_text()
