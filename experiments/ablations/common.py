@@ -50,3 +50,29 @@ def judged(stage: str, metric: str, mode: str = "max", scale: float = 100, **fie
 def with_paper(paper: dict[str, dict], rows: dict[str, dict]) -> dict:
     """Return the rows, each with what the paper printed of it."""
     return {name: {"paper": paper[name]} | row for name, row in rows.items()}
+
+
+def missing(why: str, *names: str) -> dict[str, dict]:
+    """Return the paper's columns that a scale does not have."""
+    return {name: {"missing": why} for name in names}
+
+
+# A warm-up that is a share of the steps, however few they are.
+WARM_UP = {"optimizer.warmup_steps": 0, "optimizer.warmup_share": 0.1}
+# Only the last step is judged and saved.
+AT_THE_END = {"training.eval_every": 0, "checkpoint.every": 0}
+NO_FILE = "the public files have no such data"
+WNUT = {  # emerging entities, in the place of CoNLL 2003, whose text is under a licence
+    "data.path": "{data}/wnut17/wnut17train.conll",
+    "data.validation_path": "{data}/wnut17/emerging.dev.conll",
+}
+# On the built-in corpus: which area of the library a docstring belongs to. Heads start fresh, whatever is there.
+AREA = TINY | WARM_UP | {"checkpoint.init_heads": "fresh", "checkpoint.init_skip": (), "checkpoint.init_new": ()}
+
+
+def fine_tuning(config: str, steps: int, *parts: dict, start: str = "@pretraining") -> dict:
+    """Return a stage of `small` that fine-tunes the run `start` for so many steps; `parts` are keys of its config."""
+    keys: dict[str, object] = {}
+    for part in parts:
+        keys |= part
+    return {"config": config, "set": keys | AT_THE_END | {"init_from": start, "training.num_steps": steps}}
