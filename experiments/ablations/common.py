@@ -54,6 +54,7 @@ def with_paper(paper: dict[str, dict], rows: dict[str, dict]) -> dict:
 
 # T5's tables, which share their columns and what they fine-tune on.
 T5_COLUMNS = ("GLUE", "CNN/DM", "SQuAD", "SuperGLUE", "EnDe", "EnFr", "EnRo")
+T5_TOO_LARGE = "its data is too large for two cores"
 T5_BASELINE = (83.28, 19.24, 80.88, 71.36, 26.98, 39.82, 27.65)
 # `small` trains models of 2 + 2 layers of width 128: what two cores can teach something in three minutes.
 T5_NARROW = {
@@ -71,23 +72,23 @@ T5_PRETRAINING = T5_NARROW | {
     "training.num_steps": 1000,
     "optimizer.learning_rate": 0.06,
 }
-_T5_FINE_TUNING = T5_NARROW | {
+T5_FINE_TUNING = T5_NARROW | {
     "init_from": "@pretraining",
     "task.sequence_length": 64,
     "optimizer.warmup_share": 0.1,
     "evaluation.batch_size": 64,
     "evaluation.max_examples": 0,
 }
-_COLA_OF_T5 = {key: value for key, value in COLA.items() if key != "task.text_fields"}
+COLA_OF_T5 = {key: value for key, value in COLA.items() if key != "task.text_fields"}
 _T5_SMALL = {
     "SST-2": {
         "config": "finetune/text_to_text:t5,sst2,small",
-        "set": _T5_FINE_TUNING | SST2 | {"task.words": {"0": "negative", "1": "positive"}, "training.num_steps": 300},
+        "set": T5_FINE_TUNING | SST2 | {"task.words": {"0": "negative", "1": "positive"}, "training.num_steps": 300},
     },
     "CoLA": {
         "config": "finetune/text_to_text:t5,cola,small",
-        "set": _T5_FINE_TUNING
-        | _COLA_OF_T5
+        "set": T5_FINE_TUNING
+        | COLA_OF_T5
         | {
             "task.input": "cola sentence: {4}",
             "task.words": {"0": "unacceptable", "1": "acceptable"},
@@ -96,7 +97,7 @@ _T5_SMALL = {
     },
 }
 # Stage, its config and, of several tasks in one run, each column with what the run logs of it.
-_T5_PAPER: dict[str, tuple[str, dict[str, str]]] = {
+T5_PAPER: dict[str, tuple[str, dict[str, str]]] = {
     "GLUE": (
         "glue",
         {
@@ -127,7 +128,7 @@ _T5_PAPER: dict[str, tuple[str, dict[str, str]]] = {
     "EnFr": ("en_fr", {"EnFr": "eval/bleu_intl"}),
     "EnRo": ("en_ro", {"EnRo": "eval/bleu_intl"}),
 }
-_UNITS = {"eval/rouge2": 1, "eval/bleu_intl": 1}  # these are logged as per cent
+UNITS = {"eval/rouge2": 1, "eval/bleu_intl": 1}  # these are logged as per cent
 T5_NOTES = {
     "smoke": [],
     "small": [
@@ -161,7 +162,7 @@ def t5_stages(scale: str, objective: dict) -> dict[str, dict]:
         return {"pretraining": {"config": "t5:small", "set": NOVELS | T5_PRETRAINING | objective}} | _T5_SMALL
     fine_tunings = {
         name: {"config": f"finetune/text_to_text:t5,{task},base", "set": {"init_from": "@pretraining"}}
-        for name, (task, _) in _T5_PAPER.items()
+        for name, (task, _) in T5_PAPER.items()
     }
     return {"pretraining": {"config": "t5:base", "set": objective}} | fine_tunings
 
@@ -171,17 +172,33 @@ def t5_columns(scale: str) -> dict[str, dict]:
     if scale == "smoke":
         return {"area": judged("area", "eval/accuracy", paper="GLUE")}
     if scale == "small":
-        why = "its data is too large for two cores"
+
         return {
             "GLUE": {"mean_of": ["SST-2", "CoLA"], "mode": "max"},
             "SST-2": judged("SST-2", "eval/accuracy"),
             "CoLA": judged("CoLA", "eval/matthews"),
-        } | {name: {"missing": why} for name in T5_COLUMNS if name != "GLUE"}
+        } | {name: {"missing": T5_TOO_LARGE} for name in T5_COLUMNS if name != "GLUE"}
     columns: dict[str, dict] = {}
-    for stage, (_, metrics) in _T5_PAPER.items():
+    for stage, (_, metrics) in T5_PAPER.items():
         if len(metrics) > 1:
             columns[stage] = {"mean_of": list(metrics), "mode": "max"}
         columns |= {
-            name: judged(stage, metric, scale=_UNITS.get(metric, 100)) for name, metric in metrics.items()
+            name: judged(stage, metric, scale=UNITS.get(metric, 100)) for name, metric in metrics.items()
         }
     return columns
+
+
+# A stage that judges another stage's parameters by what that did not log: one step with a rate of 0 changes none of them.
+JUDGING = {
+    "training.num_steps": 1,
+    "training.eval_every": 0,
+    "checkpoint.every": 0,
+    "optimizer.learning_rate": 0.0,
+    "optimizer.schedule": "constant",
+    "optimizer.warmup_steps": 0,
+}
+
+
+def everywhere(stages: dict[str, dict], changes: dict) -> dict[str, dict]:
+    """Return a row's `set` that changes the same keys in every stage, as keys of the model have to."""
+    return {name: dict(changes) for name in stages}
