@@ -179,8 +179,8 @@ def get_table(scale: str) -> dict:
             {name: dict(zip(COLUMNS, scores, strict=False)) for name, scores in PAPER.items()}, _rows(scale, stages)
         ),
         "notes": [
-            "Masked LM is BERT's model, which cannot write: it has no perplexities here (the paper lets it see the text "
-            "and what it has written).",
+            "Masked LM is BERT's model, which cannot write: it has no perplexities here (in the paper it sees the text "
+            "and what it has written so far).",
             "Perplexities are per token, after training without label smoothing.",
         ],
     }

@@ -138,8 +138,8 @@ T5_NOTES = {
         "In CoLA's 300 steps so small a model learns next to nothing: its Matthews correlation is near 0.",
     ],
     "paper": [
-        "Each task has one metric (the paper averages two where there are two), ReCoRD and WSC are left out of SuperGLUE, "
-        "and the last checkpoint is judged, where the paper chooses the best one of each task on validation data.",
+        "Each task has one metric (the paper averages two where there are two), ReCoRD and WSC are left out of "
+        "SuperGLUE, and the last checkpoint is judged, where the paper chooses the best one of each task.",
     ],
 }
 
@@ -172,7 +172,6 @@ def t5_columns(scale: str) -> dict[str, dict]:
     if scale == "smoke":
         return {"area": judged("area", "eval/accuracy", paper="GLUE")}
     if scale == "small":
-
         return {
             "GLUE": {"mean_of": ["SST-2", "CoLA"], "mode": "max"},
             "SST-2": judged("SST-2", "eval/accuracy"),
@@ -182,13 +181,11 @@ def t5_columns(scale: str) -> dict[str, dict]:
     for stage, (_, metrics) in T5_PAPER.items():
         if len(metrics) > 1:
             columns[stage] = {"mean_of": list(metrics), "mode": "max"}
-        columns |= {
-            name: judged(stage, metric, scale=UNITS.get(metric, 100)) for name, metric in metrics.items()
-        }
+        columns |= {name: judged(stage, metric, scale=UNITS.get(metric, 100)) for name, metric in metrics.items()}
     return columns
 
 
-# A stage that judges another stage's parameters by what that did not log: one step with a rate of 0 changes none of them.
+# A stage that judges another stage's parameters by what it did not log: one step with a rate of 0 changes none.
 JUDGING = {
     "training.num_steps": 1,
     "training.eval_every": 0,

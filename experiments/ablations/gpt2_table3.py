@@ -118,8 +118,8 @@ def get_table(scale: str) -> dict:
             {name: dict(zip(COLUMNS, scores, strict=True)) for name, scores in PAPER.items()}, rows
         ),
         "notes": [
-            "Perplexities are per token of a vocabulary that all rows share; the paper's are per word, and a model that "
-            "spells words in more tokens has a lower one per token. They rank the rows, and no more.",
+            "Perplexities are per token of a vocabulary that all rows share; the paper's are per word, and higher. "
+            "They rank the rows, and no more.",
             "The sizes are the paper's own words; the right numbers are 124, 355, 774 and 1558 million.",
         ],
     }

@@ -79,8 +79,8 @@ def get_table(scale: str) -> dict:
         "rows": {row: {"paper": {}} | rest for row, rest in rows.items()},
         "fits": [fit | {"column": "loss", "paper": EXPONENTS[str(fit["x"])]} for fit in fits],
         "notes": [
-            "Kaplan's exponents are those of parameters without the embeddings, of text that never repeats and of models "
-            "trained until they learn no more; GPT-3's own fit of the loss to the compute has 0.048.",
+            "Kaplan's exponents are those of parameters without the embeddings, of text that never repeats and of "
+            "models trained until they learn no more; GPT-3's own fit of the loss to the compute has 0.048.",
             "The runs of L(N) read equally many tokens and those of L(D) train the largest size; L(C) takes, of each "
             "compute, one size, which need not be the best.",
         ],

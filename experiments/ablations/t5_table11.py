@@ -107,8 +107,8 @@ def get_table(scale: str) -> dict:
         "columns": columns,
         "rows": common.with_paper({name: common.t5_scores(*PAPER[name]) for name in PAPER}, rows),
         "notes": [
-            "The paper draws the unlabelled text as one more task, from the first step on; here a model is pretrained on it "
-            "and then learns all tasks at once, so that the rows differ in the mixing alone.",
+            "The paper draws the unlabelled text as one more task, from the first step on; here a model is pretrained "
+            "on it and then learns all tasks at once, so that the rows differ in the mixing alone.",
             f"K is {CAP[scale]:,} examples where the paper has 2^19, and four times as many where it has 2^21. Its "
             "further values of K and of the temperature are left out.",
         ],

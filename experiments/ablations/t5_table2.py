@@ -68,8 +68,8 @@ def get_table(scale: str) -> dict:
         "rows": rows,
         "notes": [
             *common.T5_NOTES[scale],
-            "A single stack has as many layers as the encoder, and so half of the parameters, as in the paper. With the "
-            "denoising objective it reads the source and predicts the target alone.",
+            "A single stack has as many layers as the encoder, and so half of the parameters, as in the paper. With "
+            "the denoising objective it reads the source and predicts the target alone.",
         ],
     }
     return table | ({"runs": [BASE, "language model, LM", "prefix LM, denoising"]} if scale == "smoke" else {})

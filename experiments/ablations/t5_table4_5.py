@@ -33,8 +33,8 @@ def get_table(scale: str) -> dict:
         "rows": rows,
         "notes": [
             *common.T5_NOTES[scale],
-            "Table 4 compares the first three, Table 5 BERT-style with what makes it simpler. All rows have equally many "
-            "steps; those whose targets are the whole text take longer for each.",
+            "Table 4 compares the first three, Table 5 BERT-style with what makes it simpler. All rows have equally "
+            "many steps; those whose targets are the whole text take longer for each.",
         ],
     }
     return table | ({"runs": [BASE, "deshuffling", "drop tokens"]} if scale == "smoke" else {})

@@ -38,6 +38,9 @@ def get_table(scale: str) -> dict:
         "rows": common.with_paper(
             {name: common.t5_scores(*PAPER[name]) for name in PAPER}, {name: rows[name] for name in PAPER}
         ),
-        "notes": [*common.T5_NOTES[scale], "Table 6 varies the share of the baseline's i.i.d. noise, Table 7 the spans."],
+        "notes": [
+            *common.T5_NOTES[scale],
+            "Table 6 varies the share of the baseline's i.i.d. noise, Table 7 the spans.",
+        ],
     }
     return table | ({"runs": [BASE, "50 %", "spans of 3"]} if scale == "smoke" else {})

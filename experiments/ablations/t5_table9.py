@@ -57,8 +57,8 @@ def get_table(scale: str) -> dict:
         "rows": common.with_paper({name: common.t5_scores(*PAPER[name]) for name in PAPER}, rows),
         "notes": [
             *common.T5_NOTES[scale],
-            "Text is left out by holding it out: data.validation_share says how much of it, by the hash of a document's "
-            "number. The paper takes the first tokens of C4.",
+            "Text is left out by holding it out: data.validation_share says how much of it, by the hash of a "
+            "document's number. The paper takes the first tokens of C4.",
         ],
     }
     if scale == "smoke":  # the built-in corpus has splits of its own, of which nothing can be held out

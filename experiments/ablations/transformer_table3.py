@@ -75,7 +75,13 @@ def _stages(scale: str) -> dict[str, dict]:
         "training": {"config": "transformer:small", "set": model | MULTI30K | pairs | short | training},
         "perplexity": {
             "config": "transformer:small",
-            "set": model | MULTI30K | pairs | short | {"training.batch_size": 8} | judge | {"objective.label_smoothing": 0.0},
+            "set": model
+            | MULTI30K
+            | pairs
+            | short
+            | {"training.batch_size": 8}
+            | judge
+            | {"objective.label_smoothing": 0.0},
         },
         "BLEU": {
             "config": "finetune/translate:transformer,small",
@@ -150,11 +156,11 @@ def get_table(scale: str) -> dict:
     }
     if scale == "smoke":
         table["runs"] = [BASE, "A: 1 head", "E: learned positions"]
-        table["notes"][1] = "Instead of translating, the model writes the first line of a docstring from the rest of it."
+        table["notes"][1] = "Instead of translating, it writes the first line of a docstring from the rest."
     if scale == "small":
         table["runs"] = [
-            BASE, "A: 1 head", "A: 32 heads", "C: N = 2", "C: d_model = 256", "D: dropout 0.0", "D: label smoothing 0.0",
-            "E: learned positions",
+            BASE, "A: 1 head", "A: 32 heads", "C: N = 2", "C: d_model = 256", "D: dropout 0.0",
+            "D: label smoothing 0.0", "E: learned positions",
         ]  # fmt: skip
         table["notes"][1] = (
             "Multi30k's captions instead of WMT's news, English to German, a quarter of the paper's widths and half of "
