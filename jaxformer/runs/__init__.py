@@ -36,6 +36,7 @@ __all__ = [
     "check_resumable",
     "check_teacher",
     "claimed",
+    "contents",
     "evaluate_run",
     "git_revision",
     "identity_of",
