@@ -140,7 +140,7 @@ def _dry_run(args: argparse.Namespace, plan: Any) -> None:
 
     if args.json:
         runs = [{"stage": stage, "row": row, "seed": seed} for stage, row, seed in plan.runs()]
-        print(json.dumps({"runs": runs, **studies.size_in(plan)._asdict()}))
+        print(json.dumps({"runs": runs, **studies.work_in(plan)._asdict()}))
         return
     for line in studies.told(plan):
         print(line)
@@ -158,22 +158,26 @@ def _list(args: argparse.Namespace) -> int:
         return 0
     from rich.console import Console
 
-    from jaxformer.tables import duration, roomy
+    from jaxformer.tables import duration, roomy, table_width
 
-    shown = table()
-    for heading in ("Table", "Of", "Rows", "smoke", "small", "paper"):
-        shown.add_column(heading, justify="left" if heading in ("Table", "Of") else "right", no_wrap=True)
+    headings, rows = ["Table", "Of", "Rows", *SCALES], []
     for entry in found:
-        cells = []
+        cells = [entry["name"], f"{entry['paper']}, {entry['place']}", str(entry["rows"])]
         for scale in SCALES:
             cost = entry["scales"][scale]
-            hours = f"{cost['device_hours']:,.0f} A100-hours" if scale == "paper" else duration(cost["seconds"])
+            hours = f"{cost['device_hours']:,.0f} h" if scale == "paper" else duration(cost["seconds"])
             cells.append(f"{cost['runs']} runs, {hours}")
-        shown.add_row(entry["name"], f"{entry['paper']}, {entry['place']}", str(entry["rows"]), *cells)
-    console = roomy(Console(), 150)
+        rows.append(cells)
+    shown = table()
+    for heading in headings:
+        shown.add_column(heading, justify="left" if heading in headings[:2] else "right", no_wrap=True)
+    for row in rows:
+        shown.add_row(*row)
+    console = roomy(Console(), table_width([list(column) for column in zip(headings, *rows, strict=True)]))
     console.print(shown)
     console.print(
-        "smoke and small: on two CPU cores. paper: at 40 % of the peak of an A100. Run one: jaxformer reproduce NAME",
+        "smoke and small: about how long on two CPU cores; paper: hours of an A100 at 40 % of its peak. Run one: "
+        "jaxformer reproduce NAME",
         soft_wrap=True,
     )
     return 0

@@ -12,7 +12,7 @@ from jaxformer.studies.ablations import read_table
 from jaxformer.studies.checking import check_result
 from jaxformer.studies.demo import run_demo
 from jaxformer.studies.reproducing import reproduce
-from jaxformer.studies.reproduction import Reproduction, commands, listed, planned, size_in, told
+from jaxformer.studies.reproduction import Reproduction, commands, listed, planned, told, work_in
 from jaxformer.studies.searching import check_search
 from jaxformer.studies.space import FLAG, read_words
 from jaxformer.studies.study import (
@@ -52,9 +52,9 @@ __all__ = [
     "reproduce",
     "run_demo",
     "run_study",
-    "size_in",
     "sweep",
     "told",
     "transfer",
+    "work_in",
     "worker",
 ]

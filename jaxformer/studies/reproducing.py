@@ -183,7 +183,7 @@ def _sizes(plan: Plan) -> dict[str, dict[str, float]]:
             if row in plan.table.runs_of(stage) and (row, stage) not in plan.refused
         ]
         if own:
-            sizes[row] = plan.size(own[0], row)._asdict()
+            sizes[row] = {"parameters": plan.parameters(own[0], row), **plan.work(own[0], row)._asdict()}
     return sizes
 
 
@@ -209,7 +209,7 @@ def _measured(plan: Plan, runs: Mapping[Key, Trial]) -> dict[str, dict[str, floa
         stage = column["stage"]
         there = {row: runs[key] for row in plan.rows if (key := plan.key(stage, row, plan.seeds[0])) in runs}
         if column["measure"] == "parameters":
-            found[name] = {row: float(plan.size(stage, row).parameters) for row in there}
+            found[name] = {row: float(plan.parameters(stage, row)) for row in there}
         else:
             found[name] = forward_seconds({row: trial.config for row, trial in there.items()})
     return found

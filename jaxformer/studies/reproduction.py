@@ -9,13 +9,13 @@ from typing import Any
 from jaxformer.config import load
 from jaxformer.errors import UserError, suggest
 from jaxformer.footprint import chip_named
-from jaxformer.planning import Size, size_of
+from jaxformer.planning import Work, num_parameters, work_of
 from jaxformer.runs import contents
 from jaxformer.studies.ablations import SCALES, Table, read_table, tables
 from jaxformer.tables import duration, estimate
 
-# FLOPs a second of training that two cores of a laptop reach with models as small as these (docs/reproducing.md).
-CORES_RATE = 2.5e10
+# FLOPs a second that two cores reach in training models as small as these, and seconds in which a run starts.
+CORES_RATE, START_SECONDS = 6e10, 8.0
 CHIP, UTILISATION = "a100", 0.4  # what the cost of the paper's scale is told in
 
 Key = tuple[str, str, int]  # stage, row ("" of what all rows share), seed
@@ -58,9 +58,13 @@ class Plan:
         """Return (stage, row, seed) of the run that a row with a seed has of a stage."""
         return (stage, "", self.asked.shared_seed) if self.table.stages[stage].shared else (stage, row, seed)
 
-    def size(self, stage: str, row: str) -> Size:
-        """Return the parameters, tokens and FLOPs of a run."""
-        return _size_of(self.table.stages[stage].config, tuple(self.table.words(row, stage, self.asked.data)))
+    def work(self, stage: str, row: str) -> Work:
+        """Return the tokens and FLOPs of a run."""
+        return _work_of(self.table.stages[stage].config, tuple(self.table.words(row, stage, self.asked.data)))
+
+    def parameters(self, stage: str, row: str) -> int:
+        """Return the parameters of a run's model."""
+        return num_parameters(self.table.config(row, stage, self.asked.data))
 
 
 def planned(asked: Reproduction) -> Plan:
@@ -119,20 +123,26 @@ def _refused(table: Table, rows: tuple[str, ...], data: str) -> dict[tuple[str, 
     return refused
 
 
-def size_in(plan: Plan) -> Size:
-    """Return the parameters of the largest model, and the tokens and FLOPs of all runs together."""
-    each = [plan.size(stage, row) for stage, row, _ in plan.runs()]
-    return Size(max(one.parameters for one in each), sum(one.tokens for one in each), sum(one.flops for one in each))
+def work_in(plan: Plan) -> Work:
+    """Return the tokens and FLOPs of all runs together."""
+    each = [plan.work(stage, row) for stage, row, _ in plan.runs()]
+    return Work(sum(one.tokens for one in each), sum(one.flops for one in each))
+
+
+def seconds_on_cores(plan: Plan) -> float:
+    """Return about how long all runs take on two cores, the starts and compilations counted."""
+    return work_in(plan).flops / CORES_RATE + START_SECONDS * len(list(plan.runs()))
 
 
 @functools.cache
-def _size_of(spec: str, words: tuple[str, ...]) -> Size:
-    return size_of(load(spec, words))
+def _work_of(spec: str, words: tuple[str, ...]) -> Work:
+    return work_of(load(spec, words))
 
 
 def commands(plan: Plan) -> list[str]:
     """Return what each row's run of each stage is, as a command; "@STAGE" stands for the run of an earlier one."""
-    found, seeds = {}, " ".join(map(str, plan.seeds))
+    found: dict[tuple[str, str], str] = {}
+    seeds = " ".join(map(str, plan.seeds))
     for stage, row, _ in plan.runs():
         words = [f"--config.{word}" for word in plan.table.words(row, stage, plan.asked.data)]
         command = shlex.join(["jaxformer", "train", f"--config={plan.table.stages[stage].config}", *words])
@@ -149,12 +159,12 @@ def listed() -> list[dict[str, Any]]:
         for scale in SCALES:
             table = read_table(name, scale)
             plan = Plan(Reproduction(table=name, scale=scale), table, tuple(table.runs), tuple(range(table.seeds)), {})
-            size = size_in(plan)
+            work = work_in(plan)
             scales[scale] = {
                 "runs": len(list(plan.runs())),
-                **size._asdict(),
-                "seconds": size.flops / CORES_RATE,
-                "device_hours": size.flops / (chip_named(CHIP).peak * UTILISATION) / 3600,
+                **work._asdict(),
+                "seconds": seconds_on_cores(plan),
+                "device_hours": work.flops / (chip_named(CHIP).peak * UTILISATION) / 3600,
             }
         content = table.content
         found.append({"name": name, "question": content["question"], "paper": content["paper"],
@@ -165,11 +175,10 @@ def listed() -> list[dict[str, Any]]:
 def told(plan: Plan) -> list[str]:
     """Return what a person should know before a reproduction starts: runs, cost, and what cannot be trained."""
     table, runs = plan.table, list(plan.runs())
-    work = size_in(plan)
     lines = [
         f"{table.name} ({table.content['paper']}, {table.content['place']}) at {table.scale}: {len(plan.rows)} rows, "
-        f"{len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)}, {len(runs)} runs, {estimate(work.flops)} FLOPs"
-        + ("" if table.scale == "paper" else f", about {duration(work.flops / CORES_RATE)} on two cores")
+        f"{len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)}, {len(runs)} runs, {estimate(work_in(plan).flops)} FLOPs"
+        + ("" if table.scale == "paper" else f", about {duration(seconds_on_cores(plan))} on two cores")
     ]
     for why in dict.fromkeys(plan.refused.values()):
         rows = [row or stage for (row, stage), reason in plan.refused.items() if reason == why]
