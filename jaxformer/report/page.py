@@ -16,13 +16,23 @@ from jaxformer.report.evaluations import evaluations_of
 from jaxformer.report.plots import Plot, metric_name, plots_of
 from jaxformer.report.read import Run, find_runs, read_run
 from jaxformer.report.reproduction import read_result
-from jaxformer.report.reproduction_markdown import DIFFERENCES, again, explained, result_markdown
+from jaxformer.report.reproduction_markdown import result_markdown
 from jaxformer.report.reproduction_plots import reproduction_plots
-from jaxformer.report.reproduction_tables import differences_table, values_table
+from jaxformer.report.reproduction_tables import (
+    DIFFERENCES,
+    ORDERS,
+    WORDS,
+    differences_table,
+    explained,
+    orders_table,
+    values_table,
+)
 from jaxformer.report.reproduction_words import (
+    again,
     check_command,
     command,
     cost_line,
+    departures,
     facts,
     headline,
     title,
@@ -83,27 +93,28 @@ def write_reproduction_report(result: Mapping[str, Any], out: Path) -> Path:
         out.mkdir(parents=True, exist_ok=True)
     result = {**result, "meaning": result["meaning"] or _meaning(out / f"{name}.json")}
     plots = reproduction_plots(result, out)
-    picture = f"{name}.png" if differences_table(result)[1] else ""
     write_json(out / f"{name}.json", result)
-    write_lines(out / f"{name}.md", [result_markdown(result, picture).rstrip("\n")])
-    headings, rows = differences_table(result)
+    write_lines(out / f"{name}.md", [result_markdown(result, *plots).rstrip("\n")])
+    tables = [
+        ("Our values beside the paper's", *values_table(result), explained(result)),
+        (f"Differences to {result['base']}", *differences_table(result), DIFFERENCES),
+        ("The order of the rows", *orders_table(result), ORDERS),
+    ]
     about = {
         "lead": headline(result),
         "question": result["question"],
         "meaning": result["meaning"],
-        "tables": [
-            ("Our values beside the paper's", *values_table(result), explained(result)),
-            *([(f"Differences to {result['base']}", headings, rows, DIFFERENCES)] if rows else []),
-        ],
+        "tables": [made for made in tables if made[2]],
+        "words": WORDS,
         "sentences": sentences_of(result),
-        "notes": result["notes"],
+        "notes": departures(result),
         "commands": [command(result), check_command(result)],
         "again": again(result),
-        "facts": f"Made on {facts(result)}.",
+        "facts": f"Made {facts(result)}.",
         "packages": ", ".join(f"{package} {version}" for package, version in result["packages"].items()),
         "cost": cost_line(result),
         "tiles": _tiles_of(result),
-        "plots": plots,
+        "plots": list(plots.values()),
     }
     return _write([], out, title(result), None, reproduction=about)
 
@@ -116,7 +127,7 @@ def _meaning(path: Path) -> list[str]:
 
 
 def _tiles_of(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    costs, rows = result["costs"], [row for row in result["rows"].values()]
+    costs, rows = result["costs"], result["rows"].values()
     tiles = [(f"{sum(row['state'] == DONE for row in rows)} of {len(rows)}", "rows of the paper's table done")]
     tiles.append((str(len(result["seeds"])), "seed" if len(result["seeds"]) == 1 else "seeds"))
     if costs["hours"]:
