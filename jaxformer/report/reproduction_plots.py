@@ -1,10 +1,9 @@
 """Pictures of a reproduction: our differences beside the paper's, size, speed and quality, and power laws."""
 
 import math
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -39,14 +38,15 @@ def reproduction_plots(result: Result, folder: Path) -> dict[str, Plot]:
     """Draw what there is to draw, and return the plots by the names of their PNG files: the differences to the base row
     beside the paper's, size, speed and quality where models are measured, and power laws where they are asked for. The
     first is NAME.png, the others NAME-triangle.png and NAME-fits.png."""
-    plots = {}
+    plots: dict[str, Plot] = {}
     with matplotlib.rc_context(STYLE):
         laws, differences = _fits(result), _differences(result)
         compares = any(has_paper(result, column) for column in judged_columns(result))
         drawn = [differences, _triangle(result), laws] if compares or laws is None else [laws]
         for kind, heading, caption, figure in filter(None, drawn):
             name = f"{result['name']}-{kind}" if plots else str(result["name"])
-            about = textwrap.fill(f"{heading}: {title(result)}", 62).removeprefix(f"{heading}: ")
+            fits_a_line = len(f"{heading}: {title(result)}") <= 62
+            about = title(result) if fits_a_line else f"{result['paper']}\n{result['place']}"
             plots[f"{name}.png"] = save(figure, folder, name, heading, caption, about)
     return plots
 
@@ -80,7 +80,7 @@ def _differences(result: Result) -> Drawn:
 
 def _draw_differences(panel: Axes, result: Result, column: str, rows: Sequence[str]) -> None:
     ours = {row: found for row in rows if (found := difference(result, column, row)) is not None}
-    theirs = {row: found for row in rows if (found := paper_difference(result, column, row)) is not None}
+    theirs = {row: number for row in rows if (number := paper_difference(result, column, row)) is not None}
     ratio = _ratio(result, column, [found.mean for found in ours.values()], [*theirs.values()])
     middles = [*(found.mean for found in ours.values()), *(number / ratio for number in theirs.values())]
     edges = [edge for found in ours.values() for edge in (found.low, found.high) if edge is not None]
@@ -104,10 +104,15 @@ def _draw_differences(panel: Axes, result: Result, column: str, rows: Sequence[s
     if paper_column(result, column) != column and theirs:  # another quantity, on an axis of its own
         panel.xaxis.label.set_color(_OURS)
         panel.tick_params(axis="x", labelcolor=_OURS)
-        above = panel.secondary_xaxis("top", functions=(lambda x: x * ratio, lambda x: x / ratio))
+        above = panel.secondary_xaxis("top", functions=_scales(ratio))
         above.xaxis.set_major_locator(MaxNLocator(4))
         above.tick_params(axis="x", labelcolor=_PAPER)
         above.set_xlabel(f"the paper's {_short(paper_column(result, column))}", fontsize=8.5, color=_PAPER)
+
+
+def _scales(ratio: float) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """Return what makes the paper's units of ours, and back; of numbers and of arrays."""
+    return (lambda x: x * ratio), (lambda x: x / ratio)
 
 
 def _ratio(result: Result, column: str, ours: Sequence[float], theirs: Sequence[float]) -> float:
@@ -135,7 +140,7 @@ def _limits(middles: Sequence[float], edges: Sequence[float]) -> tuple[float, fl
 def measured(result: Result) -> list[tuple[str, str]]:
     """Return (name, column) of the corners of the triangle: what is measured of models, and how good they are."""
     columns = result["columns"]
-    sides = [("size" if column["measure"] == "parameters" else "time", name)
+    sides = [("parameters" if column["measure"] == "parameters" else "time", name)
              for name, column in columns.items() if "measure" in column]  # fmt: skip
     means = [name for name in judged_columns(result) if "mean_of" in columns[name]] or judged_columns(result)
     return [*sides, ("quality", means[0])] if sides and means else []
@@ -244,11 +249,11 @@ def _draw_fit(panel: Axes, result: Result, fit: Fit) -> None:
     panel.plot(fit.xs, fit.ys, "o", color=_OURS, markersize=6, zorder=4)
     ends = np.array([min(fit.xs), max(fit.xs)])
     band = "" if fit.low is None else f" ({fit.low:.2g} to {fit.high:.2g})"
-    panel.plot(ends, fit.factor * ends**fit.slope, color=_OURS, label=f"ours {fit.slope:.2g}{band}")
+    panel.plot(ends, fit.factor * ends**fit.slope, color=_OURS, label=f"ours {fit.slope:.2g}{band}".replace("-", "−"))
     if fit.paper is not None:
         slope, middle = fit.slope_of(fit.paper), math.exp(float(np.log(fit.xs).mean()))
         paper = fit.factor * middle**fit.slope * (ends / middle) ** slope
-        panel.plot(ends, paper, color=_PAPER, linestyle="--", label=f"paper {slope:.3g}")
+        panel.plot(ends, paper, color=_PAPER, linestyle="--", label=f"paper {slope:.3g}".replace("-", "−"))
     panel.set_xscale("log")
     panel.set_yscale("log")
     panel.set_title(_short(fit.name))
@@ -258,7 +263,7 @@ def _draw_fit(panel: Axes, result: Result, fit: Fit) -> None:
     panel.yaxis.set_minor_locator(NullLocator())
     panel.yaxis.set_major_formatter("{x:.3g}")
     panel.margins(y=0.12)
-    where = "upper right" if fit.slope < 0 else "upper left"
+    where: Literal["upper right", "upper left"] = "upper right" if fit.slope < 0 else "upper left"
     panel.legend(loc=where, title="exponent", fontsize=8, title_fontsize=8, handlelength=1.4, borderaxespad=0)
 
 

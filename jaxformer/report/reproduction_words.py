@@ -85,18 +85,18 @@ def _order(found: Order, column: str) -> str:
     number = len(found.rows)
     if found.agrees:
         return (
-            f"our order of the {number} rows agrees with the paper's in {column} (a rank correlation of "
+            f"our order of the {number} rows agrees with the paper's in the column {column} (a rank correlation of "
             f"{found.spearman:.2f}, which chance alone reaches in {share(found.chance)} of cases)"
         )
     if found.contradicts:
         return (
-            f"our order of the {number} rows contradicts the paper's in {column} (a rank correlation of "
+            f"our order of the {number} rows contradicts the paper's in the column {column} (a rank correlation of "
             f"{found.spearman:.2f}, as low by chance alone in {share(found.reverse)} of cases)"
         )
     few = "" if found.can_show else "; so few rows cannot show one"
     return (
-        f"no agreement with the paper's order of rows is shown in {column} (chance alone orders {number} rows at least "
-        f"as well in {share(found.chance)} of cases{few})"
+        f"no agreement with the paper's order of rows is shown in the column {column} (chance alone orders {number} "
+        f"rows at least as well in {share(found.chance)} of cases{few})"
     )
 
 
@@ -110,21 +110,19 @@ def _clear_signs(result: Result) -> str:
     clear = [sign for sign in compared if sign.ours.shows]
     same, number = sum(sign.same for sign in clear), len(clear)
     if not clear:
-        return f"{_of(len(compared), 'none')} to {base} stands out from the noise between seeds"
+        which = f"none of the {len(compared)} differences" if len(compared) > 1 else "no difference"
+        return f"{which} to {base} stands out from the noise between seeds"
     if number == 1:
         return (
             f"the only difference to {base} that stands out from the noise between seeds, {clear[0].row}'s in "
             f"{clear[0].column}, {'has' if same else 'does not have'} the paper's direction"
         )
-    how = "all" if same == number else "none" if not same else f"{same}"
+    of_all = "both" if number == 2 else f"all {number}"
+    how = of_all if same == number else f"{same or 'none'} of the {number}"
     return (
-        f"{how} of the {number} differences to {base} that stand out from the noise between seeds "
-        f"ha{'s' if same == 1 or not same else 've'} the paper's direction"
+        f"{how} differences to {base} that stand out from the noise between seeds "
+        f"ha{'s' if same < 2 else 've'} the paper's direction"
     )
-
-
-def _of(number: int, word: str) -> str:
-    return f"{word} of the {number} differences" if number > 1 else "no difference"
 
 
 def sentences(result: Result) -> list[str]:
@@ -174,17 +172,16 @@ def _noise(result: Result) -> str:
 
 
 def _law(fit: Fit) -> str:
-    band = "" if fit.low is None else f" (95 % of bootstrap samples: {fit.low:.3g} to {fit.high:.3g})"
     text = (
         f"{fit.name}: over {len(fit.rows)} rows {fit.column} {'falls' if fit.slope < 0 else 'rises'} as the "
-        f"{_SIZES.get(fit.x, fit.x)} to the power {fit.slope:.3g}{band}"
+        f"{_SIZES.get(fit.x, fit.x)} to the power {fit.slope:.3g}"
     )
-    if fit.paper is None:
-        return text
-    paper = f"{text}, where the paper has {fit.slope_of(fit.paper):.3g}"
-    if fit.holds_paper is None:
-        return f"{paper}; so few sizes give no band to judge it by"
-    return f"{paper}, {'inside' if fit.holds_paper else 'outside'} that band"
+    if fit.paper is not None:
+        text += f", and in the paper to the power {fit.slope_of(fit.paper):.3g}"
+    if fit.low is None:
+        return f"{text}; so few sizes do not say how far off that may be"
+    where = "" if fit.paper is None else ", the paper's among them" if fit.holds_paper else ", the paper's not"
+    return f"{text}; 95 % of bootstrap samples lie between {fit.low:.3g} and {fit.high:.3g}{where}"
 
 
 def departures(result: Result) -> list[str]:
