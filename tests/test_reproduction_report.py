@@ -28,10 +28,12 @@ from jaxformer.report import (
     result_markdown,
     results_index,
     write_reproduction_report,
+    write_result,
+    write_results_index,
 )
 from jaxformer.report import reproduction_statistics as statistics
 from jaxformer.report.reproduction_plots import measured, shares
-from jaxformer.report.reproduction_tables import differences_table, orders_table, values_table
+from jaxformer.report.reproduction_tables import costs_table, differences_table, orders_table, values_table
 from jaxformer.report.reproduction_words import command, departures, headline, sentences
 
 Result = dict[str, Any]
@@ -294,7 +296,7 @@ def test_a_headline_of_several_columns_counts_what_chance_would_give() -> None:
     result["columns"]["other"] = result["columns"]["own"]
     for row, value in zip(result["rows"].values(), (4.0, 1.0, 3.0, 2.0), strict=True):
         row["values"]["other"] = [value]
-    assert "agrees with the paper's in 1 of 2 columns (own), where chance alone would in 0.1" in headline(result)
+    assert "agrees with the paper's in 1 of 2 columns (own); chance alone brings about 0.1" in headline(result)
     result["columns"]["both"] = {"mean_of": ["own", "other"], "mode": "max", "paper": "paper's"}
     for row in result["rows"].values():
         row["values"]["both"] = [row["values"]["own"][0]]
@@ -358,6 +360,11 @@ def test_every_row_of_the_paper_stands_in_the_table() -> None:
     assert headings == ["Row", "SST-2", "shows?", "paper"]
     assert rows[1] == ["LTR | $x$ <b>", "-3.0 (-4.2 to -1.8)", "yes", "-0.6"]
     assert rows[0][0] == "No NSP" and rows[0][2].startswith("no; ") and len(rows) == 2
+    sized = bert()
+    sized["rows"]["base"]["size"] = {"parameters": 11.2e6, "tokens": 3e5, "flops": 2e13}
+    headings, rows = costs_table(sized)
+    assert headings == ["Row", "Parameters", "Tokens", "FLOPs", "Hours", "Energy (Wh)"]
+    assert rows[:2] == [["base", "11.2 M", "300 k", "20.0 T", "1", "20.0"], ["No NSP", "–", "–", "–", "1", "20.0"]]
     assert departures(bert())[1].startswith("The paper's column MNLI has no counterpart at this scale: its files")
 
 
@@ -412,6 +419,13 @@ def test_the_list_of_results_has_a_finding_and_a_picture_of_each() -> None:
     assert text.count("<img") == 1 and "(laws.md)" in text
     for other in ("bert-small", "finetuning", "wikitext2"):
         assert f"[{other}]({other}.md)" in text
+
+
+def test_the_list_is_written_of_the_files_in_a_folder(tmp_path: Path) -> None:
+    write_result(bert(), tmp_path)
+    (tmp_path / "bert-small.json").write_text('{"date": "2026-11-30"}')
+    page = write_results_index(tmp_path)
+    assert page == tmp_path / "README.md" and page.read_text() == results_index([bert()], ["table5.png"])
 
 
 def test_pictures_follow_what_is_there(tmp_path: Path) -> None:

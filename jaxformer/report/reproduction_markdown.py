@@ -1,13 +1,20 @@
 """A reproduction as a page of docs/results, and the list of all pages there: everything from the results' files."""
 
+import contextlib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-from jaxformer.report.reproduction import Result
+from jaxformer.errors import UserError, disk_errors
+from jaxformer.report.plots import Plot
+from jaxformer.report.reproduction import Result, read_result
+from jaxformer.report.reproduction_plots import reproduction_plots
 from jaxformer.report.reproduction_tables import (
+    COSTS,
     DIFFERENCES,
     ORDERS,
     WORDS,
     Table,
+    costs_table,
     differences_table,
     explained,
     orders_table,
@@ -24,6 +31,8 @@ from jaxformer.report.reproduction_words import (
     sentences,
     title,
 )
+from jaxformer.report.study import REPRODUCTION
+from jaxformer.storage import write_json, write_lines
 
 # Pages of docs/results that no reproduction made.
 _OTHERS = {
@@ -32,6 +41,37 @@ _OTHERS = {
     "SQuAD, and a small Transformer in translation",
     "wikitext2": "the perplexity of a small GPT-2 on WikiText-2, in the units that papers use",
 }
+
+
+def write_result(result: Result, folder: Path) -> tuple[Result, dict[str, Plot]]:
+    """Write into a folder what docs/results takes: NAME.json, the result itself, NAME.md, the page on it, and its
+    pictures, NAME.png first. Return the result with its "meaning", and the pictures by the names of their files.
+
+    Paragraphs of "meaning" that a person wrote into a NAME.json that is there stay.
+    """
+    name = result["name"]
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    result = {**result, "meaning": result["meaning"] or _meaning(folder / f"{name}.json")}
+    plots = reproduction_plots(result, folder)
+    write_json(folder / f"{name}.json", result)
+    write_lines(folder / f"{name}.md", result_markdown(result, *plots).splitlines())
+    return result, plots
+
+
+def _meaning(path: Path) -> list[str]:
+    """Return the paragraphs of an earlier file of the same reproduction, [] where there is none that can be read."""
+    with contextlib.suppress(UserError):
+        return list(read_result(path)["meaning"])
+    return []
+
+
+def write_results_index(folder: Path) -> Path:
+    """Write README.md of the results in a folder and return its path. Raises UserError for a damaged result."""
+    paths = [path for path in sorted(folder.glob("*.json")) if f'"{REPRODUCTION}"' in path.read_text(encoding="utf-8")]
+    pictures = [path.name for path in folder.glob("*.png")]
+    write_lines(folder / "README.md", results_index(map(read_result, paths), pictures).splitlines())
+    return folder / "README.md"
 
 
 def result_markdown(result: Result, *pictures: str) -> str:
@@ -54,8 +94,9 @@ def result_markdown(result: Result, *pictures: str) -> str:
         f"Made {facts(result)}.",
         f"    {command(result)}\n    {check_command(result)}",
         again(result),
-        cost_line(result),
     ]
+    headings, rows = costs_table(result)
+    blocks += ["## What it cost", cost_line(result), *([_table((headings, rows)), COSTS] if rows else [])]
     return "\n\n".join(blocks) + "\n"
 
 

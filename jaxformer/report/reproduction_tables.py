@@ -21,7 +21,7 @@ from jaxformer.report.reproduction_statistics import (
 )
 from jaxformer.report.reproduction_words import cost_line, departures, headline, orders_of, sentences, share, title
 from jaxformer.report.study import DONE, FAILED, RUNNING, WAITING
-from jaxformer.tables import DASH, count, print_paragraph, roomy, table, table_width
+from jaxformer.tables import DASH, count, energy_scale, print_paragraph, roomy, significant, table, table_width
 
 Table = tuple[list[str], list[list[str]]]  # headings, rows of cells
 WORDS = ("Row", "State", "Column", "Agreement")  # headings of columns that hold words
@@ -30,6 +30,11 @@ DIFFERENCES = (
     "its interval leaves out zero. Beside one that does not stands how many seeds would show it in four of five cases, "
     "if it is as large as it seems."
 )
+COSTS = (
+    "Size, tokens and FLOPs are those of a single run of a row's first training; hours and energy those of all its "
+    "runs together, without what all rows share."
+)
+_SIZES = {"parameters": "Parameters", "tokens": "Tokens", "flops": "FLOPs"}
 ORDERS = (
     "How well our order of the rows agrees with the paper's: Spearman's and Kendall's rank correlations are 1 for the "
     "same order and -1 for the reverse. Chance is what all orders of the rows give: between which values 95 % of their "
@@ -159,6 +164,22 @@ def orders_table(result: Result) -> Table:
             f"{found.low:.2f} to {found.high:.2f}", share(found.chance), verdict,
         ])  # fmt: skip
     return ["Column", "Rows", "Spearman's", "Kendall's", "95 % of chance", "Chance as high", "Agreement"], rows
+
+
+def costs_table(result: Result) -> Table:
+    """Return how large the rows' models are, what they were trained on, and what all runs of each took."""
+    rows = {name: row for name, row in result["rows"].items() if row["size"] or any(row["costs"].values())}
+    factor, unit = energy_scale(row["costs"]["energy_kwh"] for row in rows.values())
+    headings = ["Row", *_SIZES.values(), "Hours", f"Energy ({unit})"]
+    return headings, [
+        [
+            name,
+            *(count(row["size"][size]) if size in row["size"] else DASH for size in _SIZES),
+            f"{row['costs']['hours']:.3g}",
+            significant(row["costs"]["energy_kwh"] * factor) if row["costs"]["energy_kwh"] else DASH,
+        ]
+        for name, row in rows.items()
+    ]
 
 
 def explained(result: Result) -> str:
