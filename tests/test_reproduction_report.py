@@ -331,12 +331,11 @@ def test_signs_and_seeds_are_told() -> None:
 
 
 def test_power_laws_are_told_beside_the_papers() -> None:
-    said = headline(law(-0.07, 0.0))
-    assert said.startswith(
-        "L(N): over 4 rows loss falls as the number of parameters to the power -0.07, and in the paper"
-    )
-    assert "to the power -0.076; 95 % of bootstrap samples lie between" in said and said.endswith("the paper's not.")
-    assert headline(law(-0.076, 0.05)).endswith("the paper's among them.")
+    beside = "L(N): loss falls as the number of parameters to the power -0.0700 (95 % band -0.0700 to -0.0700"
+    assert headline(law(-0.07, 0.0)) == f"{beside}; the paper's -0.076 lies outside)."
+    assert headline(law(-0.076, 0.05)).endswith("; the paper's -0.076 lies inside).")
+    assert headline(law(-0.07, 0.0, paper=None)) == f"{beside})."
+    assert "(2 rows do not tell how far off that may be; the paper's -0.076" in headline(law(-0.07, 0.0, (1e5, 1e6)))
 
 
 def test_the_command_names_no_place_of_ours() -> None:
@@ -484,7 +483,7 @@ COLUMNS = "run_id,duration,emissions,cpu_energy,gpu_energy,ram_energy,energy_con
 def make_study(
     folder: Path, stage: str, seed: int, points: dict[str, dict[str, Any]], shared: bool = False, **metrics: Any
 ) -> None:
-    """A stage's study: a run for each row (`points` say what it changes) that is done, and gave `metrics` plus the seed."""
+    """A stage's study: a run for each row that is done; `points` say what it changes, `metrics` about what it gave."""
     place = folder / "stages" / stage / ("shared" if shared else str(seed))
     place.mkdir(parents=True)
     space = {"points": list(points.values()), "seed": [seed]}
@@ -527,7 +526,8 @@ def make_folder(folder: Path, **fields: Any) -> Path:
         "RACE": {"missing": "no data"},
     }
     table = {
-        "question": "Why?", "paper": "P", "place": "Table 1", "base": "base", "seeds": 2, "columns": columns, "rows": ROWS,
+        "question": "Why?", "paper": "P", "place": "Table 1", "base": "base", "seeds": 2, "columns": columns,
+        "rows": ROWS,
         "stages": {"teacher": {"config": "a", "shared": True}, "training": {"config": "b"}, "task": {"config": "c"}},
         "runs": ["base", "narrow", "untrained"],
     }  # fmt: skip

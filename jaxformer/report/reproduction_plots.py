@@ -28,9 +28,10 @@ from jaxformer.report.reproduction_statistics import (
 )
 from jaxformer.report.reproduction_tables import has_paper
 from jaxformer.report.reproduction_words import title
+from jaxformer.tables import significant
 
 # Inches: as wide as a page of docs/results shows it, so that its letters can be read.
-NARROW = 6.4
+NARROW = 6.2
 _OURS, _PAPER = COLOURS["c1"], COLOURS["c2"]
 
 
@@ -75,7 +76,7 @@ def _differences(result: Result) -> Drawn:
         "paper's difference. Rows without a result of ours are left out, and the longest intervals end at the "
         "edge. Where the paper measures something else, its differences have an axis of their own, above."
     )
-    return "differences", "Ours beside the paper", caption, figure
+    return "differences", f"Differences to {_short(result['base'])}", caption, figure
 
 
 def _draw_differences(panel: Axes, result: Result, column: str, rows: Sequence[str]) -> None:
@@ -248,8 +249,13 @@ def _draw_fit(panel: Axes, result: Result, fit: Fit) -> None:
         panel.plot([x] * len(values), values, ".", color=_OURS, alpha=0.45, markersize=4)
     panel.plot(fit.xs, fit.ys, "o", color=_OURS, markersize=6, zorder=4)
     ends = np.array([min(fit.xs), max(fit.xs)])
-    band = "" if fit.low is None else f" ({fit.low:.2g} to {fit.high:.2g})"
-    panel.plot(ends, fit.factor * ends**fit.slope, color=_OURS, label=f"ours {fit.slope:.2g}{band}".replace("-", "−"))
+    band = "" if fit.low is None or fit.high is None else f" ({significant(fit.low, 2)} to {significant(fit.high, 2)})"
+    panel.plot(
+        ends,
+        fit.factor * ends**fit.slope,
+        color=_OURS,
+        label=f"ours {significant(fit.slope, 2)}{band}".replace("-", "−"),
+    )
     if fit.paper is not None:
         slope, middle = fit.slope_of(fit.paper), math.exp(float(np.log(fit.xs).mean()))
         paper = fit.factor * middle**fit.slope * (ends / middle) ** slope

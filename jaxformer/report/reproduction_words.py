@@ -127,7 +127,10 @@ def _clear_signs(result: Result) -> str:
 
 def sentences(result: Result) -> list[str]:
     """Return what the statistics say beside the tables, a paragraph each: directions, noise, power laws."""
-    found = [_signs(result), _noise(result), *(_sentence(_law(fit)) for fit in fits(result))]
+    laws = fits(result)
+    found = [_signs(result), _noise(result), *(_sentence(_law(fit)) for fit in laws)]
+    if any(fit.low is not None for fit in laws):
+        found.append("A band holds the exponents of 95 % of bootstrap samples, which draw rows, and seeds within them.")
     return [text for text in found if text]
 
 
@@ -173,15 +176,16 @@ def _noise(result: Result) -> str:
 
 def _law(fit: Fit) -> str:
     text = (
-        f"{fit.name}: over {len(fit.rows)} rows {fit.column} {'falls' if fit.slope < 0 else 'rises'} as the "
-        f"{_SIZES.get(fit.x, fit.x)} to the power {fit.slope:.3g}"
+        f"{fit.name}: {fit.column} {'falls' if fit.slope < 0 else 'rises'} as the {_SIZES.get(fit.x, fit.x)} to the "
+        f"power {significant(fit.slope)}"
     )
-    if fit.paper is not None:
-        text += f", and in the paper to the power {fit.slope_of(fit.paper):.3g}"
-    if fit.low is None:
-        return f"{text}; so few sizes do not say how far off that may be"
-    where = "" if fit.paper is None else ", the paper's among them" if fit.holds_paper else ", the paper's not"
-    return f"{text}; 95 % of bootstrap samples lie between {fit.low:.3g} and {fit.high:.3g}{where}"
+    paper = "" if fit.paper is None else f"the paper's {fit.slope_of(fit.paper):.3g}"
+    if fit.low is None or fit.high is None:
+        few = f"{len(fit.rows)} rows do not tell how far off that may be"
+        return f"{text} ({'; '.join(filter(None, [few, paper and f'{paper} stands beside it']))})"
+    band = f"95 % band {significant(fit.low)} to {significant(fit.high)}"
+    where = f"; {paper} lies {'inside' if fit.holds_paper else 'outside'}" if paper else ""
+    return f"{text} ({band}{where})"
 
 
 def departures(result: Result) -> list[str]:
