@@ -1,6 +1,5 @@
 """The page: one HTML file with everything in it, and the PNG of every figure beside it."""
 
-import contextlib
 import dataclasses
 import datetime
 from collections.abc import Mapping, Sequence
@@ -15,14 +14,24 @@ from jaxformer.footprint import overlap
 from jaxformer.report.evaluations import evaluations_of
 from jaxformer.report.plots import Plot, metric_name, plots_of
 from jaxformer.report.read import Run, find_runs, read_run
-from jaxformer.report.reproduction import read_result
-from jaxformer.report.reproduction_markdown import DIFFERENCES, again, explained, result_markdown
-from jaxformer.report.reproduction_plots import reproduction_plots
-from jaxformer.report.reproduction_tables import differences_table, values_table
+from jaxformer.report.reproduction_markdown import write_result
+from jaxformer.report.reproduction_tables import (
+    COSTS,
+    DIFFERENCES,
+    ORDERS,
+    WORDS,
+    costs_table,
+    differences_table,
+    explained,
+    orders_table,
+    values_table,
+)
 from jaxformer.report.reproduction_words import (
+    again,
     check_command,
     command,
     cost_line,
+    departures,
     facts,
     headline,
     title,
@@ -36,7 +45,6 @@ from jaxformer.report.sweep_plots import sweep_plots
 from jaxformer.report.transfer import ARMS
 from jaxformer.report.transfer_plots import transfer_plots
 from jaxformer.report.transfer_words import rows_of, sentences
-from jaxformer.storage import write_json, write_lines
 from jaxformer.tables import DASH, count, counted, duration, energy, mass, metric, significant
 
 PAGE = "report.html"
@@ -74,49 +82,35 @@ def write_sweep_report(sweep: Sweep, out: Path, command: str = "") -> Path:
 
 def write_reproduction_report(result: Mapping[str, Any], out: Path) -> Path:
     """Write `out`/report.html on a reproduction (see `jaxformer.report.reproduction`) and return its path; beside it
-    what docs/results takes: NAME.json, the result itself, NAME.md, and NAME.png where there is something to draw.
-
-    Paragraphs of "meaning" that a person wrote into a NAME.json that is there stay.
-    """
-    name = result["name"]
-    with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-    result = {**result, "meaning": result["meaning"] or _meaning(out / f"{name}.json")}
-    plots = reproduction_plots(result, out)
-    picture = f"{name}.png" if differences_table(result)[1] else ""
-    write_json(out / f"{name}.json", result)
-    write_lines(out / f"{name}.md", [result_markdown(result, picture).rstrip("\n")])
-    headings, rows = differences_table(result)
+    the files that docs/results takes (see `write_result`)."""
+    result, plots = write_result(result, out)
+    tables = [
+        ("Our values beside the paper's", *values_table(result), explained(result)),
+        (f"Differences to {result['base']}", *differences_table(result), DIFFERENCES),
+        ("The order of the rows", *orders_table(result), ORDERS),
+        ("What it cost", *costs_table(result), f"{cost_line(result)} {COSTS}"),
+    ]
     about = {
         "lead": headline(result),
         "question": result["question"],
         "meaning": result["meaning"],
-        "tables": [
-            ("Our values beside the paper's", *values_table(result), explained(result)),
-            *([(f"Differences to {result['base']}", headings, rows, DIFFERENCES)] if rows else []),
-        ],
+        "tables": [made for made in tables if made[2]],
+        "cost": "" if costs_table(result)[1] else cost_line(result),
+        "words": WORDS,
         "sentences": sentences_of(result),
-        "notes": result["notes"],
+        "notes": departures(result),
         "commands": [command(result), check_command(result)],
         "again": again(result),
-        "facts": f"Made on {facts(result)}.",
+        "facts": f"Made {facts(result)}.",
         "packages": ", ".join(f"{package} {version}" for package, version in result["packages"].items()),
-        "cost": cost_line(result),
         "tiles": _tiles_of(result),
-        "plots": plots,
+        "plots": list(plots.values()),
     }
     return _write([], out, title(result), None, reproduction=about)
 
 
-def _meaning(path: Path) -> list[str]:
-    """Return the paragraphs of an earlier file of the same reproduction, [] where there is none that can be read."""
-    with contextlib.suppress(UserError):
-        return list(read_result(path)["meaning"])
-    return []
-
-
 def _tiles_of(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    costs, rows = result["costs"], [row for row in result["rows"].values()]
+    costs, rows = result["costs"], result["rows"].values()
     tiles = [(f"{sum(row['state'] == DONE for row in rows)} of {len(rows)}", "rows of the paper's table done")]
     tiles.append((str(len(result["seeds"])), "seed" if len(result["seeds"]) == 1 else "seeds"))
     if costs["hours"]:

@@ -206,23 +206,28 @@ def _state(record: Result, row: str, runs: Runs) -> tuple[str, str]:
     if not left or (refused and judging and not judging & {*left}):
         return CANNOT_RUN, "; ".join(dict.fromkeys(refused.values()))
     keys = [(stage, row, seed) for stage in left for seed in record["seeds"]]
-    failures: dict[str, list[int]] = {}
-    for _, lost, seed, why in record["lost"]:
-        if lost == row:
-            failures.setdefault(why, []).append(seed)
-    for stage, _, seed in keys:
-        trial = runs.get((stage, row, seed))
-        if trial is not None and trial.state == FAILED and not any(seed in seeds for seeds in failures.values()):
-            failures.setdefault(f"{stage}: {trial.record['error']}", []).append(seed)
-    if failures:
-        return FAILED, "; ".join(
-            f"{why} (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})" for why, seeds in failures.items()
-        )
+    if failures := _failures(record, row, keys, runs):
+        return FAILED, failures
     reason = "; ".join(dict.fromkeys(refused.values()))
     states = [runs[key].state if key in runs else WAITING for key in keys]
     if all(state == DONE for state in states):
         return DONE, reason
     return (WAITING if all(state == WAITING for state in states) else RUNNING), reason
+
+
+def _failures(record: Result, row: str, keys: Iterable[tuple[str, str, int]], runs: Runs) -> str:
+    """Return why runs of a row failed, each reason with its seeds; "" where none did. What failed first in a seed is
+    why its later stages are missing."""
+    found = {seed: why for _, lost, seed, why in reversed(record["lost"]) if lost == row}
+    for key in keys:
+        if key in runs and runs[key].state == FAILED:
+            found.setdefault(key[2], f"{key[0]}: {runs[key].record['error']}")
+    by_reason: dict[str, list[int]] = {}
+    for seed in sorted(found):
+        by_reason.setdefault(found[seed], []).append(seed)
+    return "; ".join(
+        f"{why} (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})" for why, seeds in by_reason.items()
+    )
 
 
 def _values(record: Result, row: str, runs: Runs) -> dict[str, list[float | None]]:

@@ -1,61 +1,103 @@
 """A reproduction as a page of docs/results, and the list of all pages there: everything from the results' files."""
 
+import contextlib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-from jaxformer.report.reproduction import Result
-from jaxformer.report.reproduction_tables import Table, differences_table, values_table
-from jaxformer.report.reproduction_words import check_command, command, cost_line, facts, headline, sentences, title
+from jaxformer.errors import UserError, disk_errors
+from jaxformer.report.plots import Plot
+from jaxformer.report.reproduction import Result, read_result
+from jaxformer.report.reproduction_plots import reproduction_plots
+from jaxformer.report.reproduction_tables import (
+    COSTS,
+    DIFFERENCES,
+    ORDERS,
+    WORDS,
+    Table,
+    costs_table,
+    differences_table,
+    explained,
+    orders_table,
+    values_table,
+)
+from jaxformer.report.reproduction_words import (
+    again,
+    check_command,
+    command,
+    cost_line,
+    departures,
+    facts,
+    headline,
+    sentences,
+    title,
+)
+from jaxformer.report.study import REPRODUCTION
+from jaxformer.storage import write_json, write_lines
 
 # Pages of docs/results that no reproduction made.
 _OTHERS = {
     "bert-small": "a sweep of learning rate against batch size for `bert:small`, with successive halving",
-    "finetuning": "what one small pretrained BERT reaches on SST-2, CoLA, RTE, STS-B, AG News, WNUT-17, CODAH and SQuAD, "
-    "and a small Transformer in translation",
+    "finetuning": "what one small pretrained BERT reaches on SST-2, CoLA, RTE, STS-B, AG News, WNUT-17, CODAH and "
+    "SQuAD, and a small Transformer in translation",
     "wikitext2": "the perplexity of a small GPT-2 on WikiText-2, in the units that papers use",
 }
 
 
-def result_markdown(result: Result, picture: str = "") -> str:
-    """Return the page on a reproduction; `picture` is a file beside it."""
+def write_result(result: Result, folder: Path) -> tuple[Result, dict[str, Plot]]:
+    """Write into a folder what docs/results takes: NAME.json, the result itself, NAME.md, the page on it, and its
+    pictures, NAME.png first. Return the result with its "meaning", and the pictures by the names of their files.
+
+    Paragraphs of "meaning" that a person wrote into a NAME.json that is there stay.
+    """
+    name = result["name"]
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    result = {**result, "meaning": result["meaning"] or _meaning(folder / f"{name}.json")}
+    plots = reproduction_plots(result, folder)
+    write_json(folder / f"{name}.json", result)
+    write_lines(folder / f"{name}.md", result_markdown(result, *plots).splitlines())
+    return result, plots
+
+
+def _meaning(path: Path) -> list[str]:
+    """Return the paragraphs of an earlier file of the same reproduction, [] where there is none that can be read."""
+    with contextlib.suppress(UserError):
+        return list(read_result(path)["meaning"])
+    return []
+
+
+def write_results_index(folder: Path) -> Path:
+    """Write README.md of the results in a folder and return its path. Raises UserError for a damaged result."""
+    paths = [path for path in sorted(folder.glob("*.json")) if f'"{REPRODUCTION}"' in path.read_text(encoding="utf-8")]
+    pictures = [path.name for path in folder.glob("*.png")]
+    write_lines(folder / "README.md", results_index(map(read_result, paths), pictures).splitlines())
+    return folder / "README.md"
+
+
+def result_markdown(result: Result, *pictures: str) -> str:
+    """Return the page on a reproduction; `pictures` are files beside it."""
     blocks = [f"# {title(result)}", result["question"], f"**{headline(result)}**", *result["meaning"]]
-    if picture:
-        blocks.append(f"![{title(result)}: ours beside the paper]({picture})")
+    blocks += [f"![{title(result)}: ours beside the paper]({picture})" for picture in pictures]
     blocks += ["## Our values beside the paper's", _table(values_table(result)), explained(result)]
     headings, rows = differences_table(result)
     if rows:
         blocks += [f"## Differences to {result['base']}", _table((headings, rows)), DIFFERENCES]
+    headings, rows = orders_table(result)
+    if rows:
+        blocks += ["## The order of the rows", _table((headings, rows)), ORDERS]
     if said := sentences(result):
         blocks += ["## What the numbers can tell", _list(said)]
-    if result["notes"]:
-        blocks += ["## Where this is not the paper's experiment", _list(result["notes"])]
+    if departed := departures(result):
+        blocks += ["## Where this is not the paper's experiment", _list(departed)]
     blocks += [
         "## To do it again",
-        f"Made on {facts(result)}.",
+        f"Made {facts(result)}.",
         f"    {command(result)}\n    {check_command(result)}",
         again(result),
-        cost_line(result),
     ]
+    headings, rows = costs_table(result)
+    blocks += ["## What it cost", cost_line(result), *([_table((headings, rows)), COSTS] if rows else [])]
     return "\n\n".join(blocks) + "\n"
-
-
-DIFFERENCES = (
-    "Means of the differences between runs of the same seed, with 95 % intervals by Student's t. A difference shows if its "
-    "interval leaves out zero; beside the others stands how many seeds would show it in four of five cases, were it as "
-    "large as it seems."
-)
-
-
-def explained(result: Result) -> str:
-    """Return what a reader of the table of values must know."""
-    words = "Means over seeds ± their standard deviation." if len(result["seeds"]) > 1 else "A single seed."
-    kind = "differences to its base row" if result["differences"] else "what it printed"
-    return f"{words} The paper's numbers are {kind}, with its own models and data: ours are not meant to meet them."
-
-
-def again(result: Result) -> str:
-    """Return what the two commands do."""
-    where = f" `{result['data']}` is the folder of the data sets (docs/reproducing.md)." if result["data"] else ""
-    return f"The first trains all of it anew, the second a part, and compares that with this page's numbers.{where}"
 
 
 def _list(lines: Iterable[str]) -> str:
@@ -64,7 +106,7 @@ def _list(lines: Iterable[str]) -> str:
 
 def _table(made: Table) -> str:
     headings, rows = made
-    words = {index for index, heading in enumerate(headings) if heading in ("Row", "State")}
+    words = {index for index, heading in enumerate(headings) if heading in WORDS}
     rule = ["---" if index in words else "---:" for index in range(len(headings))]
     return "\n".join(_line(cells) for cells in (headings, rule, *rows))
 

@@ -1,9 +1,9 @@
 """Pictures of a reproduction: our differences beside the paper's, size, speed and quality, and power laws."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -26,22 +26,30 @@ from jaxformer.report.reproduction_statistics import (
     paper_number,
     values_of,
 )
+from jaxformer.report.reproduction_tables import has_paper
 from jaxformer.report.reproduction_words import title
+from jaxformer.tables import significant
 
 # Inches: as wide as a page of docs/results shows it, so that its letters can be read.
-NARROW = 6.4
+NARROW = 6.2
 _OURS, _PAPER = COLOURS["c1"], COLOURS["c2"]
 
 
-def reproduction_plots(result: Result, folder: Path) -> list[Plot]:
-    """Draw what there is to draw: the differences to the base row beside the paper's (`NAME`.png), size, speed and
-    quality where models are measured (`NAME`-triangle.png), and the power laws that are asked for (`NAME`-fits.png)."""
+def reproduction_plots(result: Result, folder: Path) -> dict[str, Plot]:
+    """Draw what there is to draw, and return the plots by the names of their PNG files: the differences to the base row
+    beside the paper's, size, speed and quality where models are measured, and power laws where they are asked for. The
+    first is NAME.png, the others NAME-triangle.png and NAME-fits.png."""
+    plots: dict[str, Plot] = {}
     with matplotlib.rc_context(STYLE):
-        drawn = [_differences(result), _triangle(result), _fits(result)]
-        return [
-            save(figure, folder, name, heading, caption, about=title(result))
-            for name, heading, caption, figure in filter(None, drawn)
-        ]
+        laws, differences = _fits(result), _differences(result)
+        compares = any(has_paper(result, column) for column in judged_columns(result))
+        drawn = [differences, _triangle(result), laws] if compares or laws is None else [laws]
+        for kind, heading, caption, figure in filter(None, drawn):
+            name = f"{result['name']}-{kind}" if plots else str(result["name"])
+            fits_a_line = len(f"{heading}: {title(result)}") <= 62
+            about = title(result) if fits_a_line else f"{result['paper']}\n{result['place']}"
+            plots[f"{name}.png"] = save(figure, folder, name, heading, caption, about)
+    return plots
 
 
 def _differences(result: Result) -> Drawn:
@@ -53,9 +61,8 @@ def _differences(result: Result) -> Drawn:
     rows = [row for row in result["rows"] if any(difference(result, column, row) for column in columns)]
     across = min(2, len(columns))
     down = -(-len(columns) // across)
-    height = (
-        0.95 + (0.3 if any(paper_column(result, column) != column for column in columns) else 0.0) + 0.27 * len(rows)
-    )
+    above = 0.3 if any(paper_column(result, column) != column for column in columns) else 0.0
+    height = 0.95 + above + 0.27 * len(rows)
     figure = Figure(figsize=(NARROW, height * down + 0.5), layout="constrained")
     grid = list(figure.subplots(down, across, squeeze=False, sharey=True).flat)
     for spare in grid[len(columns) :]:
@@ -66,17 +73,19 @@ def _differences(result: Result) -> Drawn:
                      _handle("D", _PAPER, "the paper", hollow=True)])  # fmt: skip
     caption = (
         f"By how much each row differs from {result['base']}, the mean over seeds with its 95 % interval, beside the "
-        "paper's difference. Rows without a result of ours are left out."
+        "paper's difference. Rows without a result of ours are left out, and the longest intervals end at the "
+        "edge. Where the paper measures something else, its differences have an axis of their own, above."
     )
-    return result["name"], "Ours beside the paper", caption, figure
+    return "differences", f"Differences to {_short(result['base'])}", caption, figure
 
 
 def _draw_differences(panel: Axes, result: Result, column: str, rows: Sequence[str]) -> None:
     ours = {row: found for row in rows if (found := difference(result, column, row)) is not None}
-    theirs = {row: found for row in rows if (found := paper_difference(result, column, row)) is not None}
+    theirs = {row: number for row in rows if (number := paper_difference(result, column, row)) is not None}
     ratio = _ratio(result, column, [found.mean for found in ours.values()], [*theirs.values()])
-    panel.set_xlim(*_limits([found.mean for found in ours.values()] + [number / ratio for number in theirs.values()],
-                            [edge for found in ours.values() for edge in (found.low, found.high) if edge is not None]))  # fmt: skip
+    middles = [*(found.mean for found in ours.values()), *(number / ratio for number in theirs.values())]
+    edges = [edge for found in ours.values() for edge in (found.low, found.high) if edge is not None]
+    panel.set_xlim(*_limits(middles, edges))
     panel.axvline(0, color=COLOURS["muted"], linewidth=1.0, zorder=1)
     for place, row in enumerate(rows):
         if row in ours:
@@ -96,10 +105,15 @@ def _draw_differences(panel: Axes, result: Result, column: str, rows: Sequence[s
     if paper_column(result, column) != column and theirs:  # another quantity, on an axis of its own
         panel.xaxis.label.set_color(_OURS)
         panel.tick_params(axis="x", labelcolor=_OURS)
-        above = panel.secondary_xaxis("top", functions=(lambda x: x * ratio, lambda x: x / ratio))
+        above = panel.secondary_xaxis("top", functions=_scales(ratio))
         above.xaxis.set_major_locator(MaxNLocator(4))
         above.tick_params(axis="x", labelcolor=_PAPER)
         above.set_xlabel(f"the paper's {_short(paper_column(result, column))}", fontsize=8.5, color=_PAPER)
+
+
+def _scales(ratio: float) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """Return what makes the paper's units of ours, and back; of numbers and of arrays."""
+    return (lambda x: x * ratio), (lambda x: x / ratio)
 
 
 def _ratio(result: Result, column: str, ours: Sequence[float], theirs: Sequence[float]) -> float:
@@ -113,7 +127,7 @@ def _ratio(result: Result, column: str, ours: Sequence[float], theirs: Sequence[
 
 
 def _limits(middles: Sequence[float], edges: Sequence[float]) -> tuple[float, float]:
-    """Return the ends of an axis: all that is drawn lies within, but for intervals that would leave the rest no room."""
+    """Return the ends of an axis: everything lies within, but for intervals that leave the rest no room."""
     most = 3 * max(map(abs, middles), default=0.0) or max(map(abs, edges), default=1.0)
     low = min(0.0, *middles, *(max(edge, -most) for edge in edges))
     high = max(0.0, *middles, *(min(edge, most) for edge in edges))
@@ -127,7 +141,7 @@ def _limits(middles: Sequence[float], edges: Sequence[float]) -> tuple[float, fl
 def measured(result: Result) -> list[tuple[str, str]]:
     """Return (name, column) of the corners of the triangle: what is measured of models, and how good they are."""
     columns = result["columns"]
-    sides = [("size" if column["measure"] == "parameters" else "time", name)
+    sides = [("parameters" if column["measure"] == "parameters" else "time", name)
              for name, column in columns.items() if "measure" in column]  # fmt: skip
     means = [name for name in judged_columns(result) if "mean_of" in columns[name]] or judged_columns(result)
     return [*sides, ("quality", means[0])] if sides and means else []
@@ -165,10 +179,10 @@ def _triangle(result: Result) -> Drawn:
         Line2D([], [], color=_PAPER, marker="D", markerfacecolor="none", linestyle="--", label="the paper"),
     ])  # fmt: skip
     caption = (
-        f"Number of parameters, time of a forward pass of one row and quality, in percent of {result['base']}'s: nearer "
-        "to the centre is smaller, faster, worse."
+        f"Number of parameters, time of a forward pass of one row, and quality, in percent of {result['base']}'s: "
+        "nearer to the centre is smaller, faster, worse."
     )
-    return f"{result['name']}-triangle", "Size, speed and quality", caption, figure
+    return "triangle", "Size, speed and quality", caption, figure
 
 
 def _draw_triangle(panel: Axes, found: Mapping[str, tuple[float | None, float | None]]) -> None:
@@ -226,7 +240,7 @@ def _fits(result: Result) -> Drawn:
         "Every seed as a dot, means over seeds as large marks, both axes logarithmic. The solid line is the power law "
         "through the means, the dashed one has the paper's exponent and meets it in the middle."
     )
-    return f"{result['name']}-fits", "Power laws", caption, figure
+    return "fits", "Power laws", caption, figure
 
 
 def _draw_fit(panel: Axes, result: Result, fit: Fit) -> None:
@@ -235,15 +249,17 @@ def _draw_fit(panel: Axes, result: Result, fit: Fit) -> None:
         panel.plot([x] * len(values), values, ".", color=_OURS, alpha=0.45, markersize=4)
     panel.plot(fit.xs, fit.ys, "o", color=_OURS, markersize=6, zorder=4)
     ends = np.array([min(fit.xs), max(fit.xs)])
-    band = "" if fit.low is None else f" ({fit.low:.3g} to {fit.high:.3g})"
-    panel.plot(ends, fit.factor * ends**fit.slope, color=_OURS, label=f"ours {fit.exponent:.3g}{band}")
+    band = "" if fit.low is None or fit.high is None else f" ({significant(fit.low, 2)} to {significant(fit.high, 2)})"
+    panel.plot(
+        ends,
+        fit.factor * ends**fit.slope,
+        color=_OURS,
+        label=f"ours {significant(fit.slope, 2)}{band}".replace("-", "−"),
+    )
     if fit.paper is not None:
-        slope = fit.paper if (fit.slope > 0) == (fit.exponent > 0) else -fit.paper
-        middle = math.exp(float(np.log(fit.xs).mean()))
-        height = fit.factor * middle**fit.slope
-        panel.plot(
-            ends, height * (ends / middle) ** slope, color=_PAPER, linestyle="--", label=f"paper {fit.paper:.3g}"
-        )
+        slope, middle = fit.slope_of(fit.paper), math.exp(float(np.log(fit.xs).mean()))
+        paper = fit.factor * middle**fit.slope * (ends / middle) ** slope
+        panel.plot(ends, paper, color=_PAPER, linestyle="--", label=f"paper {slope:.3g}".replace("-", "−"))
     panel.set_xscale("log")
     panel.set_yscale("log")
     panel.set_title(_short(fit.name))
@@ -252,7 +268,9 @@ def _draw_fit(panel: Axes, result: Result, fit: Fit) -> None:
     panel.yaxis.set_major_locator(MaxNLocator(4))
     panel.yaxis.set_minor_locator(NullLocator())
     panel.yaxis.set_major_formatter("{x:.3g}")
-    panel.legend(loc="best", title="exponent", fontsize=8, title_fontsize=8)
+    panel.margins(y=0.12)
+    where: Literal["upper right", "upper left"] = "upper right" if fit.slope < 0 else "upper left"
+    panel.legend(loc=where, title="exponent", fontsize=8, title_fontsize=8, handlelength=1.4, borderaxespad=0)
 
 
 def _handle(marker: str, colour: str, label: str, hollow: bool = False) -> Line2D:

@@ -81,8 +81,9 @@ class Sign(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """A power law through row means: value = `factor` * x ** -`exponent` (** +`exponent` where more is better, or the
-    paper's exponent is negative). `low` and `high` bound the 95 % of bootstrap samples: None of fewer than three rows."""
+    """A power law through row means: value = `factor` * x ** `slope`, and `low` and `high` hold the slopes of 95 % of
+    bootstrap samples; None of fewer than three sizes. Papers tell the slope of a loss without its sign: see
+    `slope_of`."""
 
     name: str
     x: str
@@ -92,17 +93,22 @@ class Fit(NamedTuple):
     ys: tuple[float, ...]
     factor: float
     slope: float
-    exponent: float
     low: float | None
     high: float | None
     paper: float | None
+
+    falls: bool
 
     @property
     def holds_paper(self) -> bool | None:
         """Whether the paper's exponent lies within the band; None where there is no band or no exponent."""
         if self.paper is None or self.low is None or self.high is None:
             return None
-        return self.low <= self.paper <= self.high
+        return self.low <= self.slope_of(self.paper) <= self.high
+
+    def slope_of(self, exponent: float) -> float:
+        """Return the slope that an exponent of the paper's is: of what should fall it is told without its sign."""
+        return -exponent if self.falls and exponent > 0 else exponent
 
 
 # Columns and values.
@@ -204,8 +210,8 @@ def power_of(effect: float, seeds: int) -> float:
     edge, away = float(stats.t.ppf(1 - LEVEL / 2, seeds - 1)), effect * math.sqrt(seeds)
     if away > 30:  # beyond what scipy computes; so far out only the estimate of the deviation matters
         return float(stats.chi2.cdf((seeds - 1) * (away / edge) ** 2, seeds - 1))
-    found = stats.nct.sf(edge, seeds - 1, away) + stats.nct.cdf(-edge, seeds - 1, away)
-    return float(found)
+    # The square of t, which needs no far tail of the noncentral t: scipy gives NaN there.
+    return float(stats.ncf.sf(edge**2, 1, seeds - 1, away**2))
 
 
 def signs(result: Result) -> list[Sign]:
@@ -307,19 +313,18 @@ def _fit(result: Result, entry: Mapping[str, Any]) -> Fit | None:
         return None
     ys, paper = [mean(each) for each in values], entry.get("paper")
     slope, height = np.polyfit(np.log(xs), np.log(ys), 1)
-    sign = 1 if better(result, column) > 0 or (paper is not None and paper < 0) else -1
-    band = sorted(sign * edge for edge in _band(xs, values)) or [None, None]
+    low, high = _band(xs, values) or (None, None)
     return Fit(
         entry["name"], x, column, tuple(rows), tuple(xs), tuple(ys), float(np.exp(height)), float(slope),
-        sign * float(slope), band[0], band[-1], None if paper is None else float(paper),
+        low, high, None if paper is None else float(paper), better(result, column) < 0,
     )  # fmt: skip
 
 
-def _band(xs: Sequence[float], values: Sequence[Sequence[float]]) -> list[float]:
+def _band(xs: Sequence[float], values: Sequence[Sequence[float]]) -> tuple[float, float] | None:
     """Return the central 95 % of the slopes of samples, drawn with replacement: rows, and within each its seeds. A
-    sample whose rows have all one x has no slope and is left out; [] of fewer than three rows."""
+    sample whose rows have all one x has no slope and is left out; None of fewer than three sizes."""
     if len({*xs}) < 3:
-        return []
+        return None
     rng, rows = np.random.default_rng(0), len(xs)
     chosen = rng.integers(rows, size=(_BOOTSTRAPS, rows))
     means = np.stack(
@@ -331,4 +336,5 @@ def _band(xs: Sequence[float], values: Sequence[Sequence[float]]) -> list[float]
     squares = (centred**2).sum(axis=1)
     kept = squares > 1e-12
     slopes = (centred * ys).sum(axis=1)[kept] / squares[kept]
-    return [float(edge) for edge in np.quantile(slopes, [(1 - CENTRAL) / 2, (1 + CENTRAL) / 2])]
+    low, high = np.quantile(slopes, [(1 - CENTRAL) / 2, (1 + CENTRAL) / 2])
+    return float(low), float(high)

@@ -19,11 +19,28 @@ from jaxformer.report.reproduction_statistics import (
     shown_columns,
     values_of,
 )
-from jaxformer.report.reproduction_words import cost_line, headline, sentences, title
+from jaxformer.report.reproduction_words import cost_line, departures, headline, orders_of, sentences, share, title
 from jaxformer.report.study import DONE, FAILED, RUNNING, WAITING
-from jaxformer.tables import DASH, count, print_paragraph, roomy, table, table_width
+from jaxformer.tables import DASH, count, energy_scale, print_paragraph, roomy, significant, table, table_width
 
 Table = tuple[list[str], list[list[str]]]  # headings, rows of cells
+WORDS = ("Row", "State", "Column", "Agreement")  # headings of columns that hold words
+DIFFERENCES = (
+    "Means of the differences between runs of the same seed, with 95 % intervals by Student's t. A difference shows if "
+    "its interval leaves out zero. Beside one that does not stands how many seeds would show it in four of five cases, "
+    "if it is as large as it seems."
+)
+COSTS = (
+    "Size, tokens and FLOPs are those of a single run of a row's first training; hours and energy those of all its "
+    "runs together, without what all rows share."
+)
+_SIZES = {"parameters": "Parameters", "tokens": "Tokens", "flops": "FLOPs"}
+ORDERS = (
+    "How well our order of the rows agrees with the paper's: Spearman's and Kendall's rank correlations are 1 for the "
+    "same order and -1 for the reverse. Chance is what all orders of the rows give: between which values 95 % of their "
+    "Spearman's lie, and how many are at least as high as ours. An agreement is shown if these are 5 % or fewer, which "
+    "takes at least four rows."
+)
 
 # Numbers.
 
@@ -136,6 +153,44 @@ def differences_table(result: Result, columns: Sequence[str] | None = None) -> T
     return headings, rows
 
 
+def orders_table(result: Result) -> Table:
+    """Return how well our order of the rows agrees with the paper's, column by column, beside what chance gives."""
+    rows = []
+    for column, found in orders_of(result).items():
+        verdict = "shown" if found.agrees else "contrary" if found.contradicts else "not shown"
+        verdict = verdict if verdict != "not shown" or found.can_show else "too few rows to show one"
+        rows.append([
+            column, f"{len(found.rows)}", f"{found.spearman:.2f}", f"{found.kendall:.2f}",
+            f"{found.low:.2f} to {found.high:.2f}", share(found.chance), verdict,
+        ])  # fmt: skip
+    return ["Column", "Rows", "Spearman's", "Kendall's", "95 % of chance", "Chance as high", "Agreement"], rows
+
+
+def costs_table(result: Result) -> Table:
+    """Return how large the rows' models are, what they were trained on, and what all runs of each took."""
+    rows = {name: row for name, row in result["rows"].items() if row["size"] or any(row["costs"].values())}
+    factor, unit = energy_scale(row["costs"]["energy_kwh"] for row in rows.values())
+    headings = ["Row", *_SIZES.values(), "Hours", f"Energy ({unit})"]
+    return headings, [
+        [
+            name,
+            *(count(row["size"][size]) if size in row["size"] else DASH for size in _SIZES),
+            f"{row['costs']['hours']:.3g}",
+            significant(row["costs"]["energy_kwh"] * factor) if row["costs"]["energy_kwh"] else DASH,
+        ]
+        for name, row in rows.items()
+    ]
+
+
+def explained(result: Result) -> str:
+    """Return what a reader of the table of values must know."""
+    words = "Means over seeds ± their standard deviation." if len(result["seeds"]) > 1 else "A single seed."
+    if not any(has_paper(result, column) for column in shown_columns(result)):
+        return words
+    kind = "differences to its base row" if result["differences"] else "what it printed"
+    return f"{words} The paper's numbers are {kind}, with its own models and data: ours are not meant to meet them."
+
+
 def _shows(found: Difference | None) -> str:
     if found is None or found.shows is None:
         return DASH
@@ -155,6 +210,9 @@ def print_reproduction(result: Result, console: Console | None = None) -> None:
         headings, cells = values_table(result, columns, why=False)
         _print_table(console, headings, [row for name, row in zip(rows, cells, strict=True) if name in shown])
     print_paragraph(console, headline(result), "bold")
+    headings, cells = orders_table(result)
+    if cells:
+        _print_table(console, headings, cells)
     for text in sentences(result):
         print_paragraph(console, text)
     for name, row in rows.items():
@@ -163,6 +221,8 @@ def print_reproduction(result: Result, console: Console | None = None) -> None:
     other = [name for name, row in rows.items() if row["state"] == OTHER_SCALE]
     if other:
         print_paragraph(console, f"not at this scale: {', '.join(other)}", "dim")
+    for text in departures(result):
+        print_paragraph(console, text, "dim")
     print_paragraph(console, cost_line(result))
 
 
@@ -182,7 +242,7 @@ def _fitting(result: Result, width: int) -> Iterator[list[str]]:
 def _print_table(console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     made = table()
     for index, heading in enumerate(headings):
-        made.add_column(heading, justify="right" if index else "left", no_wrap=bool(index))
+        made.add_column(heading, justify="left" if heading in WORDS else "right", no_wrap=bool(index))
     for row in rows:
         made.add_row(*row)
     console.print(made)

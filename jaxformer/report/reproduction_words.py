@@ -1,14 +1,13 @@
 """What a reproduction says, in sentences (see `reproduction` for what it holds)."""
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 
 from jaxformer.report.reproduction import Result
 from jaxformer.report.reproduction_statistics import (
-    EXACT_UP_TO,
+    LEVEL,
     Fit,
     Order,
-    Sign,
     difference,
     fits,
     judged_columns,
@@ -19,7 +18,7 @@ from jaxformer.report.reproduction_statistics import (
 )
 from jaxformer.tables import duration, energy, mass, significant
 
-_ARTICLES = {"parameters": "its parameters", "tokens": "the tokens it was trained on", "flops": "its training FLOPs"}
+_SIZES = {"parameters": "number of parameters", "tokens": "number of training tokens", "flops": "training FLOPs"}
 
 
 def title(result: Result) -> str:
@@ -31,36 +30,24 @@ def title(result: Result) -> str:
 
 
 def headline(result: Result) -> str:
-    """Return what was found in a sentence or two: as much as the numbers show, and no more."""
+    """Return what was found in a sentence: as much as the numbers show, and no more."""
     if not any(values_of(result, column, row) for row in result["rows"] for column in shown_columns(result)):
         return "Nothing has been measured yet."
     if result["scale"] == "smoke":
         return (
-            "At the smoke scale the models are too small and too briefly trained to learn: this shows that every run of "
-            "the table works, and says nothing about its question."
+            "This is the smoke scale, whose models are too small and too briefly trained to learn: it shows that every "
+            "run of the table works, and says nothing about the question."
         )
-    orders = orders_of(result)
-    if not orders and (found := fits(result)):
-        return " ".join(_fit(fit) for fit in found[:2])
+    orders, laws = orders_of(result), fits(result)
+    if not orders and laws:
+        return _sentence("; ".join(_law(fit) for fit in laws))
     if not orders:
-        return "Too few rows have both a result and a number of the paper: there is no order to compare yet."
-    means = [column for column in orders if "mean_of" in result["columns"][column]]
-    if len(orders) == 1 or means:
-        column = means[0] if means else next(iter(orders))
-        return _order(orders[column], column)
-    agree = [column for column in orders if orders[column].agrees]
-    if not agree:
-        least = min(orders, key=lambda column: orders[column].chance)
-        return (
-            f"No agreement with the paper's order of rows is shown in any of the {len(orders)} columns; the nearest is "
-            f"{least}, where chance alone orders the {len(orders[least].rows)} rows as well in "
-            f"{share(orders[least].chance)} of cases."
-        )
-    more = "" if len(agree) == len(orders) else f"; in the other {len(orders) - len(agree)} no agreement is shown"
-    return (
-        f"In {len(agree)} of {len(orders)} columns ({', '.join(agree)}) our order of the rows agrees with the paper's "
-        f"more closely than chance alone would make it in 95 % of cases{more}."
-    )
+        return "No two rows have both a result of ours and a number of the paper's: there is no order to compare."
+    return _sentence("; ".join(filter(None, [_clear_signs(result), _agreement(result, orders)])))
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def orders_of(result: Result) -> dict[str, Order]:
@@ -73,93 +60,142 @@ def share(part: float) -> str:
     return "less than 0.01 %" if part < 1e-4 else f"{significant(100 * part, 2 if part < 0.995 else 3)} %"
 
 
+def _agreement(result: Result, orders: Mapping[str, Order]) -> str:
+    """What is said of the order of rows: in the mean over columns where there is one, else in every column."""
+    means = [column for column in orders if "mean_of" in result["columns"][column]]
+    if len(orders) == 1 or means:
+        column = means[0] if means else next(iter(orders))
+        return _order(orders[column], column)
+    agree = [column for column in orders if orders[column].agrees]
+    if not agree:
+        nearest = min(orders, key=lambda column: orders[column].chance)
+        found = orders[nearest]
+        return (
+            f"no agreement with the paper's order of rows is shown in any of {len(orders)} columns (chance alone "
+            f"orders {len(found.rows)} rows at least as well as the nearest, {nearest}, in {share(found.chance)} of "
+            "cases)"
+        )
+    return (
+        f"our order of the rows agrees with the paper's in {len(agree)} of {len(orders)} columns ({', '.join(agree)}); "
+        f"chance alone brings about {LEVEL * sum(found.can_show for found in orders.values()):.2g} on average"
+    )
+
+
 def _order(found: Order, column: str) -> str:
     number = len(found.rows)
-    by_chance = f"chance alone orders {number} rows at least as well in {share(found.chance)} of cases"
     if found.agrees:
-        return f"{column}: our order of the rows agrees with the paper's (rank correlation {found.spearman:.2f}); {by_chance}."
+        return (
+            f"our order of the {number} rows agrees with the paper's in the column {column} (a rank correlation of "
+            f"{found.spearman:.2f}, which chance alone reaches in {share(found.chance)} of cases)"
+        )
     if found.contradicts:
         return (
-            f"{column}: our order of the rows contradicts the paper's (rank correlation {found.spearman:.2f}); chance "
-            f"alone gives one as contrary in {share(found.reverse)} of cases."
+            f"our order of the {number} rows contradicts the paper's in the column {column} (a rank correlation of "
+            f"{found.spearman:.2f}, as low by chance alone in {share(found.reverse)} of cases)"
         )
-    if not found.can_show:
-        best = f", and even a perfect match would come by chance in {share(found.best)}"
+    few = "" if found.can_show else "; so few rows cannot show one"
+    return (
+        f"no agreement with the paper's order of rows is shown in the column {column} (chance alone orders {number} "
+        f"rows at least as well in {share(found.chance)} of cases{few})"
+    )
+
+
+def _clear_signs(result: Result) -> str:
+    """What is said of the differences that stand out from the noise; "" where the paper has none to compare with."""
+    compared, base = signs(result), result["base"]
+    if not compared:
+        return ""
+    if len(result["seeds"]) == 1:
+        return "with a single seed no difference can be told from noise"
+    clear = [sign for sign in compared if sign.ours.shows]
+    same, number = sum(sign.same for sign in clear), len(clear)
+    if not clear:
+        which = f"none of the {len(compared)} differences" if len(compared) > 1 else "no difference"
+        return f"{which} to {base} stands out from the noise between seeds"
+    if number == 1:
         return (
-            f"{column}: {by_chance}{'' if found.chance == found.best else best}: no agreement with the paper's order is "
-            "shown, and so few rows cannot show one."
+            f"the only difference to {base} that stands out from the noise between seeds, {clear[0].row}'s in "
+            f"{clear[0].column}, {'has' if same else 'does not have'} the paper's direction"
         )
-    return f"{column}: {by_chance}: no agreement with the paper's order is shown."
+    of_all = "both" if number == 2 else f"all {number}"
+    how = of_all if same == number else f"{same or 'none'} of the {number}"
+    return (
+        f"{how} differences to {base} that stand out from the noise between seeds "
+        f"ha{'s' if same < 2 else 've'} the paper's direction"
+    )
 
 
 def sentences(result: Result) -> list[str]:
-    """Return what the statistics say, a paragraph each: orders, directions, noise between seeds, power laws."""
-    found = [_order_in_full(each, column) for column, each in orders_of(result).items()]
+    """Return what the statistics say beside the tables, a paragraph each: directions, noise, power laws."""
+    laws = fits(result)
+    found = [_signs(result), _noise(result), *(_sentence(_law(fit)) for fit in laws)]
+    if any(fit.low is not None for fit in laws):
+        found.append("A band holds the exponents of 95 % of bootstrap samples, which draw rows, and seeds within them.")
+    return [text for text in found if text]
+
+
+def _signs(result: Result) -> str:
     compared = signs(result)
-    if compared:
-        found.append(_signs(result, compared))
-    noise = _noise(result)
-    return [*found, *([noise] if noise else []), *(_fit(fit) for fit in fits(result))]
-
-
-def _order_in_full(found: Order, column: str) -> str:
-    how = "all their orders" if len(found.rows) <= EXACT_UP_TO else "100,000 orders drawn at random"
-    return (
-        f"{_order(found, column)} Spearman's correlation is {found.spearman:.2f}, Kendall's {found.kendall:.2f}; of "
-        f"{how}, 95 % have a Spearman's between {found.low:.2f} and {found.high:.2f}."
-    )
-
-
-def _signs(result: Result, compared: Sequence[Sign]) -> str:
-    same = [sign for sign in compared if sign.same]
-    clear = [sign for sign in compared if sign.ours.shows]
-    agree = sum(sign.same for sign in clear)
-    number = len(compared)
+    if not compared:
+        return ""
+    number, same = len(compared), sum(sign.same for sign in compared)
     text = (
-        f"Of {number} difference{'s' * (number != 1)} to {result['base']} that the paper has, too, {len(same)} "
-        f"{'has' if len(same) == 1 else 'have'} the paper's direction (a coin would give about {significant(number / 2, 2)})."
+        f"Of {number} difference{'s' * (number != 1)} to {result['base']} that the paper has, too, {same} "
+        f"ha{'s' if same == 1 else 've'} the paper's direction; tossing a coin gives {number / 2:g} on average."
     )
-    if not clear:
-        return f"{text} None of ours stands out from the noise between seeds."
-    which = "all of these" if agree == len(clear) else f"{agree} of these"
-    which = which if len(clear) > 1 else "it"
-    has = "have" if which != "it" and agree != 1 else "has"
-    if len(clear) == 1 and not agree:
-        which, has = "it", "does not have"
-    return f"{text} {len(clear)} of ours stand{'s' * (len(clear) == 1)} out from the noise between seeds, and {which} {has} the paper's direction."
+    clear = sum(sign.ours.shows is True for sign in compared)
+    if len(result["seeds"]) == 1:
+        return f"{text} With a single seed none can be told from noise."
+    return (
+        f"{text} {clear} of them stand{'s' * (clear == 1)} out from the noise between seeds; noise alone lets about "
+        f"one in {round(1 / LEVEL)}."
+    )
 
 
 def _noise(result: Result) -> str:
     """What is said of differences that do not show: how many seeds it would take to see them."""
-    every = [(column, row, found) for column in judged_columns(result) for row in result["rows"]
-             if (found := difference(result, column, row)) is not None]  # fmt: skip
-    if every and all(found.low is None for _, _, found in every):
-        return "With a single seed nothing tells a difference from noise." if len(result["seeds"]) == 1 else ""
-    hidden = [(column, row, found) for column, row, found in every if found.shows is False and found.needed]
+    hidden = [
+        (found.needed, f"{row} in {column}")
+        for column in judged_columns(result)
+        for row in result["rows"]
+        if (found := difference(result, column, row)) is not None and found.shows is False and found.needed
+    ]
     if not hidden:
         return ""
-    column, row, least = min(hidden, key=lambda entry: entry[2].needed)
-    most = max(found.needed for _, _, found in hidden)
+    (least, where), most = min(hidden), max(hidden)[0]
     if len(hidden) == 1:
-        return f"The difference of {row} in {column} does not show: if it is as large as it seems, about {least.needed:,} seeds would show it in four of five cases."
+        return (
+            f"One difference, that of {where}, does not show. If it is as large as it seems, about {least:,} seeds "
+            "would show it in four of five cases."
+        )
     return (
-        f"{len(hidden)} differences do not show. If they are as large as they seem, it would take about "
-        f"{least.needed:,} seeds ({row} in {column}) to {most:,} to show each in four of five cases."
+        f"{len(hidden)} differences do not show. To show each in four of five cases, if it is as large as it seems, "
+        f"would take from about {least:,} ({where}) to {most:,} seeds."
     )
 
 
-def _fit(fit: Fit) -> str:
-    moves = "falls" if fit.slope < 0 else "rises"
-    band = "" if fit.low is None else f" (95 % band of bootstrap samples: {fit.low:.3g} to {fit.high:.3g})"
+def _law(fit: Fit) -> str:
     text = (
-        f"{fit.name}: over {len(fit.rows)} rows {fit.column} {moves} with {_ARTICLES.get(fit.x, fit.x)} to the power "
-        f"{abs(fit.slope):.3g}{band}"
+        f"{fit.name}: {fit.column} {'falls' if fit.slope < 0 else 'rises'} as the {_SIZES.get(fit.x, fit.x)} to the "
+        f"power {significant(fit.slope)}"
     )
-    if fit.paper is None:
-        return f"{text}."
-    if fit.holds_paper is None:
-        return f"{text}; the paper's exponent is {fit.paper:.3g}, and so few sizes give no band to judge it by."
-    return f"{text}; the paper's exponent is {fit.paper:.3g}, {'inside' if fit.holds_paper else 'outside'} that band."
+    paper = "" if fit.paper is None else f"the paper's {fit.slope_of(fit.paper):.3g}"
+    if fit.low is None or fit.high is None:
+        few = f"{len(fit.rows)} rows do not tell how far off that may be"
+        return f"{text} ({'; '.join(filter(None, [few, paper and f'{paper} stands beside it']))})"
+    band = f"95 % band {significant(fit.low)} to {significant(fit.high)}"
+    where = f"; {paper} lies {'inside' if fit.holds_paper else 'outside'}" if paper else ""
+    return f"{text} ({band}{where})"
+
+
+def departures(result: Result) -> list[str]:
+    """Return where it is not the paper's experiment: the table's notes, and columns that this scale does not have."""
+    missing = [
+        f"The paper's column {name} has no counterpart at this scale: {column['missing']}"
+        for name, column in result["columns"].items()
+        if "missing" in column
+    ]
+    return [*result["notes"], *(line if line.endswith(".") else f"{line}." for line in missing)]
 
 
 # What it cost, and how it is done again.
@@ -167,11 +203,9 @@ def _fit(fit: Fit) -> str:
 
 def cost_line(result: Result) -> str:
     """What all runs cost together, in a sentence."""
-    costs, runs = (
-        result["costs"],
-        {trial for rows in result["trials"].values() for each in rows.values() for trial in each},
-    )
-    number = len(runs - {None})
+    costs = result["costs"]
+    trials = (trial for rows in result["trials"].values() for each in rows.values() for trial in each)
+    number = len({*trials} - {None})
     if not costs["hours"] and not costs["energy_kwh"]:
         return f"{number} run{'s' * (number != 1)}; what they cost was not measured."
     return (
@@ -182,7 +216,7 @@ def cost_line(result: Result) -> str:
 
 
 def command(result: Result) -> str:
-    """The command that makes it again; DATA stands for the folder of the data sets."""
+    """The command that makes it again."""
     words = ["jaxformer", "reproduce", result["name"], f"--scale={result['scale']}"]
     words += [f"--data={result['data']}"] if result["data"] else []
     return shlex.join([*words, *_chosen(result)])
@@ -199,19 +233,23 @@ def _chosen(result: Result) -> Iterator[str]:
 
 def check_command(result: Result) -> str:
     """The command that trains a part of it again and compares."""
-    data = f" --data={shlex.quote(result['data'])}" if result["data"] else ""
-    return f"jaxformer reproduce check docs/results/{result['name']}.json{data}"
+    data = [f"--data={result['data']}"] if result["data"] else []
+    return shlex.join(["jaxformer", "reproduce", "check", f"docs/results/{result['name']}.json", *data])
+
+
+def again(result: Result) -> str:
+    """What the two commands do."""
+    where = f" {result['data']} is the folder of the data sets (docs/reproducing.md)." if result["data"] else ""
+    return f"The first command trains all of it anew, the second a part and compares it with these numbers.{where}"
 
 
 def facts(result: Result) -> str:
     """When, on what and with what it was made, on one line."""
-    device, packages = result["device"], result["packages"]
-    parts = [
-        result["created"][:10],
-        f"{result['scale']} scale",
-        f"{len(result['seeds'])} seed{'s' * (len(result['seeds']) > 1)}",
-    ]
-    if device:
-        parts.append(" ".join(str(device[key]) for key in ("count", "kind") if key in device) + " device")
-    parts += [f"jaxformer {result['version']}", *(f"jax {packages['jax']}" for _ in [0] if "jax" in packages)]
-    return ", ".join(parts + ([f"commit {result['git_revision'][:7]}"] if result["git_revision"] else []))
+    device, packages, seeds = result["device"], result["packages"], len(result["seeds"])
+    parts = [f"{result['created'][:10]}", f"{result['scale']} scale", f"{seeds} seed{'s' * (seeds > 1)}"]
+    if {"count", "kind"} <= device.keys():
+        parts.append(f"{device['count']} {device['kind']} device{'s' * (device['count'] != 1)}")
+    parts.append(f"jaxformer {result['version']}")
+    parts += [f"jax {packages['jax']}"] if "jax" in packages else []
+    parts += [f"commit {result['git_revision'][:7]}"] if result["git_revision"] else []
+    return ", ".join(parts)
