@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxformer.cli import sweeps, transfers
+from jaxformer.cli import reproductions, sweeps, transfers
 from jaxformer.cli.flags import with_flags
 from jaxformer.errors import UserError
 from jaxformer.storage import finite, local_path, location
@@ -221,6 +221,8 @@ def report(args: argparse.Namespace, overrides: list[str]) -> int:
         return sweeps.report_sweep(args, folders[0])
     if len(folders) == 1 and report.is_transfer(folders[0]):
         return transfers.report_transfer(args, folders[0])
+    if len(folders) == 1 and report.is_reproduction(folders[0]):
+        return reproductions.report_reproduction(args, folders[0])
     runs = [report.read_run(folder) for folder in folders]
     if args.json:
         print(json.dumps(report.summary_rows(runs)))
@@ -392,6 +394,8 @@ def launch(args: argparse.Namespace, overrides: list[str]) -> int:
         configs.load(inner.config, inner.overrides)
     if inner.verb == "sweep":
         sweeps.check_launch(inner, inner.overrides, (job, options))
+    if inner.verb == "reproduce":
+        reproductions.check_launch(inner)
     if args.dry_run:
         print(places.PLACES[args.place].dry_run(job, options), end="")
         return 0

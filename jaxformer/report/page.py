@@ -1,5 +1,6 @@
 """The page: one HTML file with everything in it, and the PNG of every figure beside it."""
 
+import contextlib
 import dataclasses
 import datetime
 from collections.abc import Mapping, Sequence
@@ -14,13 +15,28 @@ from jaxformer.footprint import overlap
 from jaxformer.report.evaluations import evaluations_of
 from jaxformer.report.plots import Plot, metric_name, plots_of
 from jaxformer.report.read import Run, find_runs, read_run
-from jaxformer.report.study import TRIALS, Sweep
+from jaxformer.report.reproduction import read_result
+from jaxformer.report.reproduction_markdown import DIFFERENCES, again, explained, result_markdown
+from jaxformer.report.reproduction_plots import reproduction_plots
+from jaxformer.report.reproduction_tables import differences_table, values_table
+from jaxformer.report.reproduction_words import (
+    check_command,
+    command,
+    cost_line,
+    facts,
+    headline,
+    title,
+)
+from jaxformer.report.reproduction_words import sentences as sentences_of
+from jaxformer.report.study import DONE, TRIALS, Sweep
 from jaxformer.report.summary import columns, energy_scopes, summary_rows
-from jaxformer.report.sweep import cost_line, failures, headings_and_rows, number, progress_line, with_spread
+from jaxformer.report.sweep import cost_line as sweep_cost_line
+from jaxformer.report.sweep import failures, headings_and_rows, number, progress_line, with_spread
 from jaxformer.report.sweep_plots import sweep_plots
 from jaxformer.report.transfer import ARMS
 from jaxformer.report.transfer_plots import transfer_plots
 from jaxformer.report.transfer_words import rows_of, sentences
+from jaxformer.storage import write_json, write_lines
 from jaxformer.tables import DASH, count, counted, duration, energy, mass, metric, significant
 
 PAGE = "report.html"
@@ -56,6 +72,59 @@ def write_sweep_report(sweep: Sweep, out: Path, command: str = "") -> Path:
     return _write(runs, out, f"Sweep: {sweep.path.name}", None, _of_sweep(sweep, out, command))
 
 
+def write_reproduction_report(result: Mapping[str, Any], out: Path) -> Path:
+    """Write `out`/report.html on a reproduction (see `jaxformer.report.reproduction`) and return its path; beside it
+    what docs/results takes: NAME.json, the result itself, NAME.md, and NAME.png where there is something to draw.
+
+    Paragraphs of "meaning" that a person wrote into a NAME.json that is there stay.
+    """
+    name = result["name"]
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    result = {**result, "meaning": result["meaning"] or _meaning(out / f"{name}.json")}
+    plots = reproduction_plots(result, out)
+    picture = f"{name}.png" if differences_table(result)[1] else ""
+    write_json(out / f"{name}.json", result)
+    write_lines(out / f"{name}.md", [result_markdown(result, picture).rstrip("\n")])
+    headings, rows = differences_table(result)
+    about = {
+        "lead": headline(result),
+        "question": result["question"],
+        "meaning": result["meaning"],
+        "tables": [
+            ("Our values beside the paper's", *values_table(result), explained(result)),
+            *([(f"Differences to {result['base']}", headings, rows, DIFFERENCES)] if rows else []),
+        ],
+        "sentences": sentences_of(result),
+        "notes": result["notes"],
+        "commands": [command(result), check_command(result)],
+        "again": again(result),
+        "facts": f"Made on {facts(result)}.",
+        "packages": ", ".join(f"{package} {version}" for package, version in result["packages"].items()),
+        "cost": cost_line(result),
+        "tiles": _tiles_of(result),
+        "plots": plots,
+    }
+    return _write([], out, title(result), None, reproduction=about)
+
+
+def _meaning(path: Path) -> list[str]:
+    """Return the paragraphs of an earlier file of the same reproduction, [] where there is none that can be read."""
+    with contextlib.suppress(UserError):
+        return list(read_result(path)["meaning"])
+    return []
+
+
+def _tiles_of(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    costs, rows = result["costs"], [row for row in result["rows"].values()]
+    tiles = [(f"{sum(row['state'] == DONE for row in rows)} of {len(rows)}", "rows of the paper's table done")]
+    tiles.append((str(len(result["seeds"])), "seed" if len(result["seeds"]) == 1 else "seeds"))
+    if costs["hours"]:
+        tiles += [(duration(costs["hours"] * 3600), "time of all runs"), (energy(costs["energy_kwh"]), "energy")]
+        tiles.append((mass(costs["emissions_kg"]), "CO₂eq"))
+    return tiles
+
+
 def _of_sweep(sweep: Sweep, out: Path, command: str) -> dict[str, Any]:
     """What the page says of a sweep, before it comes to its runs."""
     with disk_errors(out):
@@ -68,7 +137,11 @@ def _of_sweep(sweep: Sweep, out: Path, command: str) -> dict[str, Any]:
         lead = f"Best: {values}, with {', '.join(f'{name} {with_spread(best, name)}' for name in sweep.metrics)}."
     return {
         "lead": lead,
-        "words": [f"{progress_line(sweep)[:1].upper()}{progress_line(sweep)[1:]}.", cost_line(sweep), *failures(sweep)],
+        "words": [
+            f"{progress_line(sweep)[:1].upper()}{progress_line(sweep)[1:]}.",
+            sweep_cost_line(sweep),
+            *failures(sweep),
+        ],
         "command": command,
         "headings": headings,
         "rows": rows,
@@ -77,18 +150,20 @@ def _of_sweep(sweep: Sweep, out: Path, command: str) -> dict[str, Any]:
 
 
 def _write(
-    runs: Sequence[Run], out: Path, title: str, study: Mapping[str, Any] | None, sweep: Mapping[str, Any] | None = None
-) -> Path:
+    runs: Sequence[Run], out: Path, title: str, study: Mapping[str, Any] | None,
+    sweep: Mapping[str, Any] | None = None, reproduction: Mapping[str, Any] | None = None,
+) -> Path:  # fmt: skip
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         page = out / PAGE
-        page.write_text(_render(runs, out, title, study, sweep), encoding="utf-8")
+        page.write_text(_render(runs, out, title, study, sweep, reproduction), encoding="utf-8")
     return page
 
 
 def _render(
-    runs: Sequence[Run], out: Path, title: str, study: Mapping[str, Any] | None, sweep: Mapping[str, Any] | None
-) -> str:
+    runs: Sequence[Run], out: Path, title: str, study: Mapping[str, Any] | None, sweep: Mapping[str, Any] | None,
+    reproduction: Mapping[str, Any] | None,
+) -> str:  # fmt: skip
     # Everything from a run's files is escaped; only our own SVG goes in as it is.
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -117,7 +192,7 @@ def _render(
     return environment.get_template("page.html").render(
         title=title,
         written=f"{now.day} {now:%B %Y, %H:%M}",
-        tiles=_tiles(runs, rows),
+        tiles=_tiles(runs, rows) if reproduction is None else reproduction["tiles"],
         columns=[column for column in columns(rows) if column.heading not in ("Experiment", "Model")],
         origins=[" · ".join(str(row[key]) for key in ("experiment", "family", "preset") if row[key]) for row in rows],
         evaluations=[found for found in map(evaluations_of, runs) if found is not None],
@@ -126,6 +201,7 @@ def _render(
         measured=_how_measured(runs),
         transfer=transfer,
         sweep=sweep,
+        reproduction=reproduction,
     )
 
 

@@ -14,7 +14,8 @@ from jaxformer.footprint import Emissions, read_emissions
 from jaxformer.storage import folders_in, location, read_metrics, store_errors
 
 STUDY, TRIAL, TRIALS = "study.json", "trial.json", "trials"
-KIND, TRANSFER = "sweep", "transfer"  # kinds of study, as their records say
+KIND, TRANSFER, REPRODUCTION = "sweep", "transfer", "reproduction"  # kinds of study, as their records say
+_VERBS = {KIND: "sweep", TRANSFER: "transfer", REPRODUCTION: "reproduce"}  # which command writes them
 # What a run costs, as metrics that a study may go by; and its total of these.
 COSTS = ("hours", "device_hours", "energy_kwh", "emissions_kg")
 WAITING, RUNNING, STOPPED, DONE, PRUNED, FAILED = "waiting", "running", "stopped", "done", "pruned", "failed"
@@ -199,11 +200,20 @@ def is_sweep(folder: Path) -> bool:
     return (folder / STUDY).exists() and (folder / TRIALS).exists()
 
 
-@store_errors()
 def is_transfer(folder: Path) -> bool:
     """Whether a folder says of itself that it holds a transfer; of a damaged one that is not known."""
+    return _is_of(folder, TRANSFER)
+
+
+def is_reproduction(folder: Path) -> bool:
+    """Whether a folder says of itself that it holds a reproduction; of a damaged one that is not known."""
+    return _is_of(folder, REPRODUCTION)
+
+
+@store_errors()
+def _is_of(folder: Path, kind: str) -> bool:
     try:
-        return bool(json.loads((folder / STUDY).read_text(encoding="utf-8"))["kind"] == TRANSFER)
+        return bool(json.loads((folder / STUDY).read_text(encoding="utf-8"))["kind"] == kind)
     except (OSError, ValueError, TypeError, LookupError):
         return False
 
@@ -254,7 +264,7 @@ def read_study_record(folder: Path, kind: str = KIND) -> dict[str, Any]:
             return record
     except FileNotFoundError:
         raise UserError(
-            f"{folder} is no study: it has no {STUDY}; give a folder that `jaxformer {kind}` wrote"
+            f"{folder} is no study: it has no {STUDY}; give a folder that `jaxformer {_VERBS[kind]}` wrote"
         ) from None
     except (ValueError, TypeError, LookupError) as error:
         raise UserError(f"{path} is damaged ({error}); restore it, or choose another --study") from error
