@@ -29,7 +29,7 @@ NOT_PROVIDED = {
 LENGTH = {"smoke": 64, "small": 64, "paper": 512}
 SIZES = {"model.d_model": 128, "model.d_ff": 512, "model.num_heads": 4, "model.head_dim": 32, "model.num_layers": 2}
 SMALL = SIZES | {"model.max_length": 128, "training.eval_every": 0, "checkpoint.every": 0}
-WRITING = {"task.label_smoothing": 0.0, "generation.num_beams": 1}
+GREEDY = {"generation.num_beams": 1}
 
 
 def _stages(scale: str) -> dict[str, dict]:
@@ -43,7 +43,7 @@ def _stages(scale: str) -> dict[str, dict]:
             "summaries": {
                 "config": "finetune/summarize:bart,smoke",
                 "set": judge
-                | WRITING
+                | GREEDY
                 | {"task.input": "{body}", "task.target_length": 16, "data.label_field": "summary"},
             },
         }
@@ -67,7 +67,7 @@ def _stages(scale: str) -> dict[str, dict]:
             },
             "headlines": {
                 "config": "finetune/summarize:bart,small",
-                "set": judge | WRITING | HEADLINES | {"training.num_steps": 300, "training.batch_size": 16},
+                "set": judge | GREEDY | HEADLINES | {"training.num_steps": 300, "training.batch_size": 16},
             },
         }
     judge = {"init_from": "@pretraining"}
@@ -75,8 +75,8 @@ def _stages(scale: str) -> dict[str, dict]:
         "pretraining": {"config": "bart:base", "set": {}},
         "SQuAD": {"config": "finetune/squad:bart,base", "set": judge},
         "MNLI": {"config": "finetune/glue:bart,mnli,base", "set": judge},
-        "XSum": {"config": "finetune/summarize:bart,xsum,base", "set": judge | {"task.label_smoothing": 0.0}},
-        "CNN/DM": {"config": "finetune/summarize:bart,base", "set": judge | {"task.label_smoothing": 0.0}},
+        "XSum": {"config": "finetune/summarize:bart,xsum,base", "set": judge},
+        "CNN/DM": {"config": "finetune/summarize:bart,base", "set": judge},
     }
 
 
@@ -181,7 +181,7 @@ def get_table(scale: str) -> dict:
         "notes": [
             "Masked LM is BERT's model, which cannot write: it has no perplexities here (in the paper it sees the text "
             "and what it has written so far).",
-            "Perplexities are per token, after training without label smoothing.",
+            "Perplexities are per token.",
         ],
     }
     if scale == "smoke":
