@@ -118,5 +118,5 @@ def test_the_runs_of_a_row_learn_what_their_columns_ask_for(name: str, scale: st
         config = table.config(row, described["stage"], DATA)
         given = {f"eval/{name}" for name in ("loss", "perplexity", "token_accuracy", *config.supervision.metrics)}
         for member in getattr(config.task, "members", ()):  # of several tasks each has its own
-            given |= {f"eval/{member['title']}/{name}" for name in member["metrics"]}
+            given |= {f"eval/{member['title']}/{name}" for name in member.get("metrics", ("accuracy",))}
         assert described["metric"] in given | {"train/loss"}, column
