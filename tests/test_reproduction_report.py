@@ -32,7 +32,7 @@ from jaxformer.report import (
     write_results_index,
 )
 from jaxformer.report import reproduction_statistics as statistics
-from jaxformer.report.reproduction_plots import measured, shares
+from jaxformer.report.reproduction_plots import corners, reference, shares
 from jaxformer.report.reproduction_tables import costs_table, differences_table, orders_table, values_table
 from jaxformer.report.reproduction_words import command, departures, headline, sentences
 
@@ -143,6 +143,17 @@ def test_a_larger_difference_needs_no_more_seeds(effect: float, times: float) ->
     assert needed is not None and fewer is not None and 2 <= fewer <= needed
 
 
+@pytest.mark.parametrize("effect", [0.5, 2.0, 5.0625, 9.0, 40.0])
+@pytest.mark.parametrize("seeds", [2, 3, 5, 12])
+def test_power_is_that_of_all_deviations_that_seeds_may_show(effect: float, seeds: int) -> None:
+    """By definition: over estimates of the deviation, the chance that the mean is far enough from zero."""
+    chances = (np.arange(20_000) + 0.5) / 20_000
+    seen = np.sqrt(stats.chi2.ppf(chances, seeds - 1) / (seeds - 1))
+    edge, away = stats.t.ppf(0.975, seeds - 1) * seen, effect * math.sqrt(seeds)
+    expected = np.mean(stats.norm.sf(edge - away) + stats.norm.cdf(-edge - away))
+    assert statistics.power_of(effect, seeds) == pytest.approx(expected, abs=1e-3)
+
+
 def test_power_goes_on_smoothly_where_scipy_leaves_off() -> None:
     for seeds in (2, 3, 5):
         edge = 30 / math.sqrt(seeds)
@@ -194,14 +205,14 @@ def test_many_rows_are_compared_with_orders_that_are_drawn() -> None:
     assert perfect is not None and perfect.chance == 1 / 100_001, "what was found is one of the orders"
 
 
-def test_what_is_better_decides_the_order() -> None:
+def test_both_go_the_same_way() -> None:
     paper, ours = [1.0, 2.0, 3.0, 4.0, 5.0], [5.0, 4.0, 3.0, 2.0, 1.0]
-    both_losses, beside = ranked(ours, paper, "min"), ranked(ours, paper, "min", paper_mode="max")
-    against, along = (statistics.order(result, "own") for result in (both_losses, beside))
+    against, along = (statistics.order(ranked(ours, other, "min"), "own") for other in (paper, ours))
     assert against is not None and against.spearman == pytest.approx(-1) and against.contradicts
     assert along is not None and along.spearman == pytest.approx(1) and along.agrees
-    assert {sign.same for sign in statistics.signs(both_losses)} == {False}
-    assert {sign.same for sign in statistics.signs(beside)} == {True}
+    assert {sign.same for sign in statistics.signs(ranked(ours, paper, "min"))} == {False}
+    assert {sign.same for sign in statistics.signs(ranked(ours, ours, "min"))} == {True}
+    assert statistics.better(ranked(ours, paper, "min"), "own") == -statistics.better(ranked(ours, paper), "own") == -1
 
 
 def test_rows_are_ordered_by_the_seeds_that_all_have() -> None:
@@ -295,11 +306,11 @@ def test_a_headline_of_several_columns_counts_what_chance_would_give() -> None:
     result = ranked([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0])
     result["columns"]["other"] = result["columns"]["own"]
     for row, value in zip(result["rows"].values(), (4.0, 1.0, 3.0, 2.0), strict=True):
-        row["values"]["other"] = [value]
+        row["values"]["other"] = [value, None, None]
     assert "agrees with the paper's in 1 of 2 columns (own); chance alone brings about 0.1" in headline(result)
     result["columns"]["both"] = {"mean_of": ["own", "other"], "mode": "max", "paper": "paper's"}
     for row in result["rows"].values():
-        row["values"]["both"] = [row["values"]["own"][0]]
+        row["values"]["both"] = [row["values"]["own"][0], None, None]
     assert "agrees with the paper's in the column both" in headline(result), "a mean stands for all"
 
 
@@ -313,8 +324,18 @@ def test_words_do_not_claim_what_was_not_measured() -> None:
     assert "With a single seed no difference can be told from noise" in headline(single)
     assert any("With a single seed none can be told from noise" in text for text in sentences(single))
     for row in result["rows"].values():
+        row["paper"] = {}
+    assert headline(result).startswith("1 of 2 differences to base stands out from the noise between seeds; no two")
+    for row in result["rows"].values():
         row["values"]["SST-2"] = [None] * 3
     assert headline(result) == "Nothing has been measured yet." and sentences(result) == []
+
+
+def test_what_may_still_change_is_said() -> None:
+    result = bert()
+    assert not headline(result).endswith("yet.")
+    result["rows"]["No NSP"]["state"], result["rows"]["base"]["state"] = "running", "waiting"
+    assert headline(result).endswith(". 2 of 3 rows are not done yet.")
 
 
 def test_signs_and_seeds_are_told() -> None:
@@ -372,7 +393,7 @@ def test_the_terminal_shows_rows_reasons_and_cost(width: int) -> None:
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
     print_reproduction(bert(), console)
     shown = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
-    for words in ("81.0 ± 1.0", "not provided: the house has no LSTM", "not at this scale: large", "60.0 Wh", "50 %"):
+    for words in ("81.0 ± 1.0", "not provided: the house has no LSTM", "large: not at this scale", "60.0 Wh", "50 %"):
         assert words in shown
 
 
@@ -436,14 +457,20 @@ def test_pictures_follow_what_is_there(tmp_path: Path) -> None:
         "parameters": {"measure": "parameters", "stage": "SST-2", "mode": "min"},
         "seconds": {"measure": "seconds", "stage": "SST-2", "mode": "min"},
     }
+    for row in student["rows"].values():
+        row["values"] |= {"parameters": [None] * 3, "seconds": [None] * 3}
     for name, size in (("base", 110.0), ("No NSP", 66.0)):
         student["rows"][name]["paper"]["parameters"] = size
         student["rows"][name]["values"] |= {"parameters": [2e6 * size, None, None], "seconds": [size / 1e4, None, None]}
-    assert [corner for corner, _ in measured(student)] == ["parameters", "time", "quality"]
+    assert list(corners(student)) == ["parameters", "time", "quality"] and reference(student) == "base"
     assert shares(student, "No NSP") == {
         "parameters": (pytest.approx(60), pytest.approx(60)), "time": (pytest.approx(60), None),
         "quality": (pytest.approx(100 * 81.3 / 81), pytest.approx(100 * 92.6 / 92.7)),
     }  # fmt: skip
+    taught = student | {"base": "No NSP", "differences": True}
+    assert reference(taught) == "base" and shares(taught, "No NSP")["quality"][1] is None
+    taught["rows"]["base"]["paper"]["quality"], taught["rows"]["No NSP"]["paper"]["quality"] = 80.0, 60.0
+    assert shares(taught, "No NSP")["quality"][1] == pytest.approx(75)
     write_reproduction_report(student, tmp_path / "student")
     names = sorted(path.name for path in (tmp_path / "student").glob("*.png"))
     assert names == ["table5-triangle.png", "table5.png"]
@@ -591,8 +618,32 @@ def test_rows_are_done_failed_or_cannot_run(tmp_path: Path) -> None:
     rows = read_reproduction(folder)["rows"]
     assert (rows["narrow"]["state"], rows["narrow"]["reason"]) == ("failed", "training: it burst (seed 0)")
     assert (rows["untrained"]["state"], rows["untrained"]["reason"]) == ("cannot run", "task: no such file")
+    told["table"]["columns"] = {"acc": told["table"]["columns"]["acc"]}
+    refused = {"refused": [["base", "task", "task: no such file"]]}
+    (folder / "study.json").write_text(json.dumps(told | refused))
+    row = read_reproduction(folder)["rows"]["base"]
+    assert row["state"] == "cannot run", "what it has trained is judged by nothing"
+    told["table"]["columns"]["loss"] = {"stage": "training", "metric": "eval/loss", "mode": "min"}
+    (folder / "study.json").write_text(json.dumps(told | refused))
+    row = read_reproduction(folder)["rows"]["base"]
+    assert (row["state"], row["reason"]) == ("done", "task: no such file"), "a part of it is there"
     (folder / "study.json").write_text(json.dumps(told | {"rows": ["base"]}))
     assert read_reproduction(folder)["rows"]["narrow"]["reason"] == "left out by --rows"
+
+
+def test_runs_of_a_stage_that_is_being_trained_are_known_by_their_values(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    path = folder / "stages" / "training" / "1" / "trials" / "training-narrow-1" / "trial.json"
+    trial = json.loads(path.read_text())
+    for values, known in (
+        ({"model.d_ff": 8.0, "task.text_fields": ["a", "b"]}, True),
+        ({"model.d_ff": "8", "task.text_fields": ["a", "b"]}, True),
+        ({"model.d_ff": 16, "task.text_fields": ["a", "b"]}, False),
+        ({"model.d_ff": 8}, False),
+    ):
+        path.write_text(json.dumps(trial | {"values": values}))
+        found = read_reproduction(folder)["rows"]["narrow"]["values"]["loss"]
+        assert found == [4.0, 4.1 if known else None], values
 
 
 def test_a_run_that_failed_is_told_before_its_stage_is_over(tmp_path: Path) -> None:

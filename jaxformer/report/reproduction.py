@@ -173,7 +173,7 @@ def _is_at(trial: SweepTrial, point: Mapping[str, Any]) -> bool:
     """Whether a run is one of a point: its config may hold a value in another type than the point has it."""
     values = trial.values
     return values.keys() == point.keys() and all(
-        json.dumps(values[key]) == json.dumps(point[key]) or str(values[key]) == str(point[key]) for key in point
+        values[key] == point[key] or str(values[key]) == str(point[key]) for key in point
     )
 
 

@@ -23,7 +23,6 @@ from jaxformer.report.reproduction_statistics import (
     mean,
     paper_column,
     paper_difference,
-    paper_number,
     values_of,
 )
 from jaxformer.report.reproduction_tables import has_paper
@@ -118,12 +117,11 @@ def _scales(ratio: float) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
 
 def _ratio(result: Result, column: str, ours: Sequence[float], theirs: Sequence[float]) -> float:
     """Return how many units of the paper's column one of ours is drawn as: 1 where both measure the same; else so that
-    the largest differences are equally long, and what is better lies on the same side."""
+    the largest differences are equally long."""
     if paper_column(result, column) == column:
         return 1.0
     largest, other = (max(map(abs, values), default=0.0) for values in (ours, theirs))
-    size = other / largest if largest and other else 1.0
-    return size * better(result, column) * better(result, column, in_paper=True)
+    return other / largest if largest and other else 1.0
 
 
 def _limits(middles: Sequence[float], edges: Sequence[float]) -> tuple[float, float]:
@@ -138,30 +136,47 @@ def _limits(middles: Sequence[float], edges: Sequence[float]) -> tuple[float, fl
 # Size, speed and quality.
 
 
-def measured(result: Result) -> list[tuple[str, str]]:
-    """Return (name, column) of the corners of the triangle: what is measured of models, and how good they are."""
+def corners(result: Result) -> dict[str, str]:
+    """Return {corner: column} of the triangle: what is measured of models, and how good they are; {} where a corner is
+    missing."""
     columns = result["columns"]
-    sides = [("parameters" if column["measure"] == "parameters" else "time", name)
-             for name, column in columns.items() if "measure" in column]  # fmt: skip
-    means = [name for name in judged_columns(result) if "mean_of" in columns[name]] or judged_columns(result)
-    return [*sides, ("quality", means[0])] if sides and means else []
+    names = {"parameters": "parameters", "seconds": "time"}
+    found = {names[column["measure"]]: name for name, column in columns.items() if "measure" in column}
+    judged = judged_columns(result)
+    means = [name for name in judged if "mean_of" in columns[name]] or judged
+    return found | {"quality": means[0]} if len(found) == 2 and means else {}
+
+
+def reference(result: Result) -> str:
+    """Return the row that the triangle is relative to: the largest model, which of a student is its teacher."""
+    column = corners(result)["parameters"]
+    sizes = {row: values[0] for row in result["rows"] if (values := values_of(result, column, row))}
+    base = result["base"]
+    return base if not sizes or sizes.get(base) == max(sizes.values()) else max(sizes, key=lambda row: sizes[row])
 
 
 def shares(result: Result, row: str) -> dict[str, tuple[float | None, float | None]]:
-    """Return {corner: (ours, the paper's)} of a row in percent of the base row; None where there is no number."""
-    found = {}
-    for corner, column in measured(result):
-        ours = [values_of(result, column, name) for name in (row, result["base"])]
-        theirs = [paper_number(result, column, name) for name in (row, result["base"])]
+    """Return {corner: (ours, the paper's)} of a row in percent of the reference row; None where there is no number.
+
+    The paper's stand under the names of its columns. Where it prints differences, its quality stands under "quality".
+    """
+    found, rows = {}, (row, reference(result))
+    for corner, column in corners(result).items():
+        ours = [values_of(result, column, name) for name in rows]
+        name = "quality" if corner == "quality" and result["differences"] else paper_column(result, column)
+        paper = [result["rows"][each]["paper"].get(name) for each in rows]
         of_ours = 100 * mean(ours[0]) / mean(ours[1]) if all(ours) and mean(ours[1]) else None
-        of_theirs = 100 * theirs[0] / theirs[1] if theirs[0] is not None and theirs[1] else None
-        found[corner] = (of_ours, of_theirs)
+        of_paper = 100 * paper[0] / paper[1] if paper[0] is not None and paper[1] else None
+        found[corner] = (of_ours, of_paper)
     return found
 
 
 def _triangle(result: Result) -> Drawn:
-    rows = [row for row in result["rows"] if row != result["base"]
-            and sum(ours is not None for ours, _ in shares(result, row).values()) >= 2]  # fmt: skip
+    if not corners(result):
+        return None
+    whole, base = reference(result), result["base"]
+    rows = [row for row in (result["rows"] if whole == base else [base])
+            if row != whole and all(ours is not None for ours, _ in shares(result, row).values())]  # fmt: skip
     if not rows:
         return None
     across = min(2, len(rows))
@@ -173,31 +188,32 @@ def _triangle(result: Result) -> Drawn:
     for panel, row in zip(grid, rows, strict=False):
         _draw_triangle(panel, shares(result, row))
         panel.set_title(_short(row), loc="center")
+    paper = any(theirs is not None for row in rows for _, theirs in shares(result, row).values())
+    beside = Line2D([], [], color=_PAPER, marker="D", markerfacecolor="none", linestyle="--", label="the paper")
     _legend(figure, [
-        Line2D([], [], color=COLOURS["muted"], linestyle=":", label=f"{_short(result['base'], 20)}, 100 %"),
-        Line2D([], [], color=_OURS, marker="o", label="ours"),
-        Line2D([], [], color=_PAPER, marker="D", markerfacecolor="none", linestyle="--", label="the paper"),
+        Line2D([], [], color=COLOURS["muted"], linestyle=":", label=f"{_short(whole, 20)}, 100 %"),
+        Line2D([], [], color=_OURS, marker="o", label="ours"), *([beside] if paper else []),
     ])  # fmt: skip
     caption = (
-        f"Number of parameters, time of a forward pass of one row, and quality, in percent of {result['base']}'s: "
-        "nearer to the centre is smaller, faster, worse."
+        f"Number of parameters, time of a forward pass of one row, and quality ({corners(result)['quality']}), in "
+        f"percent of those of {whole}: nearer to the centre is smaller, faster, worse."
     )
     return "triangle", "Size, speed and quality", caption, figure
 
 
 def _draw_triangle(panel: Axes, found: Mapping[str, tuple[float | None, float | None]]) -> None:
-    corners = list(found)
-    angles = [math.pi / 2 + 2 * math.pi * index / len(corners) for index in range(len(corners))]
+    names = list(found)
+    angles = [math.pi / 2 + 2 * math.pi * index / len(names) for index in range(len(names))]
     ways = [(math.cos(angle), math.sin(angle)) for angle in angles]
     largest = max([100.0, *(value for pair in found.values() for value in pair if value is not None)])
     for x, y in ways:
         panel.plot([0, x * largest], [0, y * largest], color=COLOURS["grid"], linewidth=1.0, zorder=1)
     _polygon(panel, ways, [100.0] * len(ways), COLOURS["muted"], ":", "", "none")
-    _polygon(panel, ways, [found[corner][1] for corner in corners], _PAPER, "--", "D", "none")
-    _polygon(panel, ways, [found[corner][0] for corner in corners], _OURS, "-", "o", _OURS)
-    for (x, y), corner in zip(ways, corners, strict=True):
-        ours, theirs = (None if value is None else f"{value:.0f} %" for value in found[corner])
-        text = "\n".join(filter(None, [corner, ours and f"ours {ours}", theirs and f"paper {theirs}"]))
+    _polygon(panel, ways, [found[name][1] for name in names], _PAPER, "--", "D", "none")
+    _polygon(panel, ways, [found[name][0] for name in names], _OURS, "-", "o", _OURS)
+    for (x, y), name in zip(ways, names, strict=True):
+        ours, theirs = (None if value is None else f"{value:.0f} %" for value in found[name])
+        text = "\n".join(filter(None, [name, ours and f"ours {ours}", theirs and f"paper {theirs}"]))
         panel.text(
             1.12 * largest * x, 1.12 * largest * y, text, fontsize=8.5, linespacing=1.25,
             ha="center" if abs(x) < 0.1 else "left" if x > 0 else "right", va="bottom" if y > 0 else "center",

@@ -116,7 +116,7 @@ class Fit(NamedTuple):
 
 def values_of(result: Result, column: str, row: str) -> list[float]:
     """Return what the seeds of a row gave for a column."""
-    return [value for value in result["rows"][row]["values"].get(column, ()) if value is not None]
+    return [value for value in result["rows"][row]["values"][column] if value is not None]
 
 
 def mean(values: Sequence[float]) -> float:
@@ -157,11 +157,9 @@ def paper_difference(result: Result, column: str, row: str) -> float | None:
     return None if number is None or base is None else number - base
 
 
-def better(result: Result, column: str, *, in_paper: bool = False) -> int:
-    """Return 1 where the larger of two values of a column is the better, else -1. The paper's column beside ours has
-    a mode of its own ("paper_mode") where it measures the other way round: a loss beside an accuracy."""
-    entry = result["columns"][column]
-    return 1 if (entry.get("paper_mode", entry["mode"]) if in_paper else entry["mode"]) == "max" else -1
+def better(result: Result, column: str) -> int:
+    """Return 1 where the larger of two values of a column, and of the paper's beside it, is the better, else -1."""
+    return 1 if result["columns"][column]["mode"] == "max" else -1
 
 
 # Differences to the base row.
@@ -172,8 +170,8 @@ def difference(result: Result, column: str, row: str) -> Difference | None:
     the base row."""
     if row == result["base"]:
         return None
-    both = [result["rows"][name]["values"].get(column, ()) for name in (row, result["base"])]
-    paired = [own - base for own, base in zip(*both, strict=False) if own is not None and base is not None]
+    both = [result["rows"][name]["values"][column] for name in (row, result["base"])]
+    paired = [own - base for own, base in zip(*both, strict=True) if own is not None and base is not None]
     return paired_difference(paired) if paired else None
 
 
@@ -219,11 +217,10 @@ def signs(result: Result) -> list[Sign]:
     paper."""
     found = []
     for column in judged_columns(result):
-        direction = better(result, column) * better(result, column, in_paper=True)
         for row in result["rows"]:
             ours, paper = difference(result, column, row), paper_difference(result, column, row)
             if ours is not None and paper:
-                found.append(Sign(column, row, ours, paper, ours.mean * paper * direction > 0))
+                found.append(Sign(column, row, ours, paper, ours.mean * paper > 0))
     return found
 
 
@@ -238,9 +235,9 @@ def order(result: Result, column: str) -> Order | None:
     each = {row: number(result, column, row) for row in result["rows"]}
     known = {row: found for row, found in each.items() if found is not None}
     rows = [row for row in known if values_of(result, column, row)]
-    means = _means(result, column, rows)
-    ours = [better(result, column) * value for value in means]
-    return order_of(rows, ours, [better(result, column, in_paper=True) * known[row] for row in rows])
+    sign = better(result, column)
+    ours = [sign * value for value in _means(result, column, rows)]
+    return order_of(rows, ours, [sign * known[row] for row in rows])
 
 
 def _means(result: Result, column: str, rows: Sequence[str]) -> list[float]:

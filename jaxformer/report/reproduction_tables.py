@@ -20,7 +20,7 @@ from jaxformer.report.reproduction_statistics import (
     values_of,
 )
 from jaxformer.report.reproduction_words import cost_line, departures, headline, orders_of, sentences, share, title
-from jaxformer.report.study import DONE, FAILED, RUNNING, WAITING
+from jaxformer.report.study import DONE
 from jaxformer.tables import DASH, count, energy_scale, print_paragraph, roomy, significant, table, table_width
 
 Table = tuple[list[str], list[list[str]]]  # headings, rows of cells
@@ -120,7 +120,8 @@ def values_table(result: Result, columns: Sequence[str] | None = None, *, why: b
             cells.append(with_spread(result, column, name))
             if has_paper(result, column):
                 printed = paper_number(result, column, name)
-                cells.append(paper_text(result, column, printed, "+" if result["differences"] and printed else ""))
+                signed = result["differences"] and printed and column in judged_columns(result)
+                cells.append(paper_text(result, column, printed, "+" if signed else ""))
         rows.append([*cells, *([reasons[name]] if why and any(reasons.values()) else [])])
     return [*headings, *(["State"] if why and any(reasons.values()) else [])], rows
 
@@ -130,6 +131,14 @@ def reason_of(row: Mapping[str, Any]) -> str:
     if row["state"] == DONE:
         return str(row["reason"])
     return f"{row['state']}: {row['reason']}" if row["reason"] else str(row["state"])
+
+
+def reasons(result: Result) -> list[str]:
+    """Return a line for every reason why rows have no values, or not all."""
+    rows: dict[str, list[str]] = {}
+    for name, row in result["rows"].items():
+        rows.setdefault(reason_of(row), []).append(name)
+    return [f"{', '.join(names)}: {reason}" for reason, names in rows.items() if reason]
 
 
 def differences_table(result: Result, columns: Sequence[str] | None = None) -> Table:
@@ -215,12 +224,8 @@ def print_reproduction(result: Result, console: Console | None = None) -> None:
         _print_table(console, headings, cells)
     for text in sentences(result):
         print_paragraph(console, text)
-    for name, row in rows.items():
-        if row["state"] in (FAILED, RUNNING, WAITING) or row["reason"]:
-            print_paragraph(console, f"{name}: {reason_of(row)}", "dim")
-    other = [name for name, row in rows.items() if row["state"] == OTHER_SCALE]
-    if other:
-        print_paragraph(console, f"not at this scale: {', '.join(other)}", "dim")
+    for line in reasons(result):
+        print_paragraph(console, line, "dim")
     for text in departures(result):
         print_paragraph(console, text, "dim")
     print_paragraph(console, cost_line(result))

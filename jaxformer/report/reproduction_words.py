@@ -16,6 +16,7 @@ from jaxformer.report.reproduction_statistics import (
     signs,
     values_of,
 )
+from jaxformer.report.study import DONE, RUNNING, WAITING
 from jaxformer.tables import duration, energy, mass, significant
 
 _SIZES = {"parameters": "number of parameters", "tokens": "number of training tokens", "flops": "training FLOPs"}
@@ -30,7 +31,15 @@ def title(result: Result) -> str:
 
 
 def headline(result: Result) -> str:
-    """Return what was found in a sentence: as much as the numbers show, and no more."""
+    """Return what was found in a sentence: as much as the numbers show, and no more. Another one follows where it may
+    still change."""
+    states = [row["state"] for row in result["rows"].values()]
+    left = states.count(RUNNING) + states.count(WAITING)
+    unfinished = f" {left} of {left + states.count(DONE)} rows are not done yet." if left else ""
+    return f"{_finding(result)}{unfinished}"
+
+
+def _finding(result: Result) -> str:
     if not any(values_of(result, column, row) for row in result["rows"] for column in shown_columns(result)):
         return "Nothing has been measured yet."
     if result["scale"] == "smoke":
@@ -42,8 +51,26 @@ def headline(result: Result) -> str:
     if not orders and laws:
         return _sentence("; ".join(_law(fit) for fit in laws))
     if not orders:
-        return "No two rows have both a result of ours and a number of the paper's: there is no order to compare."
+        return _sentence(_shown(result))
     return _sentence("; ".join(filter(None, [_clear_signs(result), _agreement(result, orders)])))
+
+
+def _shown(result: Result) -> str:
+    """What is said where there is no order of the paper's to compare with."""
+    found = [
+        each
+        for column in judged_columns(result)
+        for row in result["rows"]
+        if (each := difference(result, column, row)) is not None
+    ]
+    why = "no two rows have both a result and a number of the paper's, so there is no order to compare"
+    if not found or len(result["seeds"]) == 1:
+        return why
+    clear = sum(each.shows is True for each in found)
+    return (
+        f"{clear or 'none'} of {len(found)} difference{'s' * (len(found) != 1)} to {result['base']} "
+        f"stand{'s' * (clear < 2)} out from the noise between seeds; {why}"
+    )
 
 
 def _sentence(text: str) -> str:
@@ -147,8 +174,8 @@ def _signs(result: Result) -> str:
     if len(result["seeds"]) == 1:
         return f"{text} With a single seed none can be told from noise."
     return (
-        f"{text} {clear} of them stand{'s' * (clear == 1)} out from the noise between seeds; noise alone lets about "
-        f"one in {round(1 / LEVEL)}."
+        f"{text} {clear or 'None'} of them stand{'s' * (clear < 2)} out from the noise between seeds; noise alone lets "
+        f"about one in {round(1 / LEVEL)}."
     )
 
 
@@ -190,12 +217,18 @@ def _law(fit: Fit) -> str:
 
 def departures(result: Result) -> list[str]:
     """Return where it is not the paper's experiment: the table's notes, and columns that this scale does not have."""
-    missing = [
-        f"The paper's column {name} has no counterpart at this scale: {column['missing']}"
-        for name, column in result["columns"].items()
-        if "missing" in column
+    missing: dict[str, list[str]] = {}
+    for name, column in result["columns"].items():
+        if "missing" in column:
+            missing.setdefault(column["missing"].removesuffix("."), []).append(name)
+    return [
+        *result["notes"],
+        *(
+            f"The paper's column{'s' * (len(names) > 1)} {', '.join(names)} ha{'ve' if len(names) > 1 else 's'} no "
+            f"counterpart at this scale: {why}."
+            for why, names in missing.items()
+        ),
     ]
-    return [*result["notes"], *(line if line.endswith(".") else f"{line}." for line in missing)]
 
 
 # What it cost, and how it is done again.
