@@ -29,7 +29,6 @@ from jaxformer.report import (
     results_index,
     write_reproduction_report,
     write_result,
-    write_results_index,
 )
 from jaxformer.report import reproduction_statistics as statistics
 from jaxformer.report.reproduction_plots import corners, reference, shares
@@ -434,18 +433,32 @@ def test_markdown_is_made_of_the_file_alone(tmp_path: Path) -> None:
 
 
 def test_the_list_of_results_has_a_finding_and_a_picture_of_each() -> None:
-    text = results_index([bert(), law(-0.07, 0.0) | {"name": "laws"}], ["table5.png"])
+    results = [bert(), law(-0.07, 0.0) | {"name": "laws"}]
+    text = results_index(results, {"table5.png"}, {"bert-small": "A sweep: bert-small"})
     assert "[BERT (Devlin et al. 2018), Table 5, page 8](table5.md)" in text and headline(bert()) in text
     assert text.count("<img") == 1 and "(laws.md)" in text
-    for other in ("bert-small", "finetuning", "wikitext2"):
-        assert f"[{other}]({other}.md)" in text
+    assert "* [A sweep: bert-small](bert-small.md)" in text
 
 
-def test_the_list_is_written_of_the_files_in_a_folder(tmp_path: Path) -> None:
+def test_pages_and_the_list_are_written_of_the_files_in_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_result(bert(), tmp_path)
+    for made in (tmp_path / "table5.md", tmp_path / "table5.png"):
+        made.unlink()
     (tmp_path / "bert-small.json").write_text('{"date": "2026-11-30"}')
-    page = write_results_index(tmp_path)
-    assert page == tmp_path / "README.md" and page.read_text() == results_index([bert()], ["table5.png"])
+    (tmp_path / "bert-small.md").write_text("# A sweep: bert-small\n\nMore.\n")
+    for _ in range(2):
+        assert main(["reproduce", "pages", str(tmp_path)]) == 0
+        assert capsys.readouterr().out.split() == [str(tmp_path / "table5.md"), str(tmp_path / "README.md")]
+        expected = results_index([bert()], {"table5.png"}, {"bert-small": "A sweep: bert-small"})
+        assert (tmp_path / "README.md").read_text() == expected and (tmp_path / "table5.png").exists()
+    (tmp_path / "table5.json").rename(tmp_path / "other.json")
+    assert main(["reproduce", "pages", str(tmp_path)]) == 2
+    assert "call the file table5.json" in capsys.readouterr().err
+    (tmp_path / "other.json").unlink()
+    assert main(["reproduce", "pages", str(tmp_path)]) == 2
+    assert "holds no result of a reproduction" in capsys.readouterr().err
 
 
 def test_pictures_follow_what_is_there(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from jaxformer.checks import check_range
 from jaxformer.errors import UserError
 from jaxformer.storage import finite, local_path, location
 
-CHECK = "check"
+CHECK, PAGES = "check", "pages"
 EXAMPLE = (
     "reproduce bert_table5                              # `smoke`: about two minutes\n"
     "         jaxformer reproduce bert_table5 --scale=small --data=FOLDER\n"
@@ -25,9 +25,13 @@ def add_reproduce(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the verb to the command line."""
     verb = add("reproduce", reproduce, "train a paper's table of ablations, and set ours beside theirs", EXAMPLE)
     verb.add_argument(
-        "name", nargs="?", metavar="NAME|FILE.py|check", help="the table; check: train a row of a result again"
+        "name",
+        nargs="?",
+        metavar="NAME|FILE.py|check|pages",
+        help="the table; check: train a row of a result "
+        "again; pages: write the pages of results anew, from their JSON files",
     )
-    verb.add_argument("result", nargs="?", metavar="FILE.json", help="of check: the result, as in docs/results")
+    verb.add_argument("result", nargs="?", metavar="FILE.json|DIR", help="of check: the result; of pages: their folder")
     verb.add_argument(
         "--scale", default="smoke", choices=SCALES,
         help="smoke: the machinery, on the built-in corpus; small: some rows, on your files; paper: the paper's "
@@ -63,6 +67,8 @@ def reproduce(args: argparse.Namespace, overrides: list[str]) -> int:
         return _list(args)
     if args.name == CHECK:
         return _check(args)
+    if args.name == PAGES:
+        return _pages(args)
     if args.result is not None:
         raise UserError(f"'{args.result}': one table at a time; only `reproduce check` takes a file")
     if args.row or args.seed is not None:
@@ -109,12 +115,23 @@ def _asked(args: argparse.Namespace) -> tuple[Any, Path]:
     return asked, location(args.study or Path("studies") / f"{name}-{args.scale}")
 
 
+def _pages(args: argparse.Namespace) -> int:
+    """Write the pages, the pictures and the index of a folder of results."""
+    from jaxformer import report
+
+    if args.result is None:
+        raise UserError("reproduce pages: name the folder of the results, as docs/results")
+    for path in report.write_results(local_path(args.result, "reproduce pages")):
+        print(path)
+    return 0
+
+
 def check_launch(args: argparse.Namespace) -> None:
     """Raise UserError for a reproduction that cannot be launched: what is wrong with it shows before machines are paid
     for."""
     from jaxformer import studies
 
-    if args.name and args.name != CHECK:
+    if args.name and args.name not in (CHECK, PAGES):
         studies.planned(_asked(args)[0])
 
 
