@@ -46,13 +46,13 @@ CANNOT_RUN, OTHER_SCALE, NOT_PROVIDED = "cannot run", "not at this scale", "not 
 STATES = (DONE, RUNNING, WAITING, FAILED, CANNOT_RUN, OTHER_SCALE, NOT_PROVIDED)
 STAGES, SHARED = "stages", "shared"
 _RECORD = (
-    "name", "spec", "scale", "data", "table", "rows", "seeds", "refused", "sizes", "trials", "lost", "measured", "command",
-    "created", "version", "git_revision", "packages",
+    "name", "spec", "scale", "data", "table", "rows", "seeds", "refused", "sizes", "trials", "lost", "measured",
+    "command", "created", "version", "git_revision", "packages",
 )  # fmt: skip
 _TABLE = ("question", "paper", "place", "base", "stages", "columns", "rows")
 _RESULT = (
-    "name", "spec", "scale", "data", "question", "paper", "place", "base", "differences", "notes", "columns", "fits", "command",
-    "created", "version", "git_revision", "packages", "device", "seeds", "rows", "costs", "trials", "meaning",
+    "name", "spec", "scale", "data", "question", "paper", "place", "base", "differences", "notes", "columns", "fits",
+    "command", "created", "version", "git_revision", "packages", "device", "seeds", "rows", "costs", "trials", "meaning",
 )  # fmt: skip
 _ROW = ("paper", "set", "state", "reason", "values", "costs", "size")
 
