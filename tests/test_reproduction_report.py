@@ -48,7 +48,8 @@ def made_row(paper: dict[str, float], values: dict[str, list[float | None]], **f
 def made(columns: dict[str, Any], rows: dict[str, Result], **fields: Any) -> Result:
     """A result with three seeds, whose base is the first row."""
     result: Result = {
-        "kind": "reproduction", "name": "table5", "spec": "table5", "scale": "small", "data": "corpora", "question": "What is it worth?",
+        "kind": "reproduction", "name": "table5", "spec": "table5", "scale": "small", "data": "corpora",
+        "question": "What is it worth?",
         "paper": "BERT (Devlin et al. 2018)", "place": "Table 5, page 8", "base": next(iter(rows)),
         "differences": False, "notes": ["Other texts."], "columns": columns, "fits": [],
         "command": "jaxformer reproduce table5 --scale=small --data=/some/where/corpora --seeds=3 --rows 'A,B C'",
@@ -582,7 +583,8 @@ def make_folder(folder: Path, **fields: Any) -> Path:
             trials["task"] = {row: {"0": f"task-{row}-0"} for row in judged}
             trials["training"] = {row: {"0": f"training-{row}-0"} for row in trained}
     record = {
-        "kind": "reproduction", "name": "t1", "spec": "t1", "scale": "small", "data": "/some/where/corpora", "table": table,
+        "kind": "reproduction", "name": "t1", "spec": "t1", "scale": "small",
+        "data": "/some/where/corpora", "table": table,
         "rows": ["base", "narrow", "untrained"], "seeds": [0, 1], "refused": [], "lost": [], "trials": trials,
         "sizes": {"base": {"parameters": 10, "tokens": 20.0, "flops": 1200.0}},
         "measured": {"size": {"base": 4e6, "narrow": 2e6}}, "command": "jaxformer reproduce t1", "version": "0.1.0",

@@ -52,7 +52,8 @@ _RECORD = (
 _TABLE = ("question", "paper", "place", "base", "stages", "columns", "rows")
 _RESULT = (
     "name", "spec", "scale", "data", "question", "paper", "place", "base", "differences", "notes", "columns", "fits",
-    "command", "created", "version", "git_revision", "packages", "device", "seeds", "rows", "costs", "trials", "meaning",
+    "command", "created", "version", "git_revision", "packages", "device", "seeds", "rows", "costs", "trials",
+    "meaning",
 )  # fmt: skip
 _ROW = ("paper", "set", "state", "reason", "values", "costs", "size")
 

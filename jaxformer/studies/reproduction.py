@@ -95,7 +95,7 @@ def planned(asked: Reproduction) -> Plan:
 
 def _files(table: Table) -> list[str]:
     """Return the files and folders of --data that a table reads."""
-    found = {}
+    found: dict[str, None] = {}
     for stage in table.stages.values():
         for value in stage.changes.values():
             if isinstance(value, str) and value.startswith("{data}/"):
