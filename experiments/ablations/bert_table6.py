@@ -26,7 +26,7 @@ SMALL = {
     "L=24, H=1024, A=16": (8, 160, 5),
 }
 PRESETS = {"L=24, H=1024, A=16": {"model.preset": "bert_large"}}
-STEPS = 1000
+STEPS = 1500
 
 
 def _size(layers: int, width: int, heads: int) -> dict:

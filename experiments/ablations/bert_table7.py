@@ -44,7 +44,8 @@ def _smoke() -> tuple[dict, dict, int]:
 
 def _small() -> tuple[dict, dict, int]:
     learnt = PRETRAINING | MASKED | DEEP | CASED | {"objective.next_sentence": False}
-    stages = {"base": {"config": "bert:small", "set": learnt, "shared": True}, "NER": ner(600, DEEP, start="@base")}
+    learnt |= {"training.num_steps": 3000, "optimizer.learning_rate": 1e-3}
+    stages = {"base": {"config": "bert:small", "set": learnt, "shared": True}, "NER": ner(1200, DEEP, start="@base")}
     return stages, FROZEN, 4
 
 

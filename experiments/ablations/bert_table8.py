@@ -47,8 +47,8 @@ def _small() -> tuple[dict, dict]:
             "set": PRETRAINING | MASKED | CASED | {"objective.next_sentence": False},
         },
         "SST-2": glue("sst2", 300),
-        "NER": ner(300),
-        "features": ner(300, FROZEN),
+        "NER": ner(900),
+        "features": ner(600, FROZEN),
     }
     columns = {
         "SST-2": common.judged("SST-2", "eval/accuracy", paper="MNLI"),

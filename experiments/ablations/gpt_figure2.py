@@ -29,9 +29,9 @@ def _smoke() -> tuple[dict, dict, int]:
 def _small() -> tuple[dict, dict, int]:
     stages = {
         "pretraining": {"config": "gpt:small", "set": PRETRAINING, "shared": True},
-        "SST-2": glue("sst2", 500),
-        "CoLA": glue("cola", 400),
-        "STS-B": glue("stsb", 300),
+        "SST-2": glue("sst2", 400),
+        "CoLA": glue("cola", 300),
+        "STS-B": glue("stsb", 150),
     }
     columns = {
         "SST-2": common.judged("SST-2", "eval/accuracy"),
