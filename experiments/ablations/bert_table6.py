@@ -25,7 +25,6 @@ SMALL = {
     "L=12, H=1024, A=16": (4, 160, 5),
     "L=24, H=1024, A=16": (8, 160, 5),
 }
-PRESETS = {"L=24, H=1024, A=16": {"model.preset": "bert_large"}}
 STEPS = 1500
 
 
@@ -82,8 +81,6 @@ def _changes(name: str, scale: str) -> dict:
         return {}
     if scale == "smoke":
         return {"model.num_layers": 2} if name == "L=24, H=1024, A=16" else {"model.num_heads": 1, "model.head_dim": 32}
-    if scale == "paper" and name in PRESETS:
-        return PRESETS[name]
     layers, width, heads = SMALL[name] if scale == "small" else [int(part.split("=")[1]) for part in name.split(", ")]
     own, base = _size(layers, width, heads), _size(*(SMALL[BASE] if scale == "small" else (12, 768, 12)))
     return {key: value for key, value in own.items() if value != base[key]}
@@ -102,10 +99,7 @@ def get_table(scale: str) -> dict:
             "Sizes are the paper's in proportion: a third of the layers and a sixth of the width, trained alike.",
             "CoLA is a further task, which the paper's table does not have. No model predicts next sentences.",
         ],
-        "paper": [
-            "Each of the five seeds pretrains, too; the paper fine-tunes one pretrained model five times.",
-            "The paper's model of L=12, H=1024, A=16 has four times its width in the feed-forward layers here.",
-        ],
+        "paper": ["Each of the five seeds pretrains, too; the paper fine-tunes one pretrained model five times."],
     }
     table = {
         "question": "Is a larger model a better one, also on tasks with few examples?",

@@ -56,7 +56,7 @@ def _paper() -> tuple[dict, dict, int]:
         "large": {"config": "bert:large", "set": cased | {"model.preset": "bert_large_cased"}, "shared": True},
         "NER": {"config": "finetune/ner:bert,base", "set": {"model.preset": "bert_base_cased", "init_from": "@base"}},
     }
-    return stages, {"training.trainable": ("token_heads/.*",)}, 12
+    return stages, FROZEN, 12
 
 
 def get_table(scale: str) -> dict:
