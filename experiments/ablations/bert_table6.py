@@ -4,7 +4,7 @@ jaxformer reproduce bert_table6
 """
 
 from . import common
-from .bert_table5 import MASKED, PRETRAINING, glue
+from .bert_table5 import MASKED, PRETRAINING, SIZE, glue
 
 BASE = "L=12, H=768, A=12"
 # Perplexity of the held-out masked tokens, and accuracy on the development sets, the mean of five fine-tunings.
@@ -59,11 +59,11 @@ def _small() -> tuple[dict, dict]:
     stages = {
         "pretraining": {"config": "bert:small", "set": pretraining},
         "SST-2": glue("sst2", 300, size),
-        "CoLA": glue("cola", 200, size),
+        "AG-News": common.fine_tuning("finetune/classify:bert,small", 200, common.AG_NEWS, SIZE, size),
     }
     columns = common.missing(common.NO_FILE, "MNLI-m", "MRPC") | {
         "SST-2": common.judged("SST-2", "eval/accuracy"),
-        "CoLA": common.judged("CoLA", "eval/matthews"),
+        "AG News": common.judged("AG-News", "eval/accuracy"),
     }
     return stages, columns
 
@@ -97,7 +97,7 @@ def get_table(scale: str) -> dict:
         "smoke": ["On the built-in corpus one task, the area of a docstring, stands in the place of the paper's."],
         "small": [
             "Sizes are the paper's in proportion: a third of the layers and a sixth of the width, trained alike.",
-            "CoLA is a further task, which the paper's table does not have. No model predicts next sentences.",
+            "AG News is a further task, which the paper's table does not have. No model predicts next sentences.",
         ],
         "paper": ["Each of the five seeds pretrains, too; the paper fine-tunes one pretrained model five times."],
     }
