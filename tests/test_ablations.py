@@ -90,13 +90,11 @@ def test_a_shared_stage_resolves_as_well(name: str, scale: str) -> None:
 
 @each_table
 def test_a_table_asks_for_what_its_scale_has(name: str, scale: str) -> None:
-    """The files of --data are there at `small` alone; a question is one sentence; `smoke` and `small` are few rows."""
+    """The files of --data are read at `small` alone; a question is one sentence."""
     table = read_table(name, scale)
     assert table.reads_data == (scale == "small")
     assert table.content["question"].endswith("?") and table.content["question"].count("?") == 1
     assert table.seeds == {"smoke": 2, "small": 3}.get(scale, table.seeds)
-    if "fits" not in table.content:  # a line needs more points than a table rows
-        assert len(table.runs) <= {"smoke": 4, "small": 8}.get(scale, 100)
 
 
 @each_table
@@ -108,15 +106,16 @@ def test_a_column_that_names_the_papers_stands_beside_its_number(name: str, scal
 
 
 @each_table
-def test_the_runs_of_a_row_learn_what_their_columns_ask_for(name: str, scale: str) -> None:
+def test_the_runs_of_a_row_log_what_their_columns_ask_for(name: str, scale: str) -> None:
     """A metric that a task does not give would be missed after all of the training."""
     table = read_table(name, scale)
     for column, described in table.columns.items():
-        if "metric" not in described:
+        if not described.get("metric", "").startswith("eval/"):
             continue
         row = table.runs_of(described["stage"])[0]
-        config = table.config(row, described["stage"], DATA)
-        given = {f"eval/{name}" for name in ("loss", "perplexity", "token_accuracy", *config.supervision.metrics)}
-        for member in getattr(config.task, "members", ()):  # of several tasks each has its own
-            given |= {f"eval/{member['title']}/{name}" for name in member.get("metrics", ("accuracy",))}
-        assert described["metric"] in given | {"train/loss"}, column
+        parts = table.config(row, described["stage"], DATA).supervision.parts
+        title, _, metric = described["metric"].removeprefix("eval/").rpartition("/")
+        given = [
+            metric for part in parts if part.title == title or len(parts) == 1 for metric in part.objective.metrics
+        ]
+        assert metric in ("loss", "perplexity", "token_accuracy", *given), column

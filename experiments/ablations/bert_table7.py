@@ -44,7 +44,8 @@ def _smoke() -> tuple[dict, dict, int]:
 
 def _small() -> tuple[dict, dict, int]:
     learnt = PRETRAINING | MASKED | DEEP | CASED | {"objective.next_sentence": False}
-    stages = {"base": {"config": "bert:small", "set": learnt, "shared": True}, "NER": ner(600, DEEP, start="@base")}
+    learnt |= {"training.num_steps": 3000, "optimizer.learning_rate": 1e-3}
+    stages = {"base": {"config": "bert:small", "set": learnt, "shared": True}, "NER": ner(1200, DEEP, start="@base")}
     return stages, FROZEN, 4
 
 
@@ -55,7 +56,7 @@ def _paper() -> tuple[dict, dict, int]:
         "large": {"config": "bert:large", "set": cased | {"model.preset": "bert_large_cased"}, "shared": True},
         "NER": {"config": "finetune/ner:bert,base", "set": {"model.preset": "bert_base_cased", "init_from": "@base"}},
     }
-    return stages, {"training.trainable": ("token_heads/.*",)}, 12
+    return stages, FROZEN, 12
 
 
 def get_table(scale: str) -> dict:

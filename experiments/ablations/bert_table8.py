@@ -16,6 +16,7 @@ PAPER = {
     "0/0/100": {"MNLI": 83.6, "NER fine-tuned": 94.9, "NER features": 94.6},
 }
 CASED = {"tokenizer.lowercase": False, "tokenizer.strip_accents": False}  # names are told by their capitals
+# A linear classifier alone learns at a higher rate than a whole model; not published: the paper's is another one.
 FROZEN = {"training.trainable": ("token_heads/.*",), "optimizer.learning_rate": 1e-2}
 
 
@@ -47,8 +48,8 @@ def _small() -> tuple[dict, dict]:
             "set": PRETRAINING | MASKED | CASED | {"objective.next_sentence": False},
         },
         "SST-2": glue("sst2", 300),
-        "NER": ner(300),
-        "features": ner(300, FROZEN),
+        "NER": ner(900),
+        "features": ner(600, FROZEN),
     }
     columns = {
         "SST-2": common.judged("SST-2", "eval/accuracy", paper="MNLI"),
@@ -64,7 +65,7 @@ def _paper() -> tuple[dict, dict]:
         "pretraining": {"config": "bert:base"},
         "MNLI": {"config": "finetune/glue:bert,mnli,base", "set": start},
         "NER": {"config": "finetune/ner:bert,base", "set": start},
-        "features": {"config": "finetune/ner:bert,base", "set": start | {"training.trainable": ("token_heads/.*",)}},
+        "features": {"config": "finetune/ner:bert,base", "set": start | FROZEN},
     }
     columns = {
         "MNLI": common.judged("MNLI", "eval/accuracy"),

@@ -30,6 +30,14 @@ COLA = _TSV | {
 }
 SST2 = _TSV | {"data.path": "{data}/glue/SST-2/train.tsv.xz", "data.validation_path": "{data}/glue/SST-2/dev.tsv"}
 RTE = _TSV | {"data.path": "{data}/glue/RTE/train.tsv", "data.validation_path": "{data}/glue/RTE/dev.tsv"}
+AG_NEWS = _TSV | {  # 10,000 of its articles; a tenth of them is held out
+    "data.path": "{data}/ag_news/train10k.tsv.xz",
+    "data.validation_share": 0.1,
+    "data.header": False,
+    "data.label_field": "2",
+    "task.text_fields": ("1",),
+    "task.sequence_length": 64,
+}
 STSB = _TSV | {
     "data.path": "{data}/glue/STS-B/train.tsv",
     "data.validation_path": "{data}/glue/STS-B/dev.tsv",

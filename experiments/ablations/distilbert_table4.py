@@ -49,9 +49,8 @@ def _smoke() -> tuple[dict, dict, dict]:
 
 def _small() -> tuple[dict, dict, dict]:
     teacher = {"model.num_layers": 4}
-    steps = 800
     student = SIZE | common.NOVELS | common.AT_THE_END | {
-        "training.num_steps": steps,
+        "training.num_steps": 800,
         "training.batch_size": 16,
         "objective.masking_rate": 0.3,
         "objective.max_predictions": 38,
@@ -60,6 +59,7 @@ def _small() -> tuple[dict, dict, dict]:
         "checkpoint.init_skip": ("encoder/inputs/token_types",),  # the teacher learns no next sentences
     }  # fmt: skip
     learnt = PRETRAINING | MASKED | teacher | {"objective.next_sentence": False}
+    learnt |= {"training.num_steps": 3000, "optimizer.learning_rate": 1e-3}
     stages = {
         "teacher": {"config": "bert:small", "set": learnt, "shared": True},
         "student": {"config": "distilbert:small", "set": student},

@@ -4,7 +4,7 @@ jaxformer reproduce gpt_figure2
 """
 
 from . import common
-from .gpt_table5 import PRETRAINING, glue
+from .gpt_table5 import PRETRAINING, SIZE, glue
 
 
 def _taken(layers: int) -> dict:
@@ -29,13 +29,13 @@ def _smoke() -> tuple[dict, dict, int]:
 def _small() -> tuple[dict, dict, int]:
     stages = {
         "pretraining": {"config": "gpt:small", "set": PRETRAINING, "shared": True},
-        "SST-2": glue("sst2", 500),
-        "CoLA": glue("cola", 400),
-        "STS-B": glue("stsb", 300),
+        "SST-2": glue("sst2", 400),
+        "AG-News": common.fine_tuning("finetune/classify:gpt,small", 200, common.AG_NEWS, SIZE),
+        "STS-B": glue("stsb", 150),
     }
     columns = {
         "SST-2": common.judged("SST-2", "eval/accuracy"),
-        "CoLA": common.judged("CoLA", "eval/matthews"),
+        "AG News": common.judged("AG-News", "eval/accuracy"),
         "STS-B": common.judged("STS-B", "eval/pearson"),
     }
     return stages, columns | common.missing(common.NO_FILE, "MultiNLI", "RACE"), 4

@@ -58,9 +58,9 @@ def _small() -> tuple[dict, dict]:
     stages = {
         "pretraining": {"config": "gpt:small", "set": PRETRAINING, "shared": True},
         "CoLA": glue("cola", 300),
-        "SST-2": glue("sst2", 400),
-        "STS-B": glue("stsb", 250),
-        "RTE": glue("rte", 120),
+        "SST-2": glue("sst2", 300),
+        "STS-B": glue("stsb", 150),
+        "RTE": glue("rte", 100),
     }
     columns = {name: common.judged(name, f"eval/{METRICS[name]}") for name in FAR}
     columns |= common.missing(common.NO_FILE, "MRPC", "QQP", "MNLI", "QNLI")
