@@ -70,7 +70,7 @@ T5_NARROW = {
 }
 T5_PRETRAINING = T5_NARROW | {
     "objective.sequence_length": 64,
-    "training.num_steps": 2000,
+    "training.num_steps": 3000,
     "training.batch_size": 8,
 }
 T5_FINE_TUNING = T5_NARROW | {
