@@ -66,9 +66,27 @@ class Plan:
             for stage in self.table.stages:
                 for row in self.table.runs_of(stage):
                     shared = self.table.stages[stage].shared
-                    if (shared and seed == self.seeds[0]) or row in self.rows:
+                    if (shared and seed == self.seeds[0]) or self.trains(row, stage):
                         if (row, stage) not in self.refused:
                             yield stage, row, self.asked.shared_seed if shared else seed
+
+    def trains(self, row: str, stage: str) -> bool:
+        """Whether a row has a run of a stage that is not another row's, too."""
+        return row in self.rows and self.table.same_as(row, stage, self.rows) == row
+
+    def key(self, stage: str, row: str, seed: int) -> Key:
+        """Return (stage, row, seed) of the run that a row with a seed has of a stage."""
+        if self.table.stages[stage].shared:
+            return stage, "", self.asked.shared_seed
+        return stage, self.table.same_as(row, stage, self.rows), seed
+
+    def keys(self) -> Iterator[tuple[Key, Key]]:
+        """Yield of every row, stage and seed the (stage, row, seed), and that of the run that it has there."""
+        for seed in self.seeds:
+            for stage in self.table.stages:
+                for row in self.table.runs_of(stage):
+                    if not row or row in self.rows:
+                        yield (stage, row, seed if row else self.asked.shared_seed), self.key(stage, row, seed)
 
 
 def planned(asked: Reproduction) -> Plan:
@@ -185,7 +203,8 @@ def reproduce(
             _train(study, parallel, processes, quiet)
             _gather(plan, stage, seed, study, rows, runs, lost)
             if first:
-                _note(folder, trials=_trials(runs), lost=[[*key, why] for key, why in lost.items()])
+                gone = [[*key, lost[run]] for key, run in plan.keys() if run in lost]
+                _note(folder, trials=_trials(plan, runs), lost=gone)
     if first:
         _note(folder, measured=_measured(plan, runs))
     found = report.read_reproduction(folder)
@@ -213,11 +232,11 @@ def _stage_study(
         return None
     points: dict[str, dict[str, Any]] = {}
     for row in table.runs_of(stage):
-        if (row and row not in plan.rows) or (row, stage) in plan.refused:
+        if (row and not plan.trains(row, stage)) or (row, stage) in plan.refused:
             continue
-        keys = {other: _key(plan, other, row, seed) for other in table.links(row, stage)}
+        keys = {other: plan.key(other, row, seed) for other in table.links(row, stage)}
         if gone := [lost[key] for key in keys.values() if key in lost]:
-            lost[_key(plan, stage, row, seed)] = gone[0]
+            lost[plan.key(stage, row, seed)] = gone[0]
             continue
         places = {other: str(runs[key].folder) for other, key in keys.items()}
         points[row] = filled(table.own(row, stage) or {}, plan.asked.data, places)
@@ -225,7 +244,7 @@ def _stage_study(
         return None
     overrides = [f"{key}={value}" for key, value in filled(table.common(stage), plan.asked.data, {}).items()]
     experiment = Experiment(absolute_spec(table.stages[stage].config), tuple(overrides))
-    space = {POINTS: list(points.values()), SEED: [_key(plan, stage, next(iter(points)), seed)[2]]}
+    space = {POINTS: list(points.values()), SEED: [plan.key(stage, next(iter(points)), seed)[2]]}
     # The checkpoints of runs that others start from stay.
     read = any(stage in table.links(row, other) for other in table.stages for row in table.runs_of(other))
     settings = Settings(metrics=tuple(table.metrics(stage)), keep="all" if read else "none")
@@ -234,17 +253,12 @@ def _stage_study(
     return open_study(place, experiment, space, settings, allow_change=True), list(points)
 
 
-def _key(plan: Plan, stage: str, row: str, seed: int) -> Key:
-    """Return (stage, row, seed) of the run that a row with a seed has of a stage."""
-    return (stage, "", plan.asked.shared_seed) if plan.table.stages[stage].shared else (stage, row, seed)
-
-
 def _gather(plan: Plan, stage: str, seed: int, study: Study, rows: list[str], runs: dict[Key, Trial], lost: dict[Key, str]) -> None:
     """Note where the runs of a stage lie, and why those that failed did."""
     found = {trial.path.name: trial for trial in read_sweep(study.folder).trials}
     for row, point in zip(rows, study.space.points, strict=True):
         (trial,) = study.trials(point)
-        key = _key(plan, stage, row, seed)
+        key = plan.key(stage, row, seed)
         runs[key] = trial
         record = found[trial.folder.name].record if trial.folder.name in found else {}
         if record.get("state") != DONE:
@@ -306,11 +320,12 @@ def _sizes(plan: Plan) -> dict[str, dict[str, float]]:
     return sizes
 
 
-def _trials(runs: Mapping[Key, Trial]) -> dict[str, dict[str, dict[str, str]]]:
-    """Return {stage: {row: {seed: the folder's name}}}."""
+def _trials(plan: Plan, runs: Mapping[Key, Trial]) -> dict[str, dict[str, dict[str, str]]]:
+    """Return {stage: {row: {seed: the folder's name}}}; rows that differ later have one run in common."""
     found: dict[str, dict[str, dict[str, str]]] = {}
-    for (stage, row, seed), trial in runs.items():
-        found.setdefault(stage, {}).setdefault(row, {})[str(seed)] = trial.folder.name
+    for (stage, row, seed), run in plan.keys():
+        if run in runs:
+            found.setdefault(stage, {}).setdefault(row, {})[str(seed)] = runs[run].folder.name
     return found
 
 
@@ -326,7 +341,8 @@ def _measured(plan: Plan, runs: Mapping[Key, Trial]) -> dict[str, dict[str, floa
         if "measure" not in column:
             continue
         stage = column["stage"]
-        there = {row: runs[key] for row in plan.rows if (key := _key(plan, stage, row, plan.seeds[0])) in runs}
+        having = [row for row in plan.rows if row in plan.table.runs_of(stage) or plan.table.stages[stage].shared]
+        there = {row: runs[key] for row in having if (key := plan.key(stage, row, plan.seeds[0])) in runs}
         if column["measure"] == "parameters":
             found[name] = {row: float(_size(plan, stage, row).parameters) for row in there}
         else:
