@@ -61,7 +61,7 @@ def get_table(scale: str) -> dict:
         columns = _columns_of(common.T5_PAPER)
     else:
         tasks = SMOKE if scale == "smoke" else SMALL
-        lengths = {"name": "text_to_text", "sequence_length": 64, "target_length": 16}
+        lengths = {"name": "text_to_text", "sequence_length": 64, "target_length": 8}
         mixed = {
             "task.members": [
                 lengths | task | {"title": title, "corpora": [number]}
@@ -70,8 +70,8 @@ def get_table(scale: str) -> dict:
             "data.members": [_member(data) for _, data in tasks.values()],
             "data.cap": CAP[scale],
         }
-        shared = common.TINY if scale == "smoke" else common.T5_FINE_TUNING | {"training.num_steps": 600}
-        unread = ("task.sequence_length",)
+        shared = common.TINY if scale == "smoke" else common.T5_FINE_TUNING | {"training.num_steps": 1000}
+        unread = ("task.sequence_length", "task.target_length")  # each member has its own
         kept = {key: value for key, value in shared.items() if key not in unread}
         stages = {
             "pretraining": stages["pretraining"],

@@ -36,9 +36,9 @@ CAUSAL_LM = {"objective.name": "causal_lm", "objective.z_loss": 1e-4}
 def get_table(scale: str) -> dict:
     """Return the table at a scale: smoke, small or paper."""
     stages = common.t5_stages(scale, {"objective.name": "replace_spans"})
-    if scale == "smoke":
-        for stage in stages.values():
-            stage["set"] = stage["set"] | {"model.num_layers": LAYERS[scale]}
+    if scale != "paper":  # half of one layer is none
+        layers = {"model.num_layers": LAYERS[scale]}
+        stages = {name: stage | {"set": stage["set"] | layers} for name, stage in stages.items()}
     architectures: dict[str, tuple[dict, dict]] = {
         "encoder-decoder": ({}, PREFIX_LM),
         "encoder-decoder, half the layers": ({"model.num_layers": LAYERS[scale] // 2}, PREFIX_LM),

@@ -6,7 +6,7 @@ value is the run of that stage of the same row and seed, "{data}" in one the fol
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxformer.config import TABLES, Config, experiments, load, load_described
@@ -100,6 +100,17 @@ class Table:
         if self.stages[stage].shared:
             return [""]
         return [name for name in self.runs if self.own(name, stage) is not None]
+
+    def same_as(self, row: str, stage: str, rows: Sequence[str]) -> str:
+        """Return the first of `rows` whose run of a stage is this row's, too: it changes the same, and starts from the
+        same runs."""
+        own, earlier = self.own(row, stage), [name for name in self.links(row, stage) if not self.stages[name].shared]
+        for other in rows[: rows.index(row)]:
+            if self.own(other, stage) == own and all(
+                self.same_as(other, name, rows) == self.same_as(row, name, rows) for name in earlier
+            ):
+                return other
+        return row
 
     def metrics(self, stage: str) -> list[str]:
         """Return what the runs of a stage are asked for: the metrics of its columns."""

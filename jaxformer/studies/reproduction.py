@@ -45,14 +45,15 @@ class Plan:
     refused: Mapping[tuple[str, str], str]
 
     def runs(self) -> Iterator[tuple[str, str, int]]:
-        """Yield (stage, row, seed) of all runs, in the order in which they are trained; row "" of a shared one."""
+        """Yield (stage, row, seed) of all runs, in the order in which they are trained; row "" of a shared one. Rows
+        that do not differ so far have one in common."""
         for seed in self.seeds:
             for stage in self.table.stages:
                 for row in self.table.runs_of(stage):
                     shared = self.table.stages[stage].shared
-                    if (shared and seed == self.seeds[0]) or row in self.rows:
-                        if (row, stage) not in self.refused:
-                            yield stage, row, self.asked.shared_seed if shared else seed
+                    own = row in self.rows and self.table.same_as(row, stage, self.rows) == row
+                    if (own or (shared and seed == self.seeds[0])) and (row, stage) not in self.refused:
+                        yield stage, row, self.asked.shared_seed if shared else seed
 
     def key(self, stage: str, row: str, seed: int) -> Key:
         """Return (stage, row, seed) of the run that a row with a seed has of a stage."""
