@@ -10,6 +10,7 @@ import pytest
 
 from jaxformer.config import Config, flat, load
 from jaxformer.studies.ablations import SCALES, Table, read_table, tables
+from jaxformer.studies.reproduction import files_of
 
 GOLDEN = Path(__file__).parent / "golden" / "ablations"
 UPDATE = "JAXFORMER_UPDATE_GOLDEN=1 python -m pytest tests/test_ablations.py"
@@ -119,3 +120,10 @@ def test_the_runs_of_a_row_log_what_their_columns_ask_for(name: str, scale: str)
             metric for part in parts if part.title == title or len(parts) == 1 for metric in part.objective.metrics
         ]
         assert metric in ("loss", "perplexity", "token_accuracy", *given), column
+
+
+def test_the_page_names_every_file_that_small_reads() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "reproducing.md").read_text(encoding="utf-8")
+    for name in tables():
+        for file in files_of(read_table(name, "small")):
+            assert f"`{file}`" in page, f"{name} reads {file}"

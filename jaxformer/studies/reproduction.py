@@ -74,7 +74,7 @@ def planned(asked: Reproduction) -> Plan:
     table = read_table(asked.table, asked.scale)
     if table.reads_data and not asked.data:
         raise UserError(
-            f"--data: {table.name} at {table.scale} reads {', '.join(_files(table))}; name the folder that holds them"
+            f"--data: {table.name} at {table.scale} reads {', '.join(files_of(table))}; name the folder that holds them"
         )
     if asked.data and not table.reads_data:
         raise UserError(f"--data: {table.name} at {table.scale} reads no folder of yours; leave it out")
@@ -94,7 +94,7 @@ def planned(asked: Reproduction) -> Plan:
     return plan
 
 
-def _files(table: Table) -> list[str]:
+def files_of(table: Table) -> list[str]:
     """Return the files and folders of --data that a table reads."""
     found: dict[str, None] = {}
     for stage in table.stages.values():
