@@ -74,8 +74,8 @@ def _differences(result: Result) -> Drawn:
     caption = (
         f"By how much each row differs from {result['base']}, the mean over seeds with its 95 % interval, beside the "
         "paper's difference. Left out are rows without a result of ours, and columns without numbers of the "
-        "paper where others have them. The longest intervals end at the edge. Where the paper measures something else, its "
-        "differences have an axis of their own, above."
+        "paper where others have them. The longest intervals end at the edge. Where the paper measures something else, "
+        "its differences have an axis of their own, above."
     )
     return "differences", "Ours beside the paper", caption, figure
 
