@@ -10,6 +10,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,7 @@ def ours(folder: Path, number: int) -> dict[str, Any]:
     from jaxformer.devices import prepare_process
 
     prepare_process()
-    own = folder / str(number)
-    own.mkdir()
+    own = Path(tempfile.mkdtemp(dir=folder))  # a measurement that was discarded left its own
     rate, batch = tokenising_and_batches(own)
     step = step_seconds()
     waits = [waiting(spec, own) for spec in TRAINED]

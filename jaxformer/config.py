@@ -35,7 +35,7 @@ from jaxformer.tasks import TASKS, Definitions, joined, read_file, renamed
 from jaxformer.tokenizers import TOKENIZERS
 from jaxformer.training import OPTIMIZERS, DistillationConfig, Phase, TrainingConfig, read_phases, schedule
 
-_EXPERIMENTS, _TABLES = "jaxformer.experiments", "ablations/"
+_EXPERIMENTS, TABLES = "jaxformer.experiments", "ablations/"
 # A section is one dataclass, or a dict of them of which the section's `name` selects one.
 SECTIONS: dict[str, Any] = {
     "model": TransformerConfig,
@@ -206,8 +206,7 @@ def _resolve(experiment: Mapping[str, Any], overrides: str | Sequence[str], name
 
 
 def load_described(spec: str, function: str, option: str = "--config") -> Any:
-    """Return what another function of an experiment's file says: `get_sweep(arg)` what is to be searched,
-    `get_table(scale)` what a paper's table asks."""
+    """Return what another function of a file says: `get_sweep(arg)` what to search, `get_table(scale)` a table."""
     return _called(spec, function, option)[0]
 
 
@@ -227,37 +226,28 @@ def _called(spec: str, function: str, option: str) -> tuple[Any, Definitions | N
 
 def _split(spec: str) -> tuple[str, str]:
     """Split NAME:ARG, leaving the colon of a drive or an object store in a file's path alone."""
-    match = re.fullmatch(r"(.*\.py)(?::(.*))?", spec) or re.fullmatch(r"([^:]*)(?::(.*))?", spec)
-    if match is None:
+    if (match := re.fullmatch(r"(.*\.py)(?::(.*))?", spec) or re.fullmatch(r"([^:]*)(?::(.*))?", spec)) is None:
         raise UserError(f"--config={spec}: give NAME[:ARG] or FILE.py[:ARG]")
     return match[1], match[2] or ""
 
 
-def experiments() -> list[str]:
-    """Return the names of the package's experiments; those in a folder bear its name: `finetune/area`."""
-    return [name for name in _modules() if not name.startswith(_TABLES)]
-
-
-def tables() -> list[str]:
-    """Return the names of the papers' tables of ablations in the package."""
-    return [name.removeprefix(_TABLES) for name in _modules() if name.startswith(_TABLES)]
-
-
-def _modules() -> list[str]:
-    path = importlib.import_module(_EXPERIMENTS).__path__
-    found = [module.name for module in pkgutil.walk_packages(path, f"{_EXPERIMENTS}.") if not module.ispkg]
-    names = [name.removeprefix(f"{_EXPERIMENTS}.").replace(".", "/") for name in found]
-    return sorted(name for name in names if Path(name).name != "common")
+def experiments(tables: bool = False) -> list[str]:
+    """Return the names of the package's experiments, those in a folder with its name (`finetune/area`); or, with
+    `tables`, of its tables of ablations, which are no configs."""
+    walked = pkgutil.walk_packages(importlib.import_module(_EXPERIMENTS).__path__, f"{_EXPERIMENTS}.")
+    found = [module.name for module in walked if not module.ispkg]
+    names = [name.removeprefix(f"{_EXPERIMENTS}.").replace(".", "/") for name in found if not name.endswith(".common")]
+    return sorted(name for name in names if name.startswith(TABLES) == tables)
 
 
 def _experiment(name: str, arg: str, function: str, option: str) -> tuple[Callable[[str], Any], Definitions | None]:
     """Return a function of an experiment of the package or of a file, `get_config` or `get_sweep`, and what the file
     defines: the only dynamic import of the project."""
-    choices = experiments()
+    choices = experiments(name.startswith(TABLES))
     if name.endswith(".py"):
         if not Path(name).is_file():
             raise UserError(f"{option}: no file {name}")
-    elif name not in choices and not name.startswith(_TABLES):
+    elif name not in choices:
         raise UserError(
             f"{option}: no experiment '{name}'{suggest(name, choices)}; there are {', '.join(choices)}, or give FILE.py"
         )

@@ -89,11 +89,11 @@ def test_the_commands_of_the_page_are_ones_that_the_parser_takes() -> None:
             cli._parser().parse_args(shlex.split(words))
 
 
-@pytest.mark.parametrize("page", ["sweeps.md", "fine-tuning.md"])
+@pytest.mark.parametrize("page", ["sweeps.md", "fine-tuning.md", "reproducing.md"])
 def test_the_commands_of_a_page_are_ones_that_the_parser_and_the_search_take(page: str) -> None:
     text = (DOCS / page).read_text(encoding="utf-8").replace("\\\n", " ")
     lines = [line.strip().partition("  #")[0] for line in text.splitlines() if line.startswith("    jaxformer ")]
-    assert len(lines) >= 8
+    assert len(lines) >= 5
     for line in lines:
         own, _, other = line.removeprefix("jaxformer ").partition(" -- ")
         for words in filter(None, (own, other)):

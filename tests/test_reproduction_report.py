@@ -29,7 +29,6 @@ from jaxformer.report import (
     results_index,
     write_reproduction_report,
     write_result,
-    write_results_index,
 )
 from jaxformer.report import reproduction_statistics as statistics
 from jaxformer.report.reproduction_plots import corners, reference, shares
@@ -49,7 +48,8 @@ def made_row(paper: dict[str, float], values: dict[str, list[float | None]], **f
 def made(columns: dict[str, Any], rows: dict[str, Result], **fields: Any) -> Result:
     """A result with three seeds, whose base is the first row."""
     result: Result = {
-        "kind": "reproduction", "name": "table5", "scale": "small", "data": "corpora", "question": "What is it worth?",
+        "kind": "reproduction", "name": "table5", "spec": "table5", "scale": "small", "data": "corpora",
+        "question": "What is it worth?",
         "paper": "BERT (Devlin et al. 2018)", "place": "Table 5, page 8", "base": next(iter(rows)),
         "differences": False, "notes": ["Other texts."], "columns": columns, "fits": [],
         "command": "jaxformer reproduce table5 --scale=small --data=/some/where/corpora --seeds=3 --rows 'A,B C'",
@@ -435,18 +435,32 @@ def test_markdown_is_made_of_the_file_alone(tmp_path: Path) -> None:
 
 
 def test_the_list_of_results_has_a_finding_and_a_picture_of_each() -> None:
-    text = results_index([bert(), law(-0.07, 0.0) | {"name": "laws"}], ["table5.png"])
+    results = [bert(), law(-0.07, 0.0) | {"name": "laws"}]
+    text = results_index(results, {"table5.png"}, {"bert-small": "A sweep: bert-small"})
     assert "[BERT (Devlin et al. 2018), Table 5, page 8](table5.md)" in text and headline(bert()) in text
     assert text.count("<img") == 1 and "(laws.md)" in text
-    for other in ("bert-small", "finetuning", "wikitext2"):
-        assert f"[{other}]({other}.md)" in text
+    assert "* [A sweep: bert-small](bert-small.md)" in text
 
 
-def test_the_list_is_written_of_the_files_in_a_folder(tmp_path: Path) -> None:
+def test_pages_and_the_list_are_written_of_the_files_in_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_result(bert(), tmp_path)
+    for made in (tmp_path / "table5.md", tmp_path / "table5.png"):
+        made.unlink()
     (tmp_path / "bert-small.json").write_text('{"date": "2026-11-30"}')
-    page = write_results_index(tmp_path)
-    assert page == tmp_path / "README.md" and page.read_text() == results_index([bert()], ["table5.png"])
+    (tmp_path / "bert-small.md").write_text("# A sweep: bert-small\n\nMore.\n")
+    for _ in range(2):
+        assert main(["reproduce", "pages", str(tmp_path)]) == 0
+        assert capsys.readouterr().out.split() == [str(tmp_path / "table5.md"), str(tmp_path / "README.md")]
+        expected = results_index([bert()], {"table5.png"}, {"bert-small": "A sweep: bert-small"})
+        assert (tmp_path / "README.md").read_text() == expected and (tmp_path / "table5.png").exists()
+    (tmp_path / "table5.json").rename(tmp_path / "other.json")
+    assert main(["reproduce", "pages", str(tmp_path)]) == 2
+    assert "call the file table5.json" in capsys.readouterr().err
+    (tmp_path / "other.json").unlink()
+    assert main(["reproduce", "pages", str(tmp_path)]) == 2
+    assert "holds no result of a reproduction" in capsys.readouterr().err
 
 
 def test_pictures_follow_what_is_there(tmp_path: Path) -> None:
@@ -570,7 +584,8 @@ def make_folder(folder: Path, **fields: Any) -> Path:
             trials["task"] = {row: {"0": f"task-{row}-0"} for row in judged}
             trials["training"] = {row: {"0": f"training-{row}-0"} for row in trained}
     record = {
-        "kind": "reproduction", "name": "t1", "scale": "small", "data": "/some/where/corpora", "table": table,
+        "kind": "reproduction", "name": "t1", "spec": "t1", "scale": "small",
+        "data": "/some/where/corpora", "table": table,
         "rows": ["base", "narrow", "untrained"], "seeds": [0, 1], "refused": [], "lost": [], "trials": trials,
         "sizes": {"base": {"parameters": 10, "tokens": 20.0, "flops": 1200.0}},
         "measured": {"size": {"base": 4e6, "narrow": 2e6}}, "command": "jaxformer reproduce t1", "version": "0.1.0",

@@ -49,6 +49,16 @@ def test_a_grid_is_the_product_of_its_lists_and_conditions_take_keys_out() -> No
     }
 
 
+def test_points_may_be_given_one_by_one() -> None:
+    points = [{}, {"objective.name": "causal_lm"}, {"model.d_model": 8, "model.d_ff": 32}]
+    space = read_space({"points": points, "seed": [0, 1]})
+    assert space.grid() == space.checked() == points and space.seeds == (0, 1)
+    assert space.keys == ("objective.name", "model.d_model", "model.d_ff")
+    assert read_space(json.loads(json.dumps(space.to_dict()))) == space
+    drawn = space.drawn(0, 2)
+    assert drawn == space.drawn(0, 2) and len(drawn) == 2 and all(point in points for point in drawn)
+
+
 def test_points_drawn_at_random_are_the_same_again_and_spread_as_the_range_says() -> None:
     space = of("optimizer.learning_rate=1e-5..1e-1:log", "model.num_layers=2..5", "model.dropout=0..0.3:0.1")
     points = space.drawn(0, 200)
@@ -94,6 +104,10 @@ def test_the_ends_of_ranges_stand_for_all_when_a_space_is_checked() -> None:
         ({"seed, a.b": [(0, 1)]}, "go with no other key"),
         ({"seed": {"low": 0, "high": 3}}, "go with no other key"),
         ([1], "not a dict"),
+        ({"points": []}, "give a list of dicts"),
+        ({"points": [{"a.b": 1}, 2]}, "give a list of dicts"),
+        ({"points": [{"a.b": 1}, {"a.b": 1}]}, "a point is given twice"),
+        ({"points": [{"a.b": 1}], "c.d": [1]}, "where points are given one by one, nothing else is searched"),
     ],
 )
 def test_what_is_no_space_is_refused_in_a_line(content: Any, said: str) -> None:

@@ -14,6 +14,7 @@ from jaxformer import __version__
 from jaxformer.checks import several
 from jaxformer.cli import verbs
 from jaxformer.cli.flags import add_flags
+from jaxformer.cli.reproductions import add_reproduce
 from jaxformer.cli.sweeps import add_sweep
 from jaxformer.cli.transfers import add_demo, add_transfer
 from jaxformer.errors import Interrupted, UserError
@@ -190,6 +191,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_sweep(add)
     add_transfer(add)
+    add_reproduce(add)
 
     evaluate = add(
         "evaluate", verbs.evaluate, "judge a run on held-out data", "evaluate --workdir=runs/bert-smoke", overrides=True
@@ -229,11 +231,9 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("--workdir", required=True, metavar="DIR", help="the run directory")
         choose_parameters(verb)
         verb.add_argument(
-            "--input",
-            default="",
-            metavar="FILE|-",
+            "--input", default="", metavar="FILE|-",
             help=".jsonl, .csv, .tsv, …, or plain text, a text a line; -: stdin",
-        )
+        )  # fmt: skip
         verb.add_argument("--overwrite", action="store_true", help="replace what is in the output")
         verb.add_argument("--allow-config-change", action="store_true", help=CHANGED)
     for verb in (generate, fill, predict, score):

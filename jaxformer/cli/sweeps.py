@@ -83,7 +83,7 @@ def sweep(args: argparse.Namespace, overrides: list[str]) -> int:
     if args.worker:
         studies.worker(location(args.study), parent=True)
         return 0
-    shows = _joined(args.parallel * args.processes > 1)
+    shows = joined(args.parallel * args.processes > 1)
     if args.config:
         study = studies.open_study(*_asked(args, overrides), _storage(args), args.allow_config_change)
     else:
@@ -94,7 +94,7 @@ def sweep(args: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def _joined(starts_workers: bool) -> bool:
+def joined(starts_workers: bool) -> bool:
     """Join the processes that are one worker together with this one, or make it one that only starts workers, whose
     devices it leaves alone; say whether it shows what the study gives."""
     from jaxformer import studies
@@ -195,7 +195,7 @@ def train_seeds(args: argparse.Namespace, overrides: list[str], workdir: Path) -
     from jaxformer.report import print_seeds
 
     first = configs.load(args.config, overrides).seed
-    shows = _joined(starts_workers=False)
+    shows = joined(starts_workers=False)
     space = {"seed": list(range(first, first + args.seeds))}
     experiment = studies.Experiment(studies.absolute_spec(args.config), tuple(overrides))
     folder = location(args.workdir) if args.workdir else workdir.with_name(f"{workdir.name}-seeds")

@@ -394,6 +394,8 @@ def launch(args: argparse.Namespace, overrides: list[str]) -> int:
         configs.load(inner.config, inner.overrides)
     if inner.verb == "sweep":
         sweeps.check_launch(inner, inner.overrides, (job, options))
+    if inner.verb == "reproduce":
+        reproductions.check_launch(inner)
     if args.dry_run:
         print(places.PLACES[args.place].dry_run(job, options), end="")
         return 0

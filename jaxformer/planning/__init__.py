@@ -6,6 +6,6 @@ what devices exchange (`network`).
 What may come in: whatever can be said of a run without running it.
 What must not: measurements."""
 
-from jaxformer.planning.plan import Size, size_of
+from jaxformer.planning.plan import Work, num_parameters, work_of
 
-__all__ = ["Size", "size_of"]
+__all__ = ["Work", "num_parameters", "work_of"]

@@ -129,21 +129,31 @@ def make_plan(
     return plan
 
 
-class Size(NamedTuple):
-    """What a run is, in numbers: the parameters of its model, and the tokens and FLOPs of the whole training."""
+class Work(NamedTuple):
+    """How much a run is: the tokens and the FLOPs of the whole training."""
 
-    parameters: int
     tokens: int
     flops: float
 
 
-def size_of(config: Config) -> Size:
-    """Return what a run is in numbers, without tracing it; where labels or a teacher cannot be read, about."""
-    notes: list[str] = []
-    supervision = _labelled(config, notes)
-    model = build_model(config, supervision)
-    flops, tokens = _work(config, model, supervision, None)
-    return Size(count_parameters(dataclasses.replace(model, execution=Execution(unroll=1))), tokens, flops)
+def work_of(config: Config) -> Work:
+    """Return how much a run is, by formulas alone: neither its data nor a teacher is read."""
+    supervision = _as_if_labelled(config)
+    flops, tokens = _work(config, build_model(config, supervision), supervision, None)
+    return Work(tokens, flops)
+
+
+def num_parameters(config: Config) -> int:
+    """Return the parameters of a run's model, without reading its data; a task's has two labels."""
+    model = build_model(config, _as_if_labelled(config))
+    return count_parameters(dataclasses.replace(model, execution=Execution(unroll=1)))
+
+
+def _as_if_labelled(config: Config) -> Supervision:
+    """Return the objective, or the task with two labels: how many there are hardly counts."""
+    if config.task is None or config.task.decodes:
+        return config.supervision
+    return dataclasses.replace(config.task, labels=("0", "1"))
 
 
 def _estimated(plan: Plan, chip: Chip, watts: float | None, config: Config) -> Plan:

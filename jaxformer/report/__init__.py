@@ -13,7 +13,7 @@ from jaxformer.report.page import write_report, write_reproduction_report, write
 from jaxformer.report.plots import COLOURS, MARKERS, SERIES, STYLE
 from jaxformer.report.read import find_runs, read_run
 from jaxformer.report.reproduction import CANNOT_RUN, NOT_PROVIDED, OTHER_SCALE, read_reproduction, read_result
-from jaxformer.report.reproduction_markdown import result_markdown, results_index, write_result, write_results_index
+from jaxformer.report.reproduction_markdown import result_markdown, results_index, write_result, write_results
 from jaxformer.report.reproduction_tables import print_reproduction
 from jaxformer.report.study import (
     COSTS,
@@ -108,7 +108,7 @@ __all__ = [
     "write_report",
     "write_reproduction_report",
     "write_result",
-    "write_results_index",
+    "write_results",
     "write_sweep_report",
     "write_transfer_report",
 ]

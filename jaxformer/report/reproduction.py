@@ -46,13 +46,14 @@ CANNOT_RUN, OTHER_SCALE, NOT_PROVIDED = "cannot run", "not at this scale", "not 
 STATES = (DONE, RUNNING, WAITING, FAILED, CANNOT_RUN, OTHER_SCALE, NOT_PROVIDED)
 STAGES, SHARED = "stages", "shared"
 _RECORD = (
-    "name", "scale", "data", "table", "rows", "seeds", "refused", "sizes", "trials", "lost", "measured", "command",
-    "created", "version", "git_revision", "packages",
+    "name", "spec", "scale", "data", "table", "rows", "seeds", "refused", "sizes", "trials", "lost", "measured",
+    "command", "created", "version", "git_revision", "packages",
 )  # fmt: skip
 _TABLE = ("question", "paper", "place", "base", "stages", "columns", "rows")
 _RESULT = (
-    "name", "scale", "data", "question", "paper", "place", "base", "differences", "notes", "columns", "fits", "command",
-    "created", "version", "git_revision", "packages", "device", "seeds", "rows", "costs", "trials", "meaning",
+    "name", "spec", "scale", "data", "question", "paper", "place", "base", "differences", "notes", "columns", "fits",
+    "command", "created", "version", "git_revision", "packages", "device", "seeds", "rows", "costs", "trials",
+    "meaning",
 )  # fmt: skip
 _ROW = ("paper", "set", "state", "reason", "values", "costs", "size")
 
@@ -70,7 +71,7 @@ def read_reproduction(folder: Path) -> dict[str, Any]:
     runs = _runs(folder, record)
     return {
         "kind": REPRODUCTION,
-        **{name: record[name] for name in ("name", "scale")},
+        **{name: record[name] for name in ("name", "spec", "scale")},
         "data": Path(record["data"]).name,
         **{name: table[name] for name in ("question", "paper", "place", "base")},
         "differences": bool(table.get("differences")),

@@ -1,7 +1,7 @@
 """A reproduction as a page of docs/results, and the list of all pages there: everything from the results' files."""
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from jaxformer.errors import UserError, disk_errors
@@ -34,14 +34,6 @@ from jaxformer.report.reproduction_words import (
 from jaxformer.report.study import REPRODUCTION
 from jaxformer.storage import write_json, write_lines
 
-# Pages of docs/results that no reproduction made.
-_OTHERS = {
-    "bert-small": "a sweep of learning rate against batch size for `bert:small`, with successive halving",
-    "finetuning": "what one small pretrained BERT reaches on SST-2, CoLA, RTE, STS-B, AG News, WNUT-17, CODAH and "
-    "SQuAD, and a small Transformer in translation",
-    "wikitext2": "the perplexity of a small GPT-2 on WikiText-2, in the units that papers use",
-}
-
 
 def write_result(result: Result, folder: Path) -> tuple[Result, dict[str, Plot]]:
     """Write into a folder what docs/results takes: NAME.json, the result itself, NAME.md, the page on it, and its
@@ -66,12 +58,24 @@ def _meaning(path: Path) -> list[str]:
     return []
 
 
-def write_results_index(folder: Path) -> Path:
-    """Write README.md of the results in a folder and return its path. Raises UserError for a damaged result."""
+def write_results(folder: Path) -> list[Path]:
+    """Write the page and the pictures of every result in a folder anew, from its JSON, and README.md, which lists them
+    and the other pages there; return what was written. Raises UserError for a folder without results, and for a
+    damaged one."""
     paths = [path for path in sorted(folder.glob("*.json")) if f'"{REPRODUCTION}"' in path.read_text(encoding="utf-8")]
-    pictures = [path.name for path in folder.glob("*.png")]
-    write_lines(folder / "README.md", results_index(map(read_result, paths), pictures).splitlines())
-    return folder / "README.md"
+    if not paths:
+        raise UserError(f"{folder} holds no result of a reproduction; copy STUDY/report/NAME.json into it")
+    results = [read_result(path) for path in paths]
+    for path, result in zip(paths, results, strict=True):
+        if path.stem != result["name"]:
+            raise UserError(f"{path} holds a result of the name {result['name']}; call the file {result['name']}.json")
+        write_result(result, folder)
+    pictures = {path.name for path in folder.glob("*.png")}
+    others = [path for path in sorted(folder.glob("*.md")) if path.with_suffix(".json") not in paths]
+    titles = {path.stem: path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for path in others}
+    titles.pop("README", None)
+    write_lines(folder / "README.md", results_index(results, pictures, titles).splitlines())
+    return [*(path.with_suffix(".md") for path in paths), folder / "README.md"]
 
 
 def result_markdown(result: Result, *pictures: str) -> str:
@@ -116,10 +120,9 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(escaped)} |"
 
 
-def results_index(results: Iterable[Result], pictures: Iterable[str] = ()) -> str:
+def results_index(results: Iterable[Result], pictures: Collection[str], others: Mapping[str, str]) -> str:
     """Return docs/results/README.md: an entry for each reproduction, with its finding and, of those among `pictures`
-    (files there), its picture; and a line for each other page."""
-    there = {*pictures}
+    (files there), its picture; and a line for each other page {name: its title}."""
     blocks = [
         "# Results",
         "What was measured with this library, and what it says. Every page is written from the JSON of the same name, "
@@ -128,7 +131,8 @@ def results_index(results: Iterable[Result], pictures: Iterable[str] = ()) -> st
     for result in results:
         name = result["name"]
         blocks += [f"## [{title(result)}]({name}.md)", f"{result['question']} {headline(result)}"]
-        if f"{name}.png" in there:
+        if f"{name}.png" in pictures:
             blocks.append(f'<a href="{name}.md"><img src="{name}.png" width="500" alt="{title(result)}"></a>')
-    others = [f"[{name}]({name}.md): {what}" for name, what in _OTHERS.items()]
-    return "\n\n".join([*blocks, "## Other measurements", _list(others)]) + "\n"
+    if others:
+        blocks += ["## Other measurements", _list(f"[{said}]({name}.md)" for name, said in others.items())]
+    return "\n\n".join(blocks) + "\n"

@@ -11,6 +11,7 @@ What may come in: another verb that needs what a run consists of.
 What must not: how a step computes (training), what batches hold (data), how results are drawn (report)."""
 
 from jaxformer.runs.data import label_names
+from jaxformer.runs.fingerprints import contents
 from jaxformer.runs.identity import LEFT_OUT, identity_of
 from jaxformer.runs.judging import evaluate_run
 from jaxformer.runs.loading import StoredRun, bind, build_model, load, load_spread, stored_run
@@ -31,9 +32,11 @@ __all__ = [
     "StoredRun",
     "bind",
     "build_model",
+    "contents",
     "check_resumable",
     "check_teacher",
     "claimed",
+    "contents",
     "evaluate_run",
     "git_revision",
     "identity_of",

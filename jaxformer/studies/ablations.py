@@ -6,16 +6,17 @@ value is the run of that stage of the same row and seed, "{data}" in one the fol
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxformer.config import Config, load, load_described, tables
+from jaxformer.config import TABLES, Config, experiments, load, load_described
 from jaxformer.errors import UserError, suggest
 
 SCALES = ("smoke", "small", "paper")
 MEASURES = ("parameters", "seconds")
 LINK, DATA = "@", "{data}"
-_FIELDS = ("question", "paper", "place", "base", "seeds", "stages", "columns", "rows", "runs", "differences", "fits", "notes")  # fmt: skip
+_NEEDED = ("question", "paper", "place", "base", "seeds", "stages", "columns", "rows")
+_FIELDS = (*_NEEDED, "runs", "differences", "fits", "notes")
 _ROW = ("paper", "set", "not_provided")
 _COLUMN = ("stage", "metric", "mode", "scale", "paper", "mean_of", "measure", "missing")
 
@@ -73,7 +74,9 @@ class Table:
     def reads_data(self) -> bool:
         """Whether it reads files of the folder that `--data` names."""
         values = [value for stage in self.stages.values() for value in stage.changes.values()]
-        values += [value for row in self.rows.values() for part in row.changes.values() for value in (part or {}).values()]
+        values += [
+            value for row in self.rows.values() for part in row.changes.values() for value in (part or {}).values()
+        ]
         return any(DATA in str(value) for value in values)
 
     def common(self, stage: str) -> Changes:
@@ -98,6 +101,17 @@ class Table:
             return [""]
         return [name for name in self.runs if self.own(name, stage) is not None]
 
+    def same_as(self, row: str, stage: str, rows: Sequence[str]) -> str:
+        """Return the first of `rows` whose run of a stage is this row's, too: it changes the same, and starts from the
+        same runs."""
+        own, earlier = self.own(row, stage), [name for name in self.links(row, stage) if not self.stages[name].shared]
+        for other in rows[: rows.index(row)]:
+            if self.own(other, stage) == own and all(
+                self.same_as(other, name, rows) == self.same_as(row, name, rows) for name in earlier
+            ):
+                return other
+        return row
+
     def metrics(self, stage: str) -> list[str]:
         """Return what the runs of a stage are asked for: the metrics of its columns."""
         found = [f"{column['metric']}:{column['mode']}" for column in self.columns.values()
@@ -111,7 +125,7 @@ class Table:
         return [f"{key}={value}" for key, value in changes.items()]
 
     def config(self, row: str, stage: str, data: str = "") -> Config:
-        """Return the resolved config of a row's run of a stage, whose links are not filled in. Raises UserError where it
+        """Return the resolved config of a row's run of a stage, its links not filled in. Raises UserError where it
         cannot be one."""
         return load(self.stages[stage].config, self.words(row, stage, data))
 
@@ -132,18 +146,23 @@ def filled(value: Any, data: str, runs: Mapping[str, str]) -> Any:
     return value.replace(DATA, data) if isinstance(value, str) and data else value
 
 
+def tables() -> list[str]:
+    """Return the names of the package's tables."""
+    return [name.removeprefix(TABLES) for name in experiments(tables=True)]
+
+
 def read_table(spec: str, scale: str) -> Table:
     """Read a table by its name in `experiments/ablations`, or of a file. Raises UserError for what is none."""
     if scale not in SCALES:
         raise UserError(f"--scale: '{scale}' is none{suggest(scale, SCALES)}; there are {', '.join(SCALES)}")
-    if not spec.endswith(".py") and spec not in tables():
-        raise UserError(f"no table '{spec}'{suggest(spec, tables())}; `jaxformer reproduce` lists them, or give FILE.py")
-    place = spec if spec.endswith(".py") else f"ablations/{spec}"
+    if not spec.endswith(".py") and spec not in (known := tables()):
+        raise UserError(f"no table '{spec}'{suggest(spec, known)}; `jaxformer reproduce` lists them, or give FILE.py")
+    place = spec if spec.endswith(".py") else f"{TABLES}{spec}"
     content = load_described(f"{place}:{scale}", "get_table", spec)
     if not isinstance(content, Mapping):
         raise UserError(f"{spec}: get_table returns {type(content).__name__}, not a dict")
     _only(spec, "the table", content, _FIELDS)
-    for field in ("question", "paper", "place", "base", "seeds", "stages", "columns", "rows"):
+    for field in _NEEDED:
         if field not in content:
             raise UserError(f"{spec}: the table has no '{field}'")
     stages = {name: _stage(spec, name, given) for name, given in content["stages"].items()}
@@ -197,7 +216,9 @@ def _check(spec: str, table: Table) -> None:
         if kinds[0] in ("metric", "measure") and column.get("stage") not in table.stages:
             raise UserError(f"{spec}: the column {name} names no stage that there is")
         if column.get("measure", MEASURES[0]) not in MEASURES:
-            raise UserError(f"{spec}: the column {name} measures '{column['measure']}'; there are {', '.join(MEASURES)}")
+            raise UserError(
+                f"{spec}: the column {name} measures '{column['measure']}'; there are {', '.join(MEASURES)}"
+            )
         for other in column.get("mean_of", ()):
             if "metric" not in table.columns.get(other, {}):
                 raise UserError(f"{spec}: the column {name} is a mean over '{other}', which is no metric")
@@ -207,6 +228,8 @@ def _check(spec: str, table: Table) -> None:
             for other in table.links(row, stage):
                 earlier = order[: order.index(stage)]
                 if other not in earlier:
-                    raise UserError(f"{spec}: '{LINK}{other}' in {stage}{suggest(other, earlier)}; no earlier stage is called so")
+                    raise UserError(
+                        f"{spec}: '{LINK}{other}' in {stage}{suggest(other, earlier)}; no earlier stage is called so"
+                    )
                 if not table.stages[other].shared and (not row or table.own(row, other) is None):
                     raise UserError(f"{spec}: {row or stage} reads '{LINK}{other}', of which it has no run of its own")

@@ -5,154 +5,28 @@ table's rows (of a stage that all rows share one study, `stages/STAGE/shared`). 
 the first complete table is there after a share of the work.
 """
 
-import dataclasses
 import datetime
-import functools
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxformer import __version__, report
-from jaxformer.config import load
 from jaxformer.devices import has_peers, is_first
-from jaxformer.errors import UserError, suggest
-from jaxformer.planning import Size, size_of
+from jaxformer.errors import UserError
 from jaxformer.report import DONE, REPRODUCTION, STUDY, read_study_record, read_sweep
-from jaxformer.runs import Display, contents, git_revision, package_versions
+from jaxformer.runs import Display, git_revision, package_versions
 from jaxformer.storage import write_json
-from jaxformer.studies.ablations import SCALES, Table, filled, read_table
+from jaxformer.studies.ablations import filled
 from jaxformer.studies.measuring import forward_seconds
-from jaxformer.studies.space import POINTS, SEED
+from jaxformer.studies.reproduction import Key, Plan, Reproduction, planned, told
+from jaxformer.studies.space import POINTS, SEED, Point
 from jaxformer.studies.study import Experiment, Settings, Study, Trial, check_folder, differences, open_study
 from jaxformer.studies.sweeping import absolute_spec, train_study
 from jaxformer.studies.working import END, follow, tell
-from jaxformer.tables import duration, estimate
 
 STAGES, SHARED = "stages", "shared"
-# FLOPs a second of training that two cores of a laptop reach with models as small as these (docs/reproducing.md).
-CORES_RATE = 2.5e10
-
-Key = tuple[str, str, int]  # stage, row ("" of what all rows share), seed
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Reproduction:
-    """What is reproduced: a table by its name or file, at a scale; `rows` () are those of the scale, `seeds` () as many
-    as it asks for, from 0 on. Stages that all rows share take `shared_seed`."""
-
-    table: str
-    scale: str = SCALES[0]
-    data: str = ""
-    rows: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = ()
-    shared_seed: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """A reproduction whose table is read: its rows and seeds, and why some runs (row, stage) cannot be."""
-
-    asked: Reproduction
-    table: Table
-    rows: tuple[str, ...]
-    seeds: tuple[int, ...]
-    refused: Mapping[tuple[str, str], str]
-
-    def runs(self) -> Iterator[tuple[str, str, int]]:
-        """Yield (stage, row, seed) of all runs, in the order in which they are trained; row "" of a shared one."""
-        for seed in self.seeds:
-            for stage in self.table.stages:
-                for row in self.table.runs_of(stage):
-                    shared = self.table.stages[stage].shared
-                    if (shared and seed == self.seeds[0]) or row in self.rows:
-                        if (row, stage) not in self.refused:
-                            yield stage, row, self.asked.shared_seed if shared else seed
-
-
-def planned(asked: Reproduction) -> Plan:
-    """Read what is asked. Raises UserError for what is no table, row or seed, for data that is not named, and where no
-    row can be trained."""
-    table = read_table(asked.table, asked.scale)
-    if table.reads_data and not asked.data:
-        raise UserError(
-            f"--data: {table.name} at {table.scale} reads {', '.join(_files(table))}; name the folder that holds them"
-        )
-    if asked.data and not table.reads_data:
-        raise UserError(f"--data: {table.name} at {table.scale} reads no folder of yours; leave it out")
-    for row in asked.rows:
-        if row not in table.runs:
-            reason = table.rows[row].not_provided if row in table.rows else ""
-            why = f" ({reason})" if reason else "" if row in table.rows else suggest(row, table.runs)
-            raise UserError(f"--rows: '{row}' is none that {table.name} trains at {table.scale}{why}; there are {', '.join(table.runs)}")
-    chosen = asked.rows or tuple(table.runs)
-    rows = tuple(name for name in table.runs if name in chosen or name == table.base)
-    plan = Plan(asked, table, rows, asked.seeds or tuple(range(table.seeds)), _refused(table, rows, asked.data))
-    if not list(plan.runs()):
-        raise UserError(f"{table.name}: nothing can be trained: {next(iter(plan.refused.values()))}")
-    return plan
-
-
-def _files(table: Table) -> list[str]:
-    """Return the files and folders of --data that a table reads."""
-    found = {}
-    for stage in table.stages.values():
-        for value in stage.changes.values():
-            if isinstance(value, str) and value.startswith("{data}/"):
-                found[value.removeprefix("{data}/")] = None
-    return list(found)
-
-
-def _refused(table: Table, rows: tuple[str, ...], data: str) -> dict[tuple[str, str], str]:
-    """Return {(row, stage): why} of the runs that cannot be, for their config, their data, or an earlier stage."""
-    refused: dict[tuple[str, str], str] = {}
-    for stage in table.stages:
-        for row in table.runs_of(stage):
-            if row and row not in rows:
-                continue
-            earlier = [other for other in table.links(row, stage)
-                       if (row if not table.stages[other].shared else "", other) in refused]  # fmt: skip
-            if earlier:
-                key = ("" if table.stages[earlier[0]].shared else row, earlier[0])
-                refused[row, stage] = refused[key]
-                continue
-            try:
-                contents(table.config(row, stage, data))
-            except (UserError, OSError) as error:
-                refused[row, stage] = f"{stage}: {error}"
-    return refused
-
-
-def size_in(plan: Plan) -> Size:
-    """Return the parameters of the largest model, and the tokens and FLOPs of all runs together."""
-    each = [_size(plan, stage, row) for stage, row, _ in plan.runs()]
-    return Size(max(one.parameters for one in each), sum(one.tokens for one in each), sum(one.flops for one in each))
-
-
-@functools.lru_cache(maxsize=None)
-def _size_of(spec: str, words: tuple[str, ...]) -> Size:
-    return size_of(load(spec, words))
-
-
-def _size(plan: Plan, stage: str, row: str) -> Size:
-    table = plan.table
-    return _size_of(table.stages[stage].config, tuple(table.words(row, stage, plan.asked.data)))
-
-
-def told(plan: Plan) -> list[str]:
-    """Return what a person should know before a reproduction starts: runs, cost, and what cannot be trained."""
-    table, runs = plan.table, list(plan.runs())
-    work = size_in(plan)
-    lines = [
-        f"{table.name} ({table.content['paper']}, {table.content['place']}) at {table.scale}: {len(plan.rows)} rows, "
-        f"{len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)}, {len(runs)} runs, {estimate(work.flops)} FLOPs"
-        + ("" if table.scale == "paper" else f", about {duration(work.flops / CORES_RATE)} on two cores")
-    ]
-    for why in dict.fromkeys(plan.refused.values()):
-        rows = [row or stage for (row, stage), reason in plan.refused.items() if reason == why]
-        lines.append(f"not trained: {', '.join(dict.fromkeys(rows))}; {why}")
-    return lines
 
 
 def reproduce(
@@ -179,11 +53,12 @@ def reproduce(
             made = _stage_study(plan, folder, stage, seed, runs, lost)
             if made is None:
                 continue
-            study, rows = made
-            number = len(rows)
-            display.note(f"seed {seed}, {stage}: {number} run{'s' * (number > 1)}, {', '.join(filter(None, rows)) or 'which all rows share'}")
+            study, points = made
+            rows = ", ".join(filter(None, points)) or "for all rows"
+            number = len(study.space.points)
+            display.note(f"seed {seed}, {stage}: {number} run{'s' * (number > 1)}, {rows}")
             _train(study, parallel, processes, quiet)
-            _gather(plan, stage, seed, study, rows, runs, lost)
+            _gather(plan, stage, seed, study, points, runs, lost)
             if first:
                 _note(folder, trials=_trials(runs), lost=[[*key, why] for key, why in lost.items()])
     if first:
@@ -203,21 +78,20 @@ def _train(study: Study, parallel: int, processes: int, quiet: bool) -> None:
 
 
 def _stage_study(
-    plan: Plan, folder: Path, stage: str, seed: int, runs: Mapping[Key, Trial],
-    lost: dict[Key, str],
-) -> tuple[Study, list[str]] | None:  # fmt: skip
-    """Open the study of a stage with one seed; return it with its rows, in the order of its points. None where there is
-    nothing to train."""
+    plan: Plan, folder: Path, stage: str, seed: int, runs: Mapping[Key, Trial], lost: dict[Key, str]
+) -> tuple[Study, dict[str, Point]] | None:
+    """Open the study of a stage with one seed; return it with the point of each row, which equal rows share. None where
+    there is nothing to train."""
     table, shared = plan.table, plan.table.stages[stage].shared
     if shared and seed != plan.seeds[0]:
         return None
-    points: dict[str, dict[str, Any]] = {}
+    points: dict[str, Point] = {}
     for row in table.runs_of(stage):
         if (row and row not in plan.rows) or (row, stage) in plan.refused:
             continue
-        keys = {other: _key(plan, other, row, seed) for other in table.links(row, stage)}
+        keys = {other: plan.key(other, row, seed) for other in table.links(row, stage)}
         if gone := [lost[key] for key in keys.values() if key in lost]:
-            lost[_key(plan, stage, row, seed)] = gone[0]
+            lost[plan.key(stage, row, seed)] = gone[0]
             continue
         places = {other: str(runs[key].folder) for other, key in keys.items()}
         points[row] = filled(table.own(row, stage) or {}, plan.asked.data, places)
@@ -225,29 +99,28 @@ def _stage_study(
         return None
     overrides = [f"{key}={value}" for key, value in filled(table.common(stage), plan.asked.data, {}).items()]
     experiment = Experiment(absolute_spec(table.stages[stage].config), tuple(overrides))
-    space = {POINTS: list(points.values()), SEED: [_key(plan, stage, next(iter(points)), seed)[2]]}
+    distinct = {repr(sorted(point.items())): point for point in points.values()}
+    space = {POINTS: list(distinct.values()), SEED: [plan.key(stage, next(iter(points)), seed)[2]]}
     # The checkpoints of runs that others start from stay.
     read = any(stage in table.links(row, other) for other in table.stages for row in table.runs_of(other))
     settings = Settings(metrics=tuple(table.metrics(stage)), keep="all" if read else "none")
     place = folder / STAGES / stage / (SHARED if shared else str(seed))
     # Whether the table may change was asked before.
-    return open_study(place, experiment, space, settings, allow_change=True), list(points)
+    return open_study(place, experiment, space, settings, allow_change=True), points
 
 
-def _key(plan: Plan, stage: str, row: str, seed: int) -> Key:
-    """Return (stage, row, seed) of the run that a row with a seed has of a stage."""
-    return (stage, "", plan.asked.shared_seed) if plan.table.stages[stage].shared else (stage, row, seed)
-
-
-def _gather(plan: Plan, stage: str, seed: int, study: Study, rows: list[str], runs: dict[Key, Trial], lost: dict[Key, str]) -> None:
+def _gather(
+    plan: Plan, stage: str, seed: int, study: Study, points: Mapping[str, Point], runs: dict[Key, Trial],
+    lost: dict[Key, str],
+) -> None:  # fmt: skip
     """Note where the runs of a stage lie, and why those that failed did."""
-    found = {trial.path.name: trial for trial in read_sweep(study.folder).trials}
-    for row, point in zip(rows, study.space.points, strict=True):
+    records = {trial.path.name: trial.record for trial in read_sweep(study.folder).trials}
+    for row, point in points.items():
         (trial,) = study.trials(point)
-        key = _key(plan, stage, row, seed)
+        key = plan.key(stage, row, seed)
         runs[key] = trial
-        record = found[trial.folder.name].record if trial.folder.name in found else {}
-        if record.get("state") != DONE:
+        record = records[trial.folder.name]
+        if record["state"] != DONE:
             lost[key] = f"{stage}: {record.get('error') or 'it did not end'}"
 
 
@@ -274,6 +147,7 @@ def _record(plan: Plan) -> dict[str, Any]:
     return {
         "kind": REPRODUCTION,
         "name": table.name,
+        "spec": plan.asked.table,
         "scale": table.scale,
         "data": plan.asked.data,
         "table": dict(table.content),
@@ -285,7 +159,10 @@ def _record(plan: Plan) -> dict[str, Any]:
         "lost": [],
         "measured": {},
         # What makes it another reproduction when it changes.
-        "config": {"stages": table.content["stages"], "rows": {name: dict(row.changes) for name, row in table.rows.items()}},
+        "config": {
+            "stages": table.content["stages"],
+            "rows": {name: dict(row.changes) for name, row in table.rows.items()},
+        },
         "settings": {"table": table.name, "scale": table.scale, "data": plan.asked.data},
         "space": {},
         "version": __version__,
@@ -300,9 +177,13 @@ def _sizes(plan: Plan) -> dict[str, dict[str, float]]:
     """Return of each row the parameters, tokens and FLOPs of its own first training."""
     sizes = {}
     for row in plan.rows:
-        own = [stage for stage in plan.table.stages if row in plan.table.runs_of(stage) and (row, stage) not in plan.refused]
+        own = [
+            stage
+            for stage in plan.table.stages
+            if row in plan.table.runs_of(stage) and (row, stage) not in plan.refused
+        ]
         if own:
-            sizes[row] = _size(plan, own[0], row)._asdict()
+            sizes[row] = {"parameters": plan.parameters(own[0], row), **plan.work(own[0], row)._asdict()}
     return sizes
 
 
@@ -326,9 +207,9 @@ def _measured(plan: Plan, runs: Mapping[Key, Trial]) -> dict[str, dict[str, floa
         if "measure" not in column:
             continue
         stage = column["stage"]
-        there = {row: runs[key] for row in plan.rows if (key := _key(plan, stage, row, plan.seeds[0])) in runs}
+        there = {row: runs[key] for row in plan.rows if (key := plan.key(stage, row, plan.seeds[0])) in runs}
         if column["measure"] == "parameters":
-            found[name] = {row: float(_size(plan, stage, row).parameters) for row in there}
+            found[name] = {row: float(plan.parameters(stage, row)) for row in there}
         else:
             found[name] = forward_seconds({row: trial.config for row, trial in there.items()})
     return found

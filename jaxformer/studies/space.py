@@ -107,7 +107,9 @@ class Space:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(key for part in (*(one.keys for one in self.dimensions), *self.points) for key in part))
+        return tuple(
+            dict.fromkeys(key for part in (*(one.keys for one in self.dimensions), *self.points) for key in part)
+        )
 
     @property
     def has_ranges(self) -> bool:
