@@ -319,8 +319,7 @@ def test_words_do_not_claim_what_was_not_measured() -> None:
     assert "nothing about the question" in headline(result | {"scale": "smoke"})
     single = bert()
     for row in single["rows"].values():
-        row["values"]["SST-2"] = row["values"]["SST-2"][:1]
-    single["seeds"] = [0]
+        row["values"]["SST-2"] = [row["values"]["SST-2"][0], None, None]
     assert "With a single seed no difference can be told from noise" in headline(single)
     assert any("With a single seed none can be told from noise" in text for text in sentences(single))
     for row in result["rows"].values():
