@@ -1,6 +1,7 @@
 """Pictures of a reproduction: our differences beside the paper's, size, speed and quality, and power laws."""
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from jaxformer.report.plots import COLOURS, STYLE, Drawn, Plot, save
 from jaxformer.report.reproduction import Result
@@ -26,7 +27,6 @@ from jaxformer.report.reproduction_statistics import (
     values_of,
 )
 from jaxformer.report.reproduction_tables import has_paper
-from jaxformer.report.reproduction_words import title
 from jaxformer.tables import significant
 
 # Inches: as wide as a page of docs/results shows it, so that its letters can be read.
@@ -45,8 +45,8 @@ def reproduction_plots(result: Result, folder: Path) -> dict[str, Plot]:
         drawn = [differences, _triangle(result), laws] if compares or laws is None else [laws]
         for kind, heading, caption, figure in filter(None, drawn):
             name = f"{result['name']}-{kind}" if plots else str(result["name"])
-            fits_a_line = len(f"{heading}: {title(result)}") <= 62
-            about = title(result) if fits_a_line else f"{result['paper']}\n{result['place']}"
+            to = f", differences to {result['base']}" if kind == "differences" else ""
+            about = f"{_short(result['paper'], 62 - len(heading))}\n{_short(result['place'] + to, 64)}"
             plots[f"{name}.png"] = save(figure, folder, name, heading, caption, about)
     return plots
 
@@ -57,11 +57,12 @@ def _differences(result: Result) -> Drawn:
     ]
     if not columns:
         return None
+    columns = [column for column in columns if has_paper(result, column)] or columns
     rows = [row for row in result["rows"] if any(difference(result, column, row) for column in columns)]
     across = min(2, len(columns))
     down = -(-len(columns) // across)
     above = 0.3 if any(paper_column(result, column) != column for column in columns) else 0.0
-    height = 0.95 + above + 0.27 * len(rows)
+    height = 0.95 + above + 0.27 * len(rows) + 0.08 * sum("\n" in _label(row) for row in rows)
     figure = Figure(figsize=(NARROW, height * down + 0.5), layout="constrained")
     grid = list(figure.subplots(down, across, squeeze=False, sharey=True).flat)
     for spare in grid[len(columns) :]:
@@ -72,10 +73,11 @@ def _differences(result: Result) -> Drawn:
                      _handle("D", _PAPER, "the paper", hollow=True)])  # fmt: skip
     caption = (
         f"By how much each row differs from {result['base']}, the mean over seeds with its 95 % interval, beside the "
-        "paper's difference. Rows without a result of ours are left out, and the longest intervals end at the "
-        "edge. Where the paper measures something else, its differences have an axis of their own, above."
+        "paper's difference. Left out are rows without a result of ours, and columns without numbers of the "
+        "paper where others have them. The longest intervals end at the edge. Where the paper measures something else, "
+        "its differences have an axis of their own, above."
     )
-    return "differences", f"Differences to {_short(result['base'])}", caption, figure
+    return "differences", "Ours beside the paper", caption, figure
 
 
 def _draw_differences(panel: Axes, result: Result, column: str, rows: Sequence[str]) -> None:
@@ -95,7 +97,7 @@ def _draw_differences(panel: Axes, result: Result, column: str, rows: Sequence[s
         if row in theirs:
             panel.plot([theirs[row] / ratio], [place + 0.17], "D", markerfacecolor="none", markeredgecolor=_PAPER,
                        markersize=5, zorder=4)  # fmt: skip
-    panel.set_yticks(range(len(rows)), [_short(row) for row in rows])
+    panel.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=8.5, linespacing=0.95)
     panel.set_ylim(len(rows) - 0.5, -0.5)
     panel.grid(axis="y", visible=False)
     panel.xaxis.set_major_locator(MaxNLocator(5))
@@ -284,9 +286,26 @@ def _draw_fit(panel: Axes, result: Result, fit: Fit) -> None:
     panel.yaxis.set_major_locator(MaxNLocator(4))
     panel.yaxis.set_minor_locator(NullLocator())
     panel.yaxis.set_major_formatter("{x:.3g}")
-    panel.margins(y=0.12)
+    _log_ticks(panel, fit.xs)
+    low, high = panel.get_ylim()
+    panel.set_ylim(low, high * (high / low) ** 0.4)  # room for the legend
     where: Literal["upper right", "upper left"] = "upper right" if fit.slope < 0 else "upper left"
     panel.legend(loc=where, title="exponent", fontsize=8, title_fontsize=8, handlelength=1.4, borderaxespad=0)
+
+
+def _log_ticks(panel: Axes, xs: Sequence[float]) -> None:
+    """Label a logarithmic axis with a few numbers: powers of ten where it spans several, else 1, 2 and 5 of each."""
+    wide = max(xs) / min(xs) > 300
+    panel.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
+    if not wide:
+        panel.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    panel.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _label(row: str) -> str:
+    """A row's name beside an axis, on two lines where one is too short."""
+    lines = textwrap.wrap(row, 27)
+    return _short("\n".join(lines[:2]) + "…" * (len(lines) > 2), 60)
 
 
 def _handle(marker: str, colour: str, label: str, hollow: bool = False) -> Line2D:

@@ -64,7 +64,7 @@ def _shown(result: Result) -> str:
         if (each := difference(result, column, row)) is not None
     ]
     why = "no two rows have both a result and a number of the paper's, so there is no order to compare"
-    if not found or len(result["seeds"]) == 1:
+    if all(each.seeds == 1 for each in found):
         return why
     clear = sum(each.shows is True for each in found)
     return (
@@ -132,7 +132,7 @@ def _clear_signs(result: Result) -> str:
     compared, base = signs(result), result["base"]
     if not compared:
         return ""
-    if len(result["seeds"]) == 1:
+    if all(sign.ours.seeds == 1 for sign in compared):
         return "with a single seed no difference can be told from noise"
     clear = [sign for sign in compared if sign.ours.shows]
     same, number = sum(sign.same for sign in clear), len(clear)
@@ -171,7 +171,7 @@ def _signs(result: Result) -> str:
         f"ha{'s' if same == 1 else 've'} the paper's direction; tossing a coin gives {number / 2:g} on average."
     )
     clear = sum(sign.ours.shows is True for sign in compared)
-    if len(result["seeds"]) == 1:
+    if all(sign.ours.seeds == 1 for sign in compared):
         return f"{text} With a single seed none can be told from noise."
     return (
         f"{text} {clear or 'None'} of them stand{'s' * (clear < 2)} out from the noise between seeds; noise alone lets "
