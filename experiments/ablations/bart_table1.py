@@ -167,7 +167,7 @@ def _rows(scale: str, stages: dict[str, dict]) -> dict[str, dict]:
 def get_table(scale: str) -> dict:
     """Return the table at a scale: smoke, small or paper."""
     stages = _stages(scale)
-    table = {
+    table: dict = {
         "question": "Which objective, and which noise, teaches a model both to understand and to write?",
         "paper": "BART (Lewis et al. 2019)",
         "place": "Table 1, section 4",

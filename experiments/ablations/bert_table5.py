@@ -29,7 +29,7 @@ PRETRAINING = common.NOVELS | SIZE | common.AT_THE_END | {
 # Twice as many tokens are predicted as in the paper, so that each step teaches more; one pass pairs the sentences.
 MASKED = {"objective.masking_rate": 0.3, "objective.max_predictions": 38, "objective.dupe_factor": 1}
 LENGTHS = {"cola": 32, "sst2": 64, "stsb": 64, "rte": 128}
-DATA = {"cola": common.COLA, "sst2": common.SST2, "stsb": common.STSB, "rte": common.RTE}
+DATA: dict[str, dict] = {"cola": common.COLA, "sst2": common.SST2, "stsb": common.STSB, "rte": common.RTE}
 # Left to right while pretraining and, as in the paper, while fine-tuning.
 LEFT_TO_RIGHT = {"model.visibility": "causal"}
 READ_LAST = LEFT_TO_RIGHT | {"task.read_at": "last"}  # [CLS] sees nothing of what follows it
@@ -71,7 +71,7 @@ def _small() -> tuple[dict, dict]:
 def _paper() -> tuple[dict, dict]:
     tasks = {"MNLI-m": "mnli", "QNLI": "qnli", "MRPC": "mrpc", "SST-2": "sst2"}
     start = {"init_from": "@pretraining"}
-    stages = {"pretraining": {"config": "bert:base"}}
+    stages: dict[str, dict] = {"pretraining": {"config": "bert:base"}}
     stages |= {name: {"config": f"finetune/glue:bert,{task},base", "set": start} for name, task in tasks.items()}
     stages["SQuAD"] = {"config": "finetune/squad:bert,base", "set": start}
     columns = {name: common.judged(name, "eval/accuracy") for name in tasks}
@@ -81,12 +81,12 @@ def _paper() -> tuple[dict, dict]:
 def get_table(scale: str) -> dict:
     """Return the table at a scale: smoke, small or paper."""
     stages, columns = {"smoke": _smoke, "small": _small, "paper": _paper}[scale]()
-    left_to_right: dict[str, object] = LEFT_TO_RIGHT | {"objective.name": "causal_lm"}
+    left_to_right: dict = LEFT_TO_RIGHT | {"objective.name": "causal_lm"}
     if scale == "paper":  # the experiment's phases, without what only masks have
         left_to_right["training.phases"] = ({"steps": 900_000, "sequence_length": 128},)
     masked = MASKED if scale == "small" else {}
     changes = {name: LEFT_TO_RIGHT if name == "SQuAD" else READ_LAST for name in stages if name != "pretraining"}
-    rows = {
+    rows: dict[str, dict] = {
         "BERT base": {"set": {"pretraining": masked}} if masked else {},
         "No NSP": {"set": {"pretraining": masked | {"objective.next_sentence": False}}},
         "LTR & No NSP": {"set": {"pretraining": left_to_right} | changes},

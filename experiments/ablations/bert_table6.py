@@ -70,7 +70,7 @@ def _small() -> tuple[dict, dict]:
 
 def _paper() -> tuple[dict, dict]:
     tasks = {"MNLI-m": "mnli", "MRPC": "mrpc", "SST-2": "sst2"}
-    stages = {"pretraining": {"config": "bert:base"}}
+    stages: dict[str, dict] = {"pretraining": {"config": "bert:base"}}
     for name, task in tasks.items():
         stages[name] = {"config": f"finetune/glue:bert,{task},base", "set": {"init_from": "@pretraining"}}
     return stages, {name: common.judged(name, "eval/accuracy") for name in tasks}

@@ -27,7 +27,7 @@ def ner(steps: int, *more: dict, start: str = "@pretraining") -> dict:
 
 
 def _smoke() -> tuple[dict, dict]:
-    area = {"config": "finetune/area:bert,smoke", "set": common.AREA | {"init_from": "@pretraining"}}
+    area: dict = {"config": "finetune/area:bert,smoke", "set": common.AREA | {"init_from": "@pretraining"}}
     stages = {
         "pretraining": {"config": "bert:smoke", "set": common.TINY | common.WARM_UP},
         "area": area,

@@ -36,7 +36,7 @@ PRETRAINING = common.NOVELS | SIZE | common.AT_THE_END | {
     "optimizer.learning_rate": 1e-3,
 }  # fmt: skip
 LENGTHS = {"cola": 32, "sst2": 64, "stsb": 64, "rte": 96}
-DATA = {"cola": common.COLA, "sst2": common.SST2, "stsb": common.STSB, "rte": common.RTE}
+DATA: dict[str, dict] = {"cola": common.COLA, "sst2": common.SST2, "stsb": common.STSB, "rte": common.RTE}
 FAR = ("CoLA", "SST-2", "STS-B", "RTE")  # of the paper's tasks those that have public files
 
 
@@ -81,7 +81,7 @@ def get_table(scale: str) -> dict:
     stages, columns = {"smoke": _smoke, "small": _small, "paper": _paper}[scale]()
     tasks = [name for name in stages if name != "pretraining"]
     scratch = {"init_from": "", "tokenizer.name": "file", "tokenizer.path": "@pretraining/tokenizer.json"}
-    rows = {
+    rows: dict[str, dict] = {
         BASE: {},
         "without pre-training": {"set": dict.fromkeys(tasks, scratch)},
         "without aux LM": {"set": dict.fromkeys(tasks, {"task.language_model_weight": 0.0})},

@@ -53,7 +53,7 @@ def get_table(scale: str) -> dict:
     }
     short = {"training.eval_every": 0, "checkpoint.every": 0, "optimizer.warmup_steps": WARMUP[scale]}
     if scale == "smoke":
-        kept = {"objective.sequence_length": 64, "training.batch_size": 8, "evaluation.max_examples": 64}
+        kept: dict = {"objective.sequence_length": 64, "training.batch_size": 8, "evaluation.max_examples": 64}
         stage = {"config": "gpt2:124m,smoke", "set": short | kept}
     elif scale == "small":
         kept = {"training.batch_size": 8, "evaluation.max_examples": 512, "optimizer.learning_rate": 2e-3}

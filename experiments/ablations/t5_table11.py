@@ -22,7 +22,7 @@ def _member(data: dict) -> dict:
 
 
 # What `small` mixes: the task's keys, and its data. 67,349, 8,551 and 2,490 examples.
-SMALL = {
+SMALL: dict = {
     "sst2": (
         {"input": "sst2 sentence: {sentence}", "metrics": ("accuracy",), "words": {"0": "negative", "1": "positive"}},
         common.SST2,
@@ -41,7 +41,7 @@ SMALL = {
     ),
 }
 # The built-in corpus as two tasks of different sizes: the area of a text, and its summary.
-SMOKE = {
+SMOKE: dict = {
     "area": ({"input": "area text: {text}"}, {"data.name": "stdlib_docs"}),
     "few": ({"input": "area few: {text}"}, {"data.name": "stdlib_docs", "data.max_examples": 300}),
 }

@@ -45,7 +45,7 @@ def get_table(scale: str) -> dict:
     for repeats in REPEATS:
         held_out = {"data.validation_share": HELD_OUT[scale][repeats]}
         rows[f"{repeats} repeats"] = {"set": {"pretraining": held_out}}
-    table = {
+    table: dict = {
         "question": "How often may a model read the same text while it is pretrained?",
         "paper": "T5 (Raffel et al. 2019)",
         "place": "Table 9, section 3.4.2",

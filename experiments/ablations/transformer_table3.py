@@ -58,7 +58,7 @@ def _stages(scale: str) -> dict[str, dict]:
     pairs = {"objective.source_field": "en", "objective.target_field": "de", "objective.target_length": 128}
     if scale == "smoke":
         short = {key: common.TINY[key] for key in common.TINY if not key.startswith("model.")} | model
-        written = {"data.name": "stdlib_docs", "data.label_field": "summary", "task.input": "{body}"}
+        written: dict = {"data.name": "stdlib_docs", "data.label_field": "summary", "task.input": "{body}"}
         written |= {"task.sequence_length": 64, "task.target_length": 16, "training.batch_size": 8}
         return {
             "training": {"config": "transformer:smoke", "set": short | {"training.batch_size": 8}},
@@ -118,7 +118,7 @@ def _rows(scale: str, stages: dict[str, dict]) -> dict[str, dict]:
 def get_table(scale: str) -> dict:
     """Return the table at a scale: smoke, small or paper."""
     stages = _stages(scale)
-    table = {
+    table: dict = {
         "question": "What of the Transformer does its translation depend on?",
         "paper": "Transformer (Vaswani et al. 2017)",
         "place": "Table 3, page 9",
