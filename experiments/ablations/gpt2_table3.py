@@ -45,6 +45,17 @@ TEXTS = {
         "data.text_field": "abstract",
     },
 }
+# As TFDS has it.
+LAMBADA = {"data.dataset": "lambada", "data.text_field": "passage", "data.validation_split": "test"}
+NOTES = [
+    "Perplexities are per token of a vocabulary that all rows share; the paper's are per word, and higher. They rank "
+    "the rows, and no more. LAMBADA's is of whole passages, where the paper's is of their last words.",
+    "The sizes are the paper's own words; the right numbers are 124, 355, 774 and 1558 million.",
+]
+SMALL_NOTE = (
+    "Models of 1 to 4 layers and widths of 64 to 160, all trained on as many tokens of English novels; scientific "
+    "abstracts are a further kind of text, which the paper does not have."
+)
 
 
 def _model(size: tuple[int, int, int]) -> dict:
@@ -58,47 +69,46 @@ def _model(size: tuple[int, int, int]) -> dict:
     }
 
 
-def get_table(scale: str) -> dict:
-    """Return the table at a scale: smoke, small or paper."""
+def _stages(scale: str) -> dict[str, dict]:
+    """Return the pretraining, and a stage for each kind of text that judges it."""
     judge = {"init_from": "@pretraining"} | common.JUDGING
-    own = {"novels": common.judged("pretraining", "eval/perplexity", "min", scale=1)}
     if scale == "smoke":
         kept = {key: value for key, value in common.TINY.items() if not key.startswith("model.")}
         kept |= {"objective.sequence_length": 64, "training.batch_size": 8}
-        stages = {
+        return {
             "pretraining": {"config": "gpt2:124m,smoke", "set": kept | {"optimizer.warmup_steps": 5}},
             "docstrings": {"config": "gpt2:124m,smoke", "set": kept | judge | {"evaluation.split": "test"}},
         }
-        columns = {"docstrings": common.judged("docstrings", "eval/perplexity", "min", scale=1, paper="WikiText-2")}
-    elif scale == "small":
+    if scale == "small":
         short = {"training.eval_every": 0, "checkpoint.every": 0, "training.batch_size": 8}
         training = {"training.num_steps": 800, "optimizer.learning_rate": 2e-3}
-        stages = {"pretraining": {"config": "gpt2:124m,small", "set": short | common.NOVELS | training}}
-        stages |= {
-            name: {
-                "config": "gpt2:124m,small",
-                "set": short | data | judge | {"evaluation.max_examples": 1024, "evaluation.batch_size": 32},
-            }
-            for name, data in TEXTS.items()
+        part = {"evaluation.max_examples": 1024, "evaluation.batch_size": 32}
+        judges = {
+            name: {"config": "gpt2:124m,small", "set": short | data | judge | part} for name, data in TEXTS.items()
         }
-        columns = own | {name: common.judged(name, "eval/perplexity", "min", scale=1) for name in TEXTS}
-    else:
-        stages = {
-            "pretraining": {"config": "gpt2:124m", "set": {}},
-            "LAMBADA": {"config": "gpt2:124m", "set": judge | {"data.dataset": "lambada"}},
-            "WikiText-103": {
-                "config": "gpt2:124m",
-                "set": judge | {"data.dataset": "wiki40b/en", "data.validation_split": "validation"},
-            },
-        }
-        columns = {
-            "web text": common.judged("pretraining", "eval/perplexity", "min", scale=1),
-            "LAMBADA": common.judged("LAMBADA", "eval/perplexity", "min", scale=1),
-        }
-        del stages["WikiText-103"]
-    columns["parameters"] = {"measure": "parameters", "stage": "pretraining", "mode": "min"}
-    why = "its text is not there" if scale != "paper" else "jaxformer score judges the models on files of it"
-    columns |= {name: {"missing": why} for name in COLUMNS if name not in columns and scale != "smoke"}
+        return {"pretraining": {"config": "gpt2:124m,small", "set": short | common.NOVELS | training}} | judges
+    return {
+        "pretraining": {"config": "gpt2:124m", "set": {}},
+        "LAMBADA": {"config": "gpt2:124m", "set": judge | LAMBADA},
+    }
+
+
+def _columns(scale: str) -> dict[str, dict]:
+    parameters = {"parameters": {"measure": "parameters", "stage": "pretraining", "mode": "min"}}
+    if scale == "smoke":
+        stands_for = common.judged("docstrings", "eval/perplexity", "min", scale=1, paper="WikiText-2")
+        return {"docstrings": stands_for} | parameters
+    own = "novels" if scale == "small" else "web text"
+    columns = {own: common.judged("pretraining", "eval/perplexity", "min", scale=1)}
+    judges = TEXTS if scale == "small" else ("LAMBADA",)
+    columns |= {name: common.judged(name, "eval/perplexity", "min", scale=1) for name in judges}
+    why = "its text is not there" if scale == "small" else "jaxformer score judges a run on files of it"
+    return columns | parameters | {name: {"missing": why} for name in COLUMNS if name not in columns}
+
+
+def get_table(scale: str) -> dict:
+    """Return the table at a scale: smoke, small or paper."""
+    stages = _stages(scale)
     rows: dict[str, dict] = {}
     for name, (preset, rate) in PRESETS.items():
         if scale == "paper":
@@ -113,13 +123,9 @@ def get_table(scale: str) -> dict:
         "base": BASE,
         "seeds": common.SEEDS[scale],
         "stages": stages,
-        "columns": columns,
+        "columns": _columns(scale),
         "rows": common.with_paper(
             {name: dict(zip(COLUMNS, scores, strict=True)) for name, scores in PAPER.items()}, rows
         ),
-        "notes": [
-            "Perplexities are per token of a vocabulary that all rows share; the paper's are per word, and higher. "
-            "They rank the rows, and no more.",
-            "The sizes are the paper's own words; the right numbers are 124, 355, 774 and 1558 million.",
-        ],
+        "notes": [*NOTES, *([SMALL_NOTE] if scale == "small" else [])],
     }

@@ -47,54 +47,47 @@ SMOKE: dict = {
 }
 
 
-def get_table(scale: str) -> dict:
-    """Return the table at a scale: smoke, small or paper."""
-    stages = common.t5_stages(scale, {"objective.name": "replace_spans"})
+def _stages(scale: str) -> dict[str, dict]:
+    """Return the pretraining, and the training on all tasks."""
+    pretraining = common.t5_stages(scale, {"objective.name": "replace_spans"})["pretraining"]
+    mixed = {"init_from": "@pretraining", "data.cap": CAP[scale]}
     if scale == "paper":
-        stages = {
-            "pretraining": stages["pretraining"],
-            "all tasks": {
-                "config": "finetune/text_to_text:t5,all,base",
-                "set": {"init_from": "@pretraining", "data.cap": CAP[scale], "training.num_steps": 2**18},
-            },
-        }
-        columns = _columns_of(common.T5_PAPER)
+        config, changes = "finetune/text_to_text:t5,all,base", {"training.num_steps": 2**18}
     else:
         tasks = SMOKE if scale == "smoke" else SMALL
         lengths = {"name": "text_to_text", "sequence_length": 64, "target_length": 8}
-        mixed = {
-            "task.members": [
-                lengths | task | {"title": title, "corpora": [number]}
-                for number, (title, (task, _)) in enumerate(tasks.items())
-            ],
-            "data.members": [_member(data) for _, data in tasks.values()],
-            "data.cap": CAP[scale],
-        }
-        shared = common.TINY if scale == "smoke" else common.T5_FINE_TUNING | {"training.num_steps": 1000}
+        config = f"finetune/text_to_text:t5,glue,{scale}"
+        changes = common.TINY if scale == "smoke" else common.T5_FINE_TUNING | {"training.num_steps": 1000}
         unread = ("task.sequence_length", "task.target_length")  # each member has its own
-        kept = {key: value for key, value in shared.items() if key not in unread}
-        stages = {
-            "pretraining": stages["pretraining"],
-            "all tasks": {
-                "config": f"finetune/text_to_text:t5,glue,{scale}",
-                "set": kept | {"init_from": "@pretraining"} | mixed,
-            },
-        }
-        if scale == "smoke":
-            columns = {"area": common.judged("all tasks", "eval/area/accuracy", paper="GLUE")}
-        else:
-            columns = {
-                "GLUE": {"mean_of": ["SST-2", "CoLA", "RTE"], "mode": "max"},
-                "SST-2": common.judged("all tasks", "eval/sst2/accuracy"),
-                "CoLA": common.judged("all tasks", "eval/cola/matthews"),
-                "RTE": common.judged("all tasks", "eval/rte/accuracy"),
-            }
-            columns |= {name: {"missing": common.T5_TOO_LARGE} for name in common.T5_COLUMNS if name != "GLUE"}
-    # A temperature flattens rates, so a higher K goes with it.
+        changes = {key: value for key, value in changes.items() if key not in unread}
+        mixed["task.members"] = [
+            lengths | task | {"title": title, "corpora": [number]}
+            for number, (title, (task, _)) in enumerate(tasks.items())
+        ]
+        mixed["data.members"] = [_member(data) for _, data in tasks.values()]
+    return {"pretraining": pretraining, "all tasks": {"config": config, "set": changes | mixed}}
+
+
+def _columns(scale: str) -> dict[str, dict]:
+    if scale == "smoke":
+        return {"area": common.judged("all tasks", "eval/area/accuracy", paper="GLUE")}
+    if scale == "paper":
+        return _columns_of(common.T5_PAPER)
+    return {
+        "GLUE": {"mean_of": ["SST-2", "CoLA", "RTE"], "mode": "max"},
+        "SST-2": common.judged("all tasks", "eval/sst2/accuracy"),
+        "CoLA": common.judged("all tasks", "eval/cola/matthews"),
+        "RTE": common.judged("all tasks", "eval/rte/accuracy"),
+    } | {name: {"missing": common.T5_TOO_LARGE} for name in common.T5_COLUMNS if name != "GLUE"}
+
+
+def get_table(scale: str) -> dict:
+    """Return the table at a scale: smoke, small or paper."""
     rows: dict[str, dict] = {
         "fine-tuned task by task": {"not_provided": "all columns here are of one run, on all tasks: see t5_table6_7"},
         "equal": {"set": {"all tasks": {"data.mixing": "weights", "data.cap": 0}}},
         BASE: {},
+        # A temperature flattens rates, so a higher K goes with it.
         "temperature 2, K = 2^21": {"set": {"all tasks": {"data.cap": 4 * CAP[scale], "data.temperature": 2.0}}},
     }
     return {
@@ -103,8 +96,8 @@ def get_table(scale: str) -> dict:
         "place": "Table 11, section 3.5.2",
         "base": BASE,
         "seeds": common.SEEDS[scale],
-        "stages": stages,
-        "columns": columns,
+        "stages": _stages(scale),
+        "columns": _columns(scale),
         "rows": common.with_paper({name: common.t5_scores(*PAPER[name]) for name in PAPER}, rows),
         "notes": [
             "The paper draws the unlabelled text as one more task, from the first step on; here a model is pretrained "
