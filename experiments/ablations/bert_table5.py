@@ -95,8 +95,8 @@ def get_table(scale: str) -> dict:
     notes = {
         "smoke": ["On the built-in corpus one task, the area of a docstring, stands in the place of the paper's."],
         "small": [
-            "BERT-tiny reads about two million tokens of novels; the paper's model reads 128 billion of books and "
-            "Wikipedia.",
+            "BERT-tiny reads about two million tokens of novels; the paper's model reads more than 40 billion of books "
+            "and Wikipedia.",
             "Of the tokens 30 % are predicted, for the paper's 15 %: so short a run learns more from them.",
             "SQuAD is 4,000 of its questions. RTE and CoLA are further tasks, which the paper's table does not have.",
         ],

@@ -104,7 +104,7 @@ def get_table(scale: str) -> dict:
     table = {
         "question": "Is a larger model a better one, also on tasks with few examples?",
         "paper": "BERT (Devlin et al. 2018)",
-        "place": "Table 6, page 8",
+        "place": "Table 6, section 5.2",
         "base": BASE,
         "seeds": 5 if scale == "paper" else common.SEEDS[scale],
         "stages": stages,

@@ -80,7 +80,7 @@ def get_table(scale: str) -> dict:
     table = {
         "question": "Which layers of a frozen model give the best features, and how far are they from fine-tuning?",
         "paper": "BERT (Devlin et al. 2018)",
-        "place": "Table 7, page 9",
+        "place": "Table 7, section 5.3",
         "base": BASE,
         "seeds": 5 if scale == "paper" else common.SEEDS[scale],
         "stages": stages,

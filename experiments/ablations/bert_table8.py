@@ -95,7 +95,7 @@ def get_table(scale: str) -> dict:
     table = {
         "question": "Of the tokens to predict, how many should become [MASK], stay, or become another one?",
         "paper": "BERT (Devlin et al. 2018)",
-        "place": "Table 8, page 16",
+        "place": "Table 8, appendix C.2",
         "base": "80/10/10",
         "seeds": common.SEEDS[scale],
         "stages": stages,

@@ -102,7 +102,7 @@ def get_table(scale: str) -> dict:
     table = {
         "question": "What are the three losses and the teacher's layers worth to a student of half its depth?",
         "paper": "DistilBERT (Sanh et al. 2019)",
-        "place": "Table 4, page 4",
+        "place": "Table 4, section 4",
         "base": BASE,
         "seeds": common.SEEDS[scale],
         "stages": stages,

@@ -79,7 +79,7 @@ def get_table(scale: str) -> dict:
     return {
         "question": "Is each layer that is taken over from the pretrained model of use to the task?",
         "paper": "GPT (Radford et al. 2018)",
-        "place": "Figure 2 (left), page 7",
+        "place": "Figure 2 (left), section 5",
         "base": _name(deep),
         "seeds": common.SEEDS[scale],
         "stages": stages,

@@ -101,7 +101,7 @@ def get_table(scale: str) -> dict:
     return {
         "question": "What are pretraining, and language modelling beside the task, worth?",
         "paper": "GPT (Radford et al. 2018)",
-        "place": "Table 5, page 8",
+        "place": "Table 5, section 5",
         "base": BASE,
         "seeds": common.SEEDS[scale],
         "stages": stages,
