@@ -50,6 +50,7 @@ SMOKE: dict = {
 def _stages(scale: str) -> dict[str, dict]:
     """Return the pretraining, and the training on all tasks."""
     pretraining = common.t5_stages(scale, {"objective.name": "replace_spans"})["pretraining"]
+    changes: dict
     mixed = {"init_from": "@pretraining", "data.cap": CAP[scale]}
     if scale == "paper":
         config, changes = "finetune/text_to_text:t5,all,base", {"training.num_steps": 2**18}
