@@ -120,7 +120,7 @@ def _pages(args: argparse.Namespace) -> int:
     from jaxformer import report
 
     if args.result is None:
-        raise UserError("reproduce pages: name the folder of the results, as docs/results")
+        raise UserError("pages: name the folder of the results, as docs/results")
     for path in report.write_results(local_path(args.result, "reproduce pages")):
         print(path)
     return 0
@@ -204,7 +204,7 @@ def _check(args: argparse.Namespace) -> int:
     from jaxformer import studies
 
     if args.result is None:
-        raise UserError("reproduce check: name the result, as docs/results/bert_table5.json")
+        raise UserError("check: name the result, as docs/results/bert_table5.json")
     found = studies.check_result(
         local_path(args.result, "reproduce check"), row=args.row, seed=args.seed,
         data=str(local_path(args.data, "--data").absolute()) if args.data else "",
