@@ -44,7 +44,8 @@ def write_result(result: Result, folder: Path) -> tuple[Result, dict[str, Plot]]
     name = result["name"]
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    result = {**result, "meaning": result["meaning"] or _meaning(folder / f"{name}.json")}
+    # The command as anyone gives it, without the paths of the machine on which it was given.
+    result = {**result, "command": command(result), "meaning": result["meaning"] or _meaning(folder / f"{name}.json")}
     plots = reproduction_plots(result, folder)
     write_json(folder / f"{name}.json", result)
     write_lines(folder / f"{name}.md", result_markdown(result, *plots).splitlines())

@@ -27,6 +27,7 @@ from jaxformer.studies.sweeping import absolute_spec, train_study
 from jaxformer.studies.working import END, follow, tell
 
 STAGES, SHARED = "stages", "shared"
+_OF_THE_FIRST_START = ("created", "command", "version", "git_revision", "packages", "trials", "measured")
 
 
 def reproduce(
@@ -138,7 +139,7 @@ def _open(plan: Plan, folder: Path, allow_change: bool) -> None:
             f"{folder} holds another table ({'; '.join(differing)}); choose another --study, or go on with "
             "--allow-config-change: equal runs are kept, and the others trained anew"
         )
-    kept = {} if differing else {name: before[name] for name in ("created", "command", "trials", "measured")}
+    kept = {} if differing else {name: before[name] for name in _OF_THE_FIRST_START}
     write_json(folder / STUDY, record | kept)
 
 
