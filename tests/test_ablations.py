@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jaxformer.config import Config, flat, load
-from jaxformer.studies.ablations import SCALES, Table, read_table, tables
+from jaxformer.studies.ablations import SCALES, AblationTable, read_table, tables
 from jaxformer.studies.reproduction import files_of
 
 GOLDEN = Path(__file__).parent / "golden" / "ablations"
@@ -38,7 +38,7 @@ def differing(before: Mapping[str, object], now: Mapping[str, object]) -> list[s
     return [f"{key} = {value!r}" for key, value in now.items() if key not in before or before[key] != value]
 
 
-def text_of(table: Table) -> str:
+def text_of(table: AblationTable) -> str:
     """Return of each stage the digest of the config that it gives all rows, and how that differs from its experiment;
     then, row by row, how its runs differ from that. Stages in which a row differs alike stand together."""
     lines, bases = [], {}

@@ -28,6 +28,7 @@ VERBS = [
     "train",
     "sweep",
     "transfer",
+    "reproduce",
     "evaluate",
     "generate",
     "fill",

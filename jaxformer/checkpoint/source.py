@@ -105,7 +105,7 @@ def read_params_in_groups(
         held = {name: np.asarray(array) for name, array in arrays.items()}
         del arrays
         yield group, held
-        held.clear()  # whoever reads them still names them while the next group is read
+        del held
         gc.collect()  # Orbax leaves cycles that hold what it read
 
 

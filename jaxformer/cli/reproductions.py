@@ -13,10 +13,10 @@ from jaxformer.storage import finite, local_path, location
 
 CHECK, PAGES = "check", "pages"
 EXAMPLE = (
-    "reproduce bert_table5                              # `smoke`: about two minutes\n"
+    "reproduce bert_table5\n"
     "         jaxformer reproduce bert_table5 --scale=small --data=FOLDER\n"
     "         jaxformer reproduce check docs/results/bert_table5.json --data=FOLDER\n"
-    "Without a name it lists the tables, and what each costs at every scale"
+    "The first takes about two minutes. Without a name it lists the tables, and what each costs at every scale"
 )
 SCALES = ("smoke", "small", "paper")
 

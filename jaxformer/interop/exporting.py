@@ -91,6 +91,7 @@ def write_tensors(
 
     for paths, arrays in read_params_in_groups(source, list(together)):
         writer.write(tensors(together[paths], arrays))
+        arrays.clear()  # before the next ones are read
 
 
 def _take(array: np.ndarray, piece: Piece, vocab_size: int) -> np.ndarray:

@@ -42,7 +42,7 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class AblationTable:
     """A table at one scale. `content` is the dict that it was read from."""
 
     name: str
@@ -151,7 +151,7 @@ def tables() -> list[str]:
     return [name.removeprefix(TABLES) for name in experiments(tables=True)]
 
 
-def read_table(spec: str, scale: str) -> Table:
+def read_table(spec: str, scale: str) -> AblationTable:
     """Read a table by its name in `experiments/ablations`, or of a file. Raises UserError for what is none."""
     if scale not in SCALES:
         raise UserError(f"--scale: '{scale}' is none{suggest(scale, SCALES)}; there are {', '.join(SCALES)}")
@@ -168,7 +168,7 @@ def read_table(spec: str, scale: str) -> Table:
     stages = {name: _stage(spec, name, given) for name, given in content["stages"].items()}
     rows = {name: _row(spec, name, given, stages) for name, given in content["rows"].items()}
     name = spec.rpartition("/")[2].removesuffix(".py")
-    table = Table(name, scale, dict(content), stages, rows)
+    table = AblationTable(name, scale, dict(content), stages, rows)
     _check(spec, table)
     return table
 
@@ -199,7 +199,7 @@ def _row(spec: str, name: str, given: Mapping[str, Any], stages: Mapping[str, St
     return Row(dict(given.get("paper") or {}), changes, str(given.get("not_provided", "")))
 
 
-def _check(spec: str, table: Table) -> None:
+def _check(spec: str, table: AblationTable) -> None:
     """Raise UserError for a table whose parts do not fit together."""
     if table.base not in table.runs:
         raise UserError(f"{spec}: the base '{table.base}' is no row that runs{suggest(table.base, table.rows)}")

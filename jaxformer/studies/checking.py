@@ -12,7 +12,7 @@ from scipy import stats
 from jaxformer.errors import UserError, suggest
 from jaxformer.report import read_result
 from jaxformer.runs import Display
-from jaxformer.studies.ablations import Table, read_table
+from jaxformer.studies.ablations import AblationTable, read_table
 from jaxformer.studies.reproducing import reproduce
 from jaxformer.studies.reproduction import Reproduction
 
@@ -68,11 +68,11 @@ def check_result(
     return {"row": row, "seed": seed, "columns": compared, "same_trials": same, "lines": lines}
 
 
-def _judged(table: Table) -> list[str]:
+def _judged(table: AblationTable) -> list[str]:
     return [name for name, column in table.columns.items() if "metric" in column]
 
 
-def _agree(path: Path, result: Mapping[str, Any], table: Table) -> None:
+def _agree(path: Path, result: Mapping[str, Any], table: AblationTable) -> None:
     """Raise UserError for a file that says something else than its table, or states what cannot be."""
     if missing := [name for name in result["rows"] if name not in table.rows]:
         raise UserError(f"{path}: the table {table.name} has no row '{missing[0]}'; the file or the table was changed")
@@ -126,7 +126,9 @@ def _allowed(result: Mapping[str, Any], column: str, stated: float) -> float:
     return max(rounding, float(stats.t.ppf(_CONFIDENCE, freedom)) * math.sqrt(2 * squares / freedom))
 
 
-def _same_trials(table: Table, result: Mapping[str, Any], found: Mapping[str, Any], row: str, seed: int) -> bool:
+def _same_trials(
+    table: AblationTable, result: Mapping[str, Any], found: Mapping[str, Any], row: str, seed: int
+) -> bool:
     """Whether the row's trainings that start from no other have the identities that the file states, which equal
     configs and data have. What starts from a checkpoint is known by its files, in which times stand."""
     index = result["seeds"].index(seed)

@@ -11,7 +11,7 @@ from jaxformer.errors import UserError, suggest
 from jaxformer.footprint import chip_named
 from jaxformer.planning import Work, num_parameters, work_of
 from jaxformer.runs import contents
-from jaxformer.studies.ablations import SCALES, Table, read_table, tables
+from jaxformer.studies.ablations import SCALES, AblationTable, read_table, tables
 from jaxformer.tables import duration, estimate
 
 # FLOPs a second that two cores reach in training models as small as these, and seconds in which a run starts.
@@ -39,7 +39,7 @@ class Plan:
     """A reproduction whose table is read: its rows and seeds, and why some runs (row, stage) cannot be."""
 
     asked: Reproduction
-    table: Table
+    table: AblationTable
     rows: tuple[str, ...]
     seeds: tuple[int, ...]
     refused: Mapping[tuple[str, str], str]
@@ -94,7 +94,7 @@ def planned(asked: Reproduction) -> Plan:
     return plan
 
 
-def files_of(table: Table) -> list[str]:
+def files_of(table: AblationTable) -> list[str]:
     """Return the files and folders of --data that a table reads."""
     found: dict[str, None] = {}
     for stage in table.stages.values():
@@ -104,7 +104,7 @@ def files_of(table: Table) -> list[str]:
     return list(found)
 
 
-def _refused(table: Table, rows: tuple[str, ...], data: str) -> dict[tuple[str, str], str]:
+def _refused(table: AblationTable, rows: tuple[str, ...], data: str) -> dict[tuple[str, str], str]:
     """Return {(row, stage): why} of the runs that cannot be, for their config, their data, or an earlier stage."""
     refused: dict[tuple[str, str], str] = {}
     for stage in table.stages:
