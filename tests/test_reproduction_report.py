@@ -25,12 +25,10 @@ from jaxformer.report import (
     print_reproduction,
     read_reproduction,
     read_result,
-    result_markdown,
-    results_index,
     write_reproduction_report,
-    write_result,
 )
 from jaxformer.report import reproduction_statistics as statistics
+from jaxformer.report.reproduction_markdown import result_markdown, results_index, write_result
 from jaxformer.report.reproduction_plots import corners, reference, shares
 from jaxformer.report.reproduction_tables import costs_table, differences_table, orders_table, values_table
 from jaxformer.report.reproduction_words import command, departures, headline, sentences

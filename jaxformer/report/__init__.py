@@ -12,8 +12,8 @@ What must not: JAX, and anything that makes runs: a report is made where nothing
 from jaxformer.report.page import write_report, write_reproduction_report, write_sweep_report, write_transfer_report
 from jaxformer.report.plots import COLOURS, MARKERS, SERIES, STYLE
 from jaxformer.report.read import find_runs, read_run
-from jaxformer.report.reproduction import CANNOT_RUN, NOT_PROVIDED, OTHER_SCALE, read_reproduction, read_result
-from jaxformer.report.reproduction_markdown import result_markdown, results_index, write_result, write_results
+from jaxformer.report.reproduction import SHARED, STAGES, read_reproduction, read_result
+from jaxformer.report.reproduction_markdown import write_results
 from jaxformer.report.reproduction_tables import print_reproduction
 from jaxformer.report.study import (
     COSTS,
@@ -50,7 +50,6 @@ from jaxformer.report.transfer_words import print_transfer
 
 __all__ = [
     "ARMS",
-    "CANNOT_RUN",
     "COLOURS",
     "COSTS",
     "DONE",
@@ -59,8 +58,6 @@ __all__ = [
     "LABELS",
     "MARKERS",
     "MOST",
-    "NOT_PROVIDED",
-    "OTHER_SCALE",
     "OVER",
     "PRUNED",
     "RATE",
@@ -68,6 +65,8 @@ __all__ = [
     "REPRODUCTION",
     "RUNNING",
     "SERIES",
+    "SHARED",
+    "STAGES",
     "STEPS",
     "STOPPED",
     "STUDY",
@@ -100,14 +99,11 @@ __all__ = [
     "read_sweep",
     "read_transfer",
     "read_trial_record",
-    "result_markdown",
-    "results_index",
     "seconds_left",
     "summary_rows",
     "sweep_table",
     "write_report",
     "write_reproduction_report",
-    "write_result",
     "write_results",
     "write_sweep_report",
     "write_transfer_report",

@@ -43,7 +43,7 @@ def check_result(
     with tempfile.TemporaryDirectory() as temporary:
         found = reproduce(asked, folder or Path(temporary) / result["name"], quiet=quiet)
     index, compared, outside = result["seeds"].index(seed), {}, []
-    for name in _judged(table):
+    for name in [name for name, column in table.columns.items() if "metric" in column]:
         stated, new = result["rows"][row]["values"][name][index], found["rows"][row]["values"][name][0]
         if stated is None:
             continue
@@ -66,10 +66,6 @@ def check_result(
     lines.append(f"'{row}' with seed {seed} comes out as stated" + (", from the same configs and data" if same else
                  ", although configs or data are not the same"))  # fmt: skip
     return {"row": row, "seed": seed, "columns": compared, "same_trials": same, "lines": lines}
-
-
-def _judged(table: AblationTable) -> list[str]:
-    return [name for name, column in table.columns.items() if "metric" in column]
 
 
 def _agree(path: Path, result: Mapping[str, Any], table: AblationTable) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from jaxformer import __version__, report
 from jaxformer.devices import has_peers, is_first
 from jaxformer.errors import UserError
-from jaxformer.report import DONE, REPRODUCTION, STUDY, read_study_record, read_sweep
+from jaxformer.report import DONE, REPRODUCTION, SHARED, STAGES, STUDY, read_study_record, read_sweep
 from jaxformer.runs import Display, git_revision, package_versions
 from jaxformer.storage import write_json
 from jaxformer.studies.ablations import filled
@@ -26,7 +26,6 @@ from jaxformer.studies.study import Experiment, Settings, Study, Trial, check_fo
 from jaxformer.studies.sweeping import absolute_spec, train_study
 from jaxformer.studies.working import END, follow, tell
 
-STAGES, SHARED = "stages", "shared"
 _OF_THE_FIRST_START = ("created", "command", "version", "git_revision", "packages", "trials", "measured")
 
 
